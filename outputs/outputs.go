@@ -1,0 +1,151 @@
+// Package outputs says what an output is, what its errors mean, and in which
+// order outputs are used. One package below it per far side, one SDK each.
+//
+// An output only says what the far side has: how many leading batches of a run
+// it acknowledged, and for the rest whether they may have been stored and what
+// should follow. When to try again, and where, is decided by Chain alone.
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+// Output is one far side.
+//
+// Publish and Probe may be called from several goroutines, for different lanes;
+// for one lane there is one Publish at a time.
+type Output interface {
+	// Name is the output's name in SPILLWAY_OUTPUTS.
+	Name() string
+
+	// Limits says what fits one run. It may change between calls (a server
+	// announced a smaller limit); the next run follows it.
+	Limits() batch.Limits
+
+	// Publish hands run over and returns how many of its leading batches the far
+	// side acknowledged. accepted == len(run.Batches) if and only if err is nil;
+	// otherwise err wraps an *Error, and batches behind accepted are in doubt or
+	// not stored, as it says. An acknowledgement is the far side's word for these
+	// very bytes, never the success of a write.
+	//
+	// Payloads belong to the caller and are not touched after Publish returned.
+	// Publish returns soon after ctx ends and has own deadlines besides: a dead
+	// peer sends nothing.
+	Publish(ctx context.Context, run *batch.Run) (accepted int, err error)
+
+	// Probe proves that Publish would work now, by the real operation, without
+	// leaving data that a reader would take for records.
+	Probe(ctx context.Context) error
+
+	// Close ends connections. Nothing may be in flight. Idempotent.
+	Close() error
+}
+
+// Planner is an output that stores a run as one object. Key is pure: the same
+// run gives the same key for ever, on any machine. The caller persists the plan
+// (first, last, key) before Publish, and Publish uses run.Key unchanged.
+type Planner interface {
+	Output
+	Key(run *batch.Run) string
+}
+
+// Stored says whether a far side may hold what was not acknowledged.
+type Stored uint8
+
+// Answers to "is it stored?".
+const (
+	StoredNo    Stored = 1 // certainly not
+	StoredMaybe Stored = 2 // sent, no answer: in doubt, to be sent again with the same identity
+	StoredYes   Stored = 3 // stored although the call ended in an error
+)
+
+// String returns "no", "maybe" or "yes".
+func (s Stored) String() string {
+	return [...]string{"unknown", "no", "maybe", "yes"}[s&3]
+}
+
+// Action says what should follow an error.
+type Action uint8
+
+// Actions.
+const (
+	Retry         Action = 1 // same output, back off; the failover clock runs
+	Failover      Action = 2 // the next output now: this one will not recover in seconds
+	Unfit         Action = 3 // this batch can't go to this output; the output is well
+	Misconfigured Action = 4 // fail over, alarm, probe slowly: a person must act
+)
+
+// String returns the action's name.
+func (a Action) String() string {
+	if a < Retry || a > Misconfigured {
+		return "unknown"
+	}
+	return [...]string{"retry", "failover", "unfit", "misconfigured"}[a-1]
+}
+
+// Error is the only error type that Publish and Probe return.
+type Error struct {
+	Output string // name
+	Op     string // what was attempted, with its object: `publish to logs.site.agent.main`
+	Stored Stored
+	Action Action
+	Err    error
+	Hint   string // what the operator should do, "" when waiting is all
+}
+
+// Error reads "hub: publish to logs.default.gw1.main: nats: no response from stream (create a stream …)".
+func (e *Error) Error() string {
+	s := fmt.Sprintf("%s: %s: %v", e.Output, e.Op, e.Err)
+	if e.Hint != "" {
+		s += " (" + e.Hint + ")"
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Classify returns what err says about storage and about what follows. An error
+// that no output classified is in doubt and retried: nothing is lost by that.
+func Classify(err error) (Stored, Action) {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Stored, e.Action
+	}
+	return StoredMaybe, Retry
+}
+
+// Key is the name of the object that holds run:
+//
+//	<prefix>/[failover/|large/]<lane>/dt=YYYY-MM-DD/site=<site>/hr=HH/<agent>/<epoch>-<first>-<last>-<crc>.ndjson.zst
+//
+// Times are those of the first record (UTC), crc is the CRC32C of the whole body:
+// a repeated run has the same key, and another body can't have it. Numbers are
+// zero-padded hex, so that their order is that of the names. Raw lines end in
+// .log instead of .ndjson, the codec's ending follows.
+func Key(prefix, site string, run *batch.Run) string {
+	h := &run.Batches[0].Header
+	t := time.Unix(0, h.FirstTime).UTC()
+	var b strings.Builder
+	if prefix != "" {
+		b.WriteString(prefix)
+		b.WriteByte('/')
+	}
+	if run.Reason != "" {
+		b.WriteString(run.Reason)
+		b.WriteByte('/')
+	}
+	ext := ".ndjson"
+	if h.Flags&batch.RawLines != 0 {
+		ext = ".log"
+	}
+	fmt.Fprintf(&b, "%s/dt=%s/site=%s/hr=%s/%s/%s-%016x-%016x-%08x%s%s", run.Lane, t.Format("2006-01-02"), site, t.Format("15"),
+		run.Agent, run.Epoch, run.First(), run.Last(), run.CRC(), ext, h.Codec.Ext())
+	return b.String()
+}
