@@ -1,0 +1,272 @@
+package listen
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/framing"
+)
+
+// UDPOptions configure a datagram server.
+type UDPOptions struct {
+	Name          string // of the input
+	Address       string // host:port
+	Framing       framing.Options
+	ReceiveBuffer int // bytes of socket buffer to ask for; 0: DefaultReceiveBuffer
+	Open          func() Sink
+	Log           *slog.Logger
+}
+
+// DefaultReceiveBuffer is what a UDP socket asks for, in bytes. It is what
+// prevents loss in bursts; the kernel's default of 208 KiB holds about 300 lines.
+const DefaultReceiveBuffer = 8 << 20
+
+const (
+	datagrams   = 32        // taken from the kernel in one call
+	datagramMax = 65535     // the largest payload there is (IPv6 without jumbograms)
+	handOver    = 256 << 10 // bytes taken before they are handed over though more is waiting
+)
+
+// UDP is a datagram server: one message a datagram.
+type UDP struct {
+	o     UDPOptions
+	conns []*net.UDPConn
+	Stats Stats
+}
+
+// ListenUDP binds the address; "localhost" binds both ::1 and 127.0.0.1.
+func ListenUDP(o UDPOptions) (*UDP, error) {
+	conns, err := bind("udp", o.Address, func(network, address string) (*net.UDPConn, error) {
+		a, err := net.ResolveUDPAddr(network, address)
+		if err != nil {
+			return nil, err
+		}
+		return net.ListenUDP(network, a)
+	}, func(c *net.UDPConn) int { return c.LocalAddr().(*net.UDPAddr).Port })
+	s := &UDP{o: o, conns: conns}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	want := o.ReceiveBuffer
+	if want == 0 {
+		want = DefaultReceiveBuffer
+	}
+	for _, c := range conns {
+		got, err := receiveBuffer(c, want)
+		if err != nil {
+			s.Close()
+			return nil, fmt.Errorf("receive buffer of udp %s: %w", c.LocalAddr(), err)
+		}
+		if got < want {
+			o.Log.Warn("the kernel grants a smaller receive buffer than asked; bursts may be lost", "input", o.Name, "address", c.LocalAddr().String(),
+				"asked", want, "granted", got, "hint", "raise net.core.rmem_max to "+strconv.Itoa(want)+", or set SO_RCVBUF of the input to what is enough")
+		}
+	}
+	return s, nil
+}
+
+// receiveBuffer asks for want bytes, above the system's limit where the process
+// may (CAP_NET_ADMIN), and returns what the kernel granted.
+func receiveBuffer(c *net.UDPConn, want int) (got int, err error) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, want) != nil {
+			if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, want); err != nil {
+				return
+			}
+		}
+		got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+	})
+	// The kernel doubles the value for its own bookkeeping and reports the double.
+	return got / 2, errors.Join(cerr, err)
+}
+
+// Addrs are the bound addresses.
+func (s *UDP) Addrs() (a []net.Addr) {
+	for _, c := range s.conns {
+		a = append(a, c.LocalAddr())
+	}
+	return a
+}
+
+// Close closes the sockets; Serve does it too when it ends.
+func (s *UDP) Close() {
+	for _, c := range s.conns {
+		c.Close()
+	}
+}
+
+// Serve reads until ctx ends, then what the kernel still holds, and returns.
+// hard ends all waiting.
+func (s *UDP) Serve(ctx, hard context.Context) {
+	var wg sync.WaitGroup
+	for _, c := range s.conns {
+		wg.Go(func() { s.read(ctx, hard, c) })
+	}
+	<-ctx.Done()
+	for _, c := range s.conns {
+		c.SetReadDeadline(time.Now()) // wakes the readers
+	}
+	wg.Wait()
+	s.Close()
+}
+
+// read is the only reader of c.
+func (s *UDP) read(ctx, hard context.Context, c *net.UDPConn) {
+	sink := s.o.Open()
+	defer sink.Close()
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	b := newBatch()
+	var n int
+	var rerr error
+	wait := false // may the call below park until something comes?
+	held := 0     // bytes taken and not handed over yet
+	var last time.Time
+	recv := func(fd uintptr) bool {
+		n, rerr = b.receive(int(fd))
+		return rerr != unix.EAGAIN || !wait
+	}
+	for {
+		err := rc.Read(recv)
+		if err != nil { // the deadline of the stop, or closed
+			if ctx.Err() != nil {
+				wait = false
+				if c.SetReadDeadline(time.Time{}) == nil && rc.Read(recv) == nil && rerr == nil {
+					s.take(sink, b, n)
+					sink.Flush(hard)
+					c.SetReadDeadline(time.Now())
+					continue // until the kernel has no more
+				}
+			}
+			return
+		}
+		switch {
+		case rerr == nil:
+			held += s.take(sink, b, n)
+			if wait = n < datagrams; !wait && held < handOver {
+				continue // more is waiting in the kernel
+			}
+			held = 0
+			if sink.Flush(hard) != nil {
+				return
+			}
+			now := time.Now()
+			if wait && now.Sub(last) < 2*gather {
+				time.Sleep(gather) // as with streams: many small wake-ups are most of the cost
+			}
+			last = now
+		case rerr == unix.EAGAIN:
+			held = 0
+			if sink.Flush(hard) != nil {
+				return
+			}
+			wait = true
+		case rerr == unix.EINTR || rerr == unix.ECONNREFUSED: // an ICMP error of no concern to a receiver
+		default:
+			s.o.Log.Warn("can't read datagrams; trying again", "input", s.o.Name, "address", c.LocalAddr().String(), "error", rerr)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
+
+// take hands n datagrams to sink and returns their bytes.
+func (s *UDP) take(sink Sink, b *mbatch, n int) (bytes int) {
+	now := time.Now()
+	for i := range n {
+		data := b.data(i)
+		bytes += len(data)
+		s.Stats.Bytes.Add(int64(len(data)))
+		m, ok := framing.Datagram(data, s.o.Framing)
+		if !ok {
+			s.Stats.Empty.Add(1)
+			continue
+		}
+		if b.truncated(i) {
+			m.Flags |= framing.Truncated
+		}
+		if m.Flags&framing.Truncated != 0 {
+			s.Stats.Oversize.Add(1)
+		}
+		sink.Message(m, b.from(i), now)
+	}
+	return bytes
+}
+
+// mbatch is the memory of recvmmsg(2): one call takes up to datagrams datagrams.
+type mbatch struct {
+	hdrs  [datagrams]mmsghdr
+	iovs  [datagrams]unix.Iovec
+	addrs [datagrams]unix.RawSockaddrInet6 // large enough for IPv4 too
+	bufs  []byte                           // datagrams × datagramMax; pages are touched only by datagrams that fill them
+}
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+}
+
+func newBatch() *mbatch {
+	b := &mbatch{bufs: make([]byte, datagrams*datagramMax)}
+	for i := range b.hdrs {
+		b.iovs[i].Base = &b.bufs[i*datagramMax]
+		b.iovs[i].SetLen(datagramMax)
+		b.hdrs[i].hdr.Iov = &b.iovs[i]
+		b.hdrs[i].hdr.SetIovlen(1)
+		b.hdrs[i].hdr.Name = (*byte)(unsafe.Pointer(&b.addrs[i]))
+	}
+	return b
+}
+
+// receive takes what the kernel has now and never waits.
+func (b *mbatch) receive(fd int) (int, error) {
+	for i := range b.hdrs {
+		b.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(b.addrs[i]))
+		b.hdrs[i].hdr.Flags = 0
+	}
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.hdrs[0])), datagrams, unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, syscall.Errno(errno)
+	}
+	return int(n), nil
+}
+
+func (b *mbatch) data(i int) []byte { return b.bufs[i*datagramMax:][:b.hdrs[i].n] }
+
+func (b *mbatch) truncated(i int) bool { return b.hdrs[i].hdr.Flags&unix.MSG_TRUNC != 0 }
+
+func (b *mbatch) from(i int) netip.AddrPort {
+	a := &b.addrs[i]
+	// The port is in network order whatever the host's is.
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&a.Port))[:])
+	switch a.Family {
+	case unix.AF_INET:
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(a)).Addr), port)
+	case unix.AF_INET6:
+		return unmap(netip.AddrPortFrom(netip.AddrFrom16(a.Addr), port))
+	}
+	return netip.AddrPort{}
+}
