@@ -1,0 +1,96 @@
+# Spillway. `make` alone prints what there is.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GO          ?= go
+BIN         := $(CURDIR)/bin
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+BUILD       := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+
+# Tools and test servers, pinned. None of them reaches go.mod.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+NATS_SERVER := github.com/nats-io/nats-server/v2@v2.15.2
+VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+T ?= .
+P ?= ./...
+FUZZTIME ?= 20s
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/spillway, everything in it
+	$(BUILD) -o $(BIN)/spillway ./edge
+
+build-small: ## bin/spillway-small, without S3
+	$(BUILD) -tags no_s3 -o $(BIN)/spillway-small ./edge
+	@ls -l $(BIN)/spillway-small
+
+run: build servers ## the agent on loopback with a real JetStream and a real S3 beside it; Ctrl-C stops all
+	@cd test && $(GO) build -o $(BIN)/local ./local
+	@exec $(BIN)/local
+
+check: build $(BIN)/staticcheck ## build, vet, staticcheck, unit tests (seconds)
+	@test -z "$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go'))" || { gofmt -l $$(git ls-files -co --exclude-standard '*.go'); echo 'gofmt these files'; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags no_s3 ./edge
+	$(BIN)/staticcheck ./...
+	$(GO) test -run '$(T)' $(P)
+
+test: tools check race e2e ## everything CI runs: unit, race, conformance and end-to-end against real servers
+	@echo 'make test: all passed'
+
+race: ## unit tests under the race detector
+	$(GO) test -race -run '$(T)' $(P)
+
+e2e: build tools ## conformance and end-to-end tests against the real servers and senders
+	cd test && $(GO) vet ./... && $(BIN)/staticcheck ./... && $(GO) test -count=1 -run '$(T)' $(P)
+
+tools: servers packages $(BIN)/staticcheck ## install what the tests need
+
+servers: $(BIN)/nats-server $(BIN)/versitygw ## build the two test servers, once
+
+$(BIN)/nats-server:
+	@echo 'building nats-server (once; about half a minute)'
+	GOBIN=$(BIN) $(GO) install -v $(NATS_SERVER) 2>&1 | $(progress)
+
+$(BIN)/versitygw:
+	@echo 'building the S3 server versitygw (once; two or three minutes)'
+	GOBIN=$(BIN) $(GO) install -v $(VERSITYGW) 2>&1 | $(progress)
+
+$(BIN)/staticcheck:
+	GOBIN=$(BIN) $(GO) install $(STATICCHECK)
+
+# A dot for every tenth line of output, the last lines when the command failed.
+progress = awk '{ l[NR % 20] = $$0 } NR % 10 == 0 { printf "." ; fflush() } END { print "" }'; status=$${PIPESTATUS[0]}; test $$status = 0 || { echo "failed: run the command above by hand to see why"; exit $$status; }
+
+# Programs of the system that the end-to-end tests call.
+NEED := logger:bsdutils nc:netcat-openbsd zstd:zstd
+packages:
+	@for p in $(NEED); do command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "the tests need these packages:$$missing (apt-get install$$missing)"; exit 1; fi
+
+bench: build servers ## benchmarks of every step and of the whole path
+	$(GO) test -run xxx -bench . -benchmem $(P)
+	cd test && $(GO) test -count=1 -run xxx -bench . -benchmem ./...
+
+fuzz: ## every fuzz target for FUZZTIME (20s) each
+	@set -e; for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
+	  echo "== $$p $$f"; $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+cross: ## linux amd64, arm64, arm and 386
+	@mkdir -p dist
+	@set -e; for a in amd64 arm64 arm 386; do GOOS=linux GOARCH=$$a $(BUILD) -o dist/spillway-linux-$$a ./edge; GOOS=linux GOARCH=$$a $(GO) vet ./...; ls -l dist/spillway-linux-$$a; done
+
+golden: ## rewrite golden files, then look at the diff
+	$(GO) test ./... -update; git diff --stat
+
+clean: ## remove what was built; bin/ with the servers too
+	rm -rf bin dist tmp
+
+.PHONY: help build build-small run check test race e2e tools servers packages bench fuzz cross golden clean
