@@ -1,0 +1,103 @@
+package framing
+
+import (
+	"io"
+	"sync"
+)
+
+// Sizes of a Splitter's buffer: minBuf, four times that and so on up to readSize, and
+// above readSize whatever the message needs.
+const (
+	minBuf   = 4 << 10
+	readSize = 256 << 10 // most bytes of one read
+)
+
+// Buffers of the sizes between, so that a connection can give its own back each time it
+// has been read empty and yet costs the garbage collector nothing when it is busy.
+var pools [3]sync.Pool // *[16<<10]byte, *[64<<10]byte, *[256<<10]byte
+
+// Fill reads once from r, up to 256 KiB, and returns what r returned. Bytes may have come
+// along with an error: call Next before looking at it. The messages handed out before
+// are no longer valid. Call Next until it says no before the next Fill; if it is not
+// called at all, Fill returns io.ErrShortBuffer in the end. When Broken, it returns Err.
+func (s *Splitter) Fill(r io.Reader) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.fit()
+	room := s.buf[len(s.buf):min(cap(s.buf), len(s.buf)+readSize)]
+	if len(room) == 0 {
+		return 0, io.ErrShortBuffer
+	}
+	n, err := r.Read(room)
+	s.buf = s.buf[:len(s.buf)+n]
+	s.full = n == len(room)
+	return n, err
+}
+
+// fit makes room for a read: it moves the unfinished message to the front of the buffer,
+// or to another buffer. A larger one is taken only after a read has filled this one,
+// and a smaller one as soon as the peer had no more to send, since the read to come may
+// be a long wait.
+func (s *Splitter) fit() {
+	held := len(s.buf) - s.start
+	size := max(cap(s.buf), minBuf)
+	switch {
+	case s.full && size < readSize:
+		size *= 4
+	case s.full && size-held < size/4:
+		size = min(size+max(size/4, readSize), max(size, s.max+s.tail+16+readSize))
+	case size > readSize && 4*held <= size:
+		size = max(readSize, 2*held)
+	}
+	if !s.full {
+		for size > minBuf && size <= readSize && 2*held <= size/4 {
+			size /= 4
+		}
+	}
+	if s.start == 0 && size == cap(s.buf) {
+		return
+	}
+	old := s.buf
+	if size != cap(s.buf) {
+		s.buf = newBuffer(size)
+	}
+	s.buf = s.buf[:held]
+	copy(s.buf, old[s.start:])
+	if size != cap(old) {
+		freeBuffer(old)
+	}
+	s.delim.shift(s.start)
+	s.nul.shift(s.start)
+	s.from = max(0, s.from-s.start)
+	s.start = 0
+}
+
+func newBuffer(size int) []byte {
+	switch size {
+	case 16 << 10:
+		if p, ok := pools[0].Get().(*[16 << 10]byte); ok {
+			return p[:0]
+		}
+	case 64 << 10:
+		if p, ok := pools[1].Get().(*[64 << 10]byte); ok {
+			return p[:0]
+		}
+	case 256 << 10:
+		if p, ok := pools[2].Get().(*[256 << 10]byte); ok {
+			return p[:0]
+		}
+	}
+	return make([]byte, 0, size)
+}
+
+func freeBuffer(b []byte) {
+	switch cap(b) {
+	case 16 << 10:
+		pools[0].Put((*[16 << 10]byte)(b[:cap(b)]))
+	case 64 << 10:
+		pools[1].Put((*[64 << 10]byte)(b[:cap(b)]))
+	case 256 << 10:
+		pools[2].Put((*[256 << 10]byte)(b[:cap(b)]))
+	}
+}
