@@ -1,0 +1,122 @@
+package syslog
+
+import (
+	"bytes"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// checkSound holds what is true of any parse of any input.
+func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
+	t.Helper()
+	line := bytes.TrimRight(in, "\r\n\x00")
+	inside := func(name string, b []byte) {
+		if b == nil {
+			return
+		}
+		if len(b) == 0 {
+			t.Errorf("%s is empty, not nil", name)
+			return
+		}
+		at := uintptr(unsafe.Pointer(&b[0])) - uintptr(unsafe.Pointer(&in[0]))
+		if at >= uintptr(len(line)) || at+uintptr(len(b)) > uintptr(len(line)) {
+			t.Errorf("%s %q is not a part of the input", name, b)
+		}
+	}
+	inside("version", m.Version)
+	inside("hostname", m.Hostname)
+	inside("appname", m.AppName)
+	inside("procid", m.ProcID)
+	inside("msgid", m.MsgID)
+	inside("sd", m.SD)
+	inside("sequence", m.Sequence)
+	inside("text", m.Text)
+
+	// The text is the end of the line, but for the space behind structured data
+	// that was put into it.
+	end := line
+	if m.Flags&SDInText != 0 {
+		end = bytes.TrimSuffix(line, []byte(" "))
+	}
+	if !bytes.HasSuffix(end, m.Text) {
+		t.Errorf("text %q is not the end of the input", m.Text)
+	}
+	bare := m.Priority < 0 && m.Version == nil && !m.HasTime && m.Hostname == nil && m.AppName == nil && m.Sequence == nil && m.Flags&^Mark == 0
+	if bare && m.Err != errTime && len(m.Text) != len(bytes.TrimPrefix(line, []byte(bom))) {
+		t.Errorf("nothing parsed, but text is %q", m.Text)
+	}
+
+	if m.Priority < -1 || m.Priority > 191 {
+		t.Errorf("priority %d", m.Priority)
+	}
+	if (m.Err == "") != (m.Pos == 0) || m.Pos < 0 || m.Pos > len(in)+1 {
+		t.Errorf("error %q at %d of %d", m.Err, m.Pos, len(in))
+	}
+	if m.HasTime && m.Flags&YearGuessed != 0 && m.Time.After(received.Add(24*time.Hour)) {
+		t.Errorf("%v was guessed, received %v", m.Time, received)
+	}
+	if !m.HasTime && !m.Time.IsZero() {
+		t.Errorf("time without HasTime: %v", m.Time)
+	}
+	if m.HasTime && m.Time.Location() != time.UTC {
+		t.Errorf("time in %v", m.Time.Location())
+	}
+
+	elements := 0
+	for sd := m.SD; len(sd) > 0; elements++ {
+		id, params, rest, ok := NextElement(sd)
+		if !ok || len(id) == 0 {
+			t.Fatalf("structured data %q: no element at %q", m.SD, sd)
+		}
+		size := len("[]") + len(id) + len(params)
+		for len(params) > 0 {
+			name, value, more, ok := NextParam(params)
+			if !ok || len(name) == 0 {
+				t.Fatalf("structured data %q: no parameter at %q", m.SD, params)
+			}
+			if n := len(AppendUnescaped(nil, value)); n > len(value) {
+				t.Fatalf("%q grew to %d bytes", value, n)
+			}
+			params = more
+		}
+		if size+len(rest) != len(sd) {
+			t.Fatalf("structured data %q: bytes between elements", m.SD)
+		}
+		sd = rest
+	}
+	if m.SD != nil && elements == 0 {
+		t.Errorf("structured data %q has no element", m.SD)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, file := range []string{"rfc", "bsd", "devices", "bare", "time", "rfc5424"} {
+		for _, c := range readCorpus(f, "testdata/"+file+".txt") {
+			f.Add(c.in, uint8(c.format), c.received.Unix())
+		}
+	}
+	budapest, err := time.LoadLocation("Europe/Budapest")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, in []byte, format uint8, unix int64) {
+		received := time.Unix(unix%(1<<37), 0) // years -2386 to 6325
+		kept := bytes.Clone(in)
+		for _, loc := range []*time.Location{time.UTC, budapest} {
+			p := NewParser(Format(format%3), loc)
+			var m, again Message
+			p.Parse(&m, in, received)
+			if !bytes.Equal(in, kept) {
+				t.Fatalf("the input was changed: %q", in)
+			}
+			checkSound(t, &m, in, received)
+			// What a parser remembers must not change what it finds.
+			p.Parse(&again, []byte("<13>Jul  1 00:00:00 h a: x"), received)
+			p.Parse(&again, in, received)
+			if !again.Time.Equal(m.Time) || again.Flags != m.Flags || again.Err != m.Err || !bytes.Equal(again.Text, m.Text) {
+				t.Fatalf("parsed twice:\n%v\n%v", describe(&m), describe(&again))
+			}
+		}
+	})
+}
