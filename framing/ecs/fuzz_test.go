@@ -1,0 +1,123 @@
+package ecs
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"spillway/framing"
+	"spillway/framing/syslog"
+)
+
+// FuzzRecord holds the promises of the package for any bytes in any field.
+func FuzzRecord(f *testing.F) {
+	for _, g := range goldens {
+		m := g.header
+		if m == nil {
+			m = &syslog.Message{}
+		}
+		f.Add([]byte(g.raw), m.Text, m.Hostname, m.AppName, m.SD, "", int64(m.Priority), m.Time.UnixNano(), uint16(0))
+	}
+	f.Add([]byte("\xff"), []byte("\x00\n\"\\\u2028"), []byte("\xed\xa0\x80"), []byte{}, []byte("[a x=\"1\" x=\"2\"][a][\xff][\xfe y=\"\\\"\"]"), "err\n", int64(191), int64(-1<<62), uint16(0xffff))
+	f.Fuzz(func(t *testing.T, raw, text, host, app, sd []byte, fault string, priority, ns int64, bits uint16) {
+		o := options
+		o.PreserveOriginal = Original(bits >> 8 % 3)
+		if bits>>10&1 != 0 {
+			o.InputType = "unix"
+		}
+		if bits>>11&1 != 0 {
+			o.Tags = []string{"t"}
+		}
+		e := NewEncoder(o)
+		switch bits >> 12 & 3 {
+		case 1:
+			e.SetSource(sender)
+		case 2:
+			e.SetSource(Source{Path: string(app)})
+		case 3:
+			e.SetSource(Source{Addr: netip.AddrPortFrom(netip.IPv6LinkLocalAllNodes().WithZone(string(host)), 1)})
+		}
+		// ns*16 reaches beyond the years that can be written.
+		m := &syslog.Message{
+			Priority: int(priority), HasTime: bits>>14&1 != 0, Time: time.Unix(ns, ns&0xffff),
+			Hostname: host, AppName: app, ProcID: app, MsgID: host, Version: app, SD: sd, Text: text, Err: fault, Pos: int(ns), Flags: syslog.Flags(bits),
+			Sequence: strconv.AppendUint(nil, uint64(ns), 10),
+		}
+		msg := framing.Message{Data: raw, Flags: framing.Flags(bits), Err: fault}
+		if bits>>15 != 0 {
+			m, text = nil, raw
+		}
+		epoch, seq := uint64(priority), uint64(ns)
+
+		const before = "what was there"
+		line := e.AppendRecord([]byte(before), msg, m, received)
+		if !bytes.HasPrefix(line, []byte(before)) {
+			t.Fatalf("the block was changed: %q", line)
+		}
+		line = AppendTail(line[len(before):], epoch, seq)
+		got, err := decode(line)
+		if err != nil {
+			t.Fatalf("%v\n%q", err, line)
+		}
+		if !utf8.Valid(line) {
+			t.Fatalf("not UTF-8: %q", line)
+		}
+		if end := `"epoch":"` + hex16(epoch) + `","seq":` + strconv.FormatUint(seq, 10) + "}}\n"; !bytes.HasSuffix(line, []byte(end)) {
+			t.Fatalf("ends in %q, want %q", line[max(0, len(line)-len(end)):], end)
+		}
+		if member(got, "spillway/epoch") != hex16(epoch) || member(got, "spillway/seq") != json.Number(strconv.FormatUint(seq, 10)) {
+			t.Fatalf("epoch and seq are %v", got["spillway"])
+		}
+		if _, err := time.Parse(time.RFC3339Nano, got["@timestamp"].(string)); err != nil {
+			t.Fatal(err)
+		}
+		message, _ := got["message"].(string)
+		if flags, _ := member(got, "log/flags").([]any); m != nil && member(got, "log/syslog/structured_data") == nil && slices.Contains(flags, any("structured_data_in_message")) && m.Flags&syslog.SDInText == 0 {
+			text = slices.Concat(sd, []byte(" "), text)
+		}
+		tags, _ := got["tags"].([]any)
+		tagged := slices.Contains(tags, any(TagInvalidUTF8))
+		if want := string([]rune(string(text))); message != want {
+			t.Fatalf("message is %q, want %q", message, want)
+		}
+		if !utf8.Valid(text) && !tagged {
+			t.Fatalf("%q is not tagged", text)
+		}
+		switch o.PreserveOriginal {
+		case OriginalText:
+			if len(raw) > 0 && member(got, "event/original") != string([]rune(string(raw))) {
+				t.Fatalf("event.original is %q", member(got, "event/original"))
+			}
+		case OriginalBase64:
+			if len(raw) > 0 && member(got, "event/original") != base64.StdEncoding.EncodeToString(raw) {
+				t.Fatalf("event.original is %q", member(got, "event/original"))
+			}
+		}
+		if len(e.params) > 0 {
+			t.Fatal("parameters left behind")
+		}
+		if again := AppendTail(e.AppendRecord(nil, msg, m, received), epoch, seq); !bytes.Equal(again, line) {
+			t.Fatalf("the second time it is %q, the first time %q", again, line)
+		}
+
+		gap := Gap{Reason: fault, Input: string(app), Count: seq, First: epoch, Since: received}
+		if _, err := decode(AppendTail(e.AppendGap(nil, gap, received), epoch, seq)); fault != "" && err != nil {
+			t.Fatal(err)
+		}
+		if l := AppendRaw(nil, raw); bytes.IndexByte(l, '\n') != len(l)-1 || !bytes.Equal(bytes.ReplaceAll(raw, []byte("\n"), []byte(`\n`)), l[:len(l)-1]) {
+			t.Fatalf("raw line %q of %q", l, raw)
+		}
+	})
+}
+
+func hex16(n uint64) string {
+	const zeros = "0000000000000000"
+	s := strconv.FormatUint(n, 16)
+	return zeros[len(s):] + s
+}
