@@ -12,9 +12,9 @@ const (
 	readSize = 256 << 10 // most bytes of one read
 )
 
-// Buffers of the sizes between, so that a connection can give its own back each time it
-// has been read empty and yet costs the garbage collector nothing when it is busy.
-var pools [3]sync.Pool // *[16<<10]byte, *[64<<10]byte, *[256<<10]byte
+// Buffers up to readSize, so that a connection can give its own back each time it has been
+// read empty and yet costs the garbage collector nothing when it is busy.
+var pools [4]sync.Pool // *[4<<10]byte, *[16<<10]byte, *[64<<10]byte, *[256<<10]byte
 
 // Fill reads once from r, up to 256 KiB, and returns what r returned. Bytes may have come
 // along with an error: call Next before looking at it. The messages handed out before
@@ -75,16 +75,20 @@ func (s *Splitter) fit() {
 
 func newBuffer(size int) []byte {
 	switch size {
+	case 4 << 10:
+		if p, ok := pools[0].Get().(*[4 << 10]byte); ok {
+			return p[:0]
+		}
 	case 16 << 10:
-		if p, ok := pools[0].Get().(*[16 << 10]byte); ok {
+		if p, ok := pools[1].Get().(*[16 << 10]byte); ok {
 			return p[:0]
 		}
 	case 64 << 10:
-		if p, ok := pools[1].Get().(*[64 << 10]byte); ok {
+		if p, ok := pools[2].Get().(*[64 << 10]byte); ok {
 			return p[:0]
 		}
 	case 256 << 10:
-		if p, ok := pools[2].Get().(*[256 << 10]byte); ok {
+		if p, ok := pools[3].Get().(*[256 << 10]byte); ok {
 			return p[:0]
 		}
 	}
@@ -93,11 +97,13 @@ func newBuffer(size int) []byte {
 
 func freeBuffer(b []byte) {
 	switch cap(b) {
+	case 4 << 10:
+		pools[0].Put((*[4 << 10]byte)(b[:cap(b)]))
 	case 16 << 10:
-		pools[0].Put((*[16 << 10]byte)(b[:cap(b)]))
+		pools[1].Put((*[16 << 10]byte)(b[:cap(b)]))
 	case 64 << 10:
-		pools[1].Put((*[64 << 10]byte)(b[:cap(b)]))
+		pools[2].Put((*[64 << 10]byte)(b[:cap(b)]))
 	case 256 << 10:
-		pools[2].Put((*[256 << 10]byte)(b[:cap(b)]))
+		pools[3].Put((*[256 << 10]byte)(b[:cap(b)]))
 	}
 }

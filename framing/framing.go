@@ -54,7 +54,9 @@
 //
 // The last but one is Python's SysLogHandler, which ends everything in NUL and sends
 // tracebacks: behind a frame that began with `<` and ended in NUL, LF ends the next
-// frame that begins with `<` only if another `<` or the end of the stream follows.
+// frame that begins with `<` only if a frame that begins with `<` or a count follows, or
+// the end of the stream. Should such a sender change to LF, one message waits for the
+// next one.
 //
 // # Limits
 //

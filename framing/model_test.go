@@ -42,6 +42,10 @@ func model(in []byte, opt Options) outcome {
 		countBefore
 	)
 	before := lineBefore
+	believed := modelSyslog
+	if opt.NonSyslog {
+		believed = modelOther
+	}
 
 	for o.broken == nil {
 		if opt.Mode == Auto && lf {
@@ -63,11 +67,7 @@ func model(in []byte, opt Options) outcome {
 		case RFC6587, Octet:
 			isCounted = modelCount.Match(in)
 		case Auto:
-			re := modelSyslog
-			if opt.NonSyslog {
-				re = modelOther
-			}
-			isCounted = re.Match(in) && (lf || in[0] != ' ')
+			isCounted = believed.Match(in) && (lf || in[0] != ' ')
 		}
 		var frame []byte    // the content that the frame would have without a limit
 		var whole, rest int // bytes of content with what is trimmed; bytes up to the next frame
@@ -119,7 +119,7 @@ func model(in []byte, opt Options) outcome {
 			if alsoNUL && lf && pri && before == nulBefore {
 				end = -1
 				for i, c := range in {
-					if c == '\n' && (i+1 == len(in) || in[i+1] == '<') {
+					if rest := in[i+1:]; c == '\n' && (len(rest) == 0 || rest[0] == '<' || rest[0] != ' ' && believed.Match(rest)) {
 						end = i
 						break
 					}

@@ -89,6 +89,10 @@ func NewSplitter(o Options) *Splitter {
 		delim = []byte{'\n'}
 	}
 	lf := len(delim) == 1 && delim[0] == '\n'
+	tail := len(delim) + len("\r")
+	if o.Mode == Auto {
+		tail += len("123456789 ") + len(bom) // see terminator
+	}
 	return &Splitter{
 		mode:      o.Mode,
 		oversize:  o.Oversize,
@@ -97,7 +101,7 @@ func NewSplitter(o Options) *Splitter {
 		stripCR:   lf,
 		skip:      lf && o.Mode == Auto,
 		endsInNUL: o.Mode == Auto && bytes.IndexByte(delim, 0) < 0,
-		tail:      len(delim) + 1, // and a CR, or the byte that tells what an LF is
+		tail:      tail,
 		delim:     finder{what: delim},
 		nul:       finder{what: []byte{0}},
 	}
@@ -284,8 +288,10 @@ func (s *Splitter) line() (Message, step) {
 	if empty {
 		return Message{}, again
 	}
-	if (s.mode == Delimiter || s.mode == NUL) && flags&Part == 0 && hasCount(data) {
-		s.stats.LooksCounted++
+	if (s.mode == Delimiter || s.mode == NUL) && flags&Part == 0 && data[0] != '<' {
+		if ok, _ := beginsFrame(data, false); ok {
+			s.stats.LooksCounted++
+		}
 	}
 	return Message{Data: data[:len(data):len(data)], Flags: flags}, emit
 }
@@ -302,15 +308,13 @@ func (s *Splitter) terminator() (end, width int) {
 		// A sender who ends its messages in NUL: an LF is content unless a frame begins
 		// behind it.
 		for end >= 0 && (nul < 0 || end < nul) {
-			if end+1 == len(s.buf) {
-				if !s.eof {
-					s.from = end // wait for the byte behind it
-					return -1, 0
-				}
+			ok, more := beginsFrame(s.buf[end+1:], s.nonSyslog)
+			if ok || s.eof && end+1 == len(s.buf) {
 				break
 			}
-			if s.buf[end+1] == '<' {
-				break
+			if more && !s.eof {
+				s.from = end
+				return -1, 0
 			}
 			s.from = end + 1
 			end = s.delim.find(s.buf, s.from)
@@ -467,13 +471,17 @@ func beginsMessage(b []byte, nonSyslog bool) (ok, more bool) {
 	return same && n == len(bom), same && n < len(bom)
 }
 
-// hasCount says whether a message begins with an octet count and '<'.
-func hasCount(b []byte) bool {
-	if b[0] < '1' || b[0] > '9' {
-		return false
+// beginsFrame says whether b begins with '<' or a count that beginsMessage believes, and
+// whether b ended before that was certain.
+func beginsFrame(b []byte, nonSyslog bool) (ok, more bool) {
+	if len(b) > 0 && b[0] == '<' {
+		return true, false
 	}
-	_, n, _ := octetCount(b)
-	return n > 0 && n < len(b) && b[n] == '<'
+	_, n, more := octetCount(b)
+	if n == 0 {
+		return false, more
+	}
+	return beginsMessage(b[n:], nonSyslog)
 }
 
 // trimNUL takes trailing NULs off.

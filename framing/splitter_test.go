@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 )
@@ -225,6 +227,8 @@ var streams = []struct {
 	{"Python on an LF input", lf, "<11>one\x00<11>two\nlines\x00", []string{`"<11>one\x00<11>two"`, `"lines" unterminated`}, Stats{}, nil},
 	{"Python on a NUL input", nul, "<11>one\nx\x00<11>two\nlines\n\x00", []string{`"<11>one\nx"`, `"<11>two\nlines"`}, Stats{}, nil},
 	{"a NUL sender changes to LF", auto, "<1>a\x00<1>b\n<1>c\nd\n<1>e\x00\nf\n", []string{`"<1>a"`, `"<1>b"`, `"<1>c"`, `"d"`, `"<1>e"`, `"f"`}, Stats{Empty: 1}, nil},
+	{"a NUL sender changes to counts", auto, "<1>a\x00<1>b\n5 x\n4 <1>c\n<1>d\n", []string{`"<1>a"`, `"<1>b\n5 x"`, `"<1>c"`, `"<1>d"`}, Stats{}, nil},
+	{"NUL sender, a number behind the last LF", auto, "<1>a\x00<1>b\n45", []string{`"<1>a"`, `"<1>b\n45" unterminated`}, Stats{}, nil},
 	{"NUL behind text without a priority", auto, "a\x00b\nc\n", []string{`"a"`, `"b"`, `"c"`}, Stats{}, nil},
 	{"NUL sender, a line without a priority", auto, "<1>a\x00b\nc\x00", []string{`"<1>a"`, `"b"`, `"c"`}, Stats{}, nil},
 	{"NUL sender, end of stream behind LF", auto, "<1>a\x00<1>b\nc\n", []string{`"<1>a"`, `"<1>b\nc"`}, Stats{}, nil},
@@ -742,6 +746,87 @@ func TestNoAllocations(t *testing.T) {
 			t.Errorf("%s: %d messages", c.name, messages)
 		}
 	}
+}
+
+// Nor does a connection that is read empty again and again, although it gives its buffer
+// back each time. (The race detector makes a sync.Pool forget; without one it were four.)
+func TestBurstsHardlyAllocate(t *testing.T) {
+	s := NewSplitter(auto)
+	burst := bytes.Repeat([]byte(text226+"\n"), 400)
+	r := bytes.NewReader(nil)
+	most := 0
+	n := testing.AllocsPerRun(200, func() {
+		r.Reset(burst)
+		for r.Len() > 0 {
+			if _, err := s.Fill(r); err != nil {
+				t.Fatal(err)
+			}
+			most = max(most, cap(s.buf))
+			for _, ok := s.Next(); ok; _, ok = s.Next() {
+			}
+		}
+	})
+	if n > 2 {
+		t.Errorf("%v allocations per burst", n)
+	}
+	if most <= 16<<10 {
+		t.Errorf("the buffer had at most %d bytes: no burst", most)
+	}
+}
+
+// Connections hand their buffers to each other, and never what is in them.
+func TestManyConnections(t *testing.T) {
+	seed := rand.Uint64()
+	var wg sync.WaitGroup
+	for c := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(c)))
+			var in []byte
+			var want []string
+			for i := range 2000 {
+				m := fmt.Sprintf("<13>%d.%d %s", c, i, strings.Repeat(string(rune('a'+c)), rng.IntN(1500)))
+				want = append(want, m)
+				switch rng.IntN(3) {
+				case 0:
+					in = fmt.Appendf(in, "%s\n", m)
+				case 1:
+					in = fmt.Appendf(in, "%s\x00", m)
+				default:
+					in = fmt.Appendf(in, "%d %s", len(m), m)
+				}
+			}
+			s := NewSplitter(auto)
+			r := &chunks{in, func() int {
+				if rng.IntN(4) == 0 {
+					return 1 + rng.IntN(100)
+				}
+				return 1 + rng.IntN(100_000)
+			}}
+			next := 0
+			check := func(m Message, ok bool) bool {
+				if ok && (next == len(want) || string(m.Data) != want[next]) {
+					t.Errorf("seed %d, connection %d, message %d: %.60q", seed, c, next, m.Data)
+					return false
+				}
+				if ok {
+					next++
+				}
+				return ok
+			}
+			for err := error(nil); err == nil; {
+				_, err = s.Fill(r)
+				runtime.Gosched()
+				for check(s.Next()) {
+				}
+			}
+			for check(s.End()) {
+			}
+			if next != len(want) {
+				t.Errorf("seed %d, connection %d: %d messages, want %d", seed, c, next, len(want))
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func BenchmarkSplitter(b *testing.B) {
