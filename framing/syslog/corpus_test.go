@@ -25,12 +25,8 @@ type corpusCase struct {
 }
 
 func TestCorpus(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no corpus: %v", err)
-	}
 	seen := map[string]bool{}
-	for _, f := range files {
+	for _, f := range corpusFiles(t) {
 		for _, c := range readCorpus(t, f) {
 			if seen[c.name] {
 				t.Errorf("%s: %s is there twice", f, c.name)
@@ -46,6 +42,14 @@ func TestCorpus(t *testing.T) {
 			})
 		}
 	}
+}
+
+func corpusFiles(t testing.TB) []string {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no corpus in testdata: %v", err)
+	}
+	return files
 }
 
 func readCorpus(t testing.TB, file string) (cases []corpusCase) {

@@ -43,8 +43,18 @@ func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
 		t.Errorf("text %q is not the end of the input", m.Text)
 	}
 	bare := m.Priority < 0 && m.Version == nil && !m.HasTime && m.Hostname == nil && m.AppName == nil && m.Sequence == nil && m.Flags&^Mark == 0
-	if bare && m.Err != errTime && len(m.Text) != len(bytes.TrimPrefix(line, []byte(bom))) {
+	whole := bytes.TrimPrefix(bytes.TrimPrefix(line, []byte(bom)), []byte(bom)) // one of the line, one of the text
+	if bare && m.Err != errTime && len(m.Text) != len(whole) {
 		t.Errorf("nothing parsed, but text is %q", m.Text)
+	}
+
+	// With a priority only, the text is all that is behind it, less a space.
+	if m.Priority >= 0 && m.Version == nil && !m.HasTime && m.Hostname == nil && m.AppName == nil && m.ProcID == nil && m.MsgID == nil && m.SD == nil &&
+		m.Sequence == nil && m.Flags&^Mark == 0 && m.Err != errTime {
+		_, behind, _ := bytes.Cut(line, []byte(">"))
+		if n := len(behind) - len(m.Text); n != 0 && string(behind[:n]) != " " && string(behind[:n]) != bom && string(behind[:n]) != " "+bom {
+			t.Errorf("behind the priority is %q, but text is %q", behind, m.Text)
+		}
 	}
 
 	if m.Priority < -1 || m.Priority > 191 {
@@ -91,8 +101,8 @@ func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, file := range []string{"rfc", "bsd", "devices", "bare", "time", "rfc5424"} {
-		for _, c := range readCorpus(f, "testdata/"+file+".txt") {
+	for _, file := range corpusFiles(f) {
+		for _, c := range readCorpus(f, file) {
 			f.Add(c.in, uint8(c.format), c.received.Unix())
 		}
 	}
@@ -117,6 +127,32 @@ func FuzzParse(f *testing.F) {
 			if !again.Time.Equal(m.Time) || again.Flags != m.Flags || again.Err != m.Err || !bytes.Equal(again.Text, m.Text) {
 				t.Fatalf("parsed twice:\n%v\n%v", describe(&m), describe(&again))
 			}
+		}
+	})
+}
+
+// The iterators are made for what Parse has validated, but anything is safe.
+func FuzzStructuredData(f *testing.F) {
+	f.Add([]byte(`[a@1 x="1" y="\"2\""][b]`))
+	f.Add([]byte(`[a b="`))
+	f.Fuzz(func(t *testing.T, sd []byte) {
+		for {
+			_, params, rest, ok := NextElement(sd)
+			if !ok {
+				return
+			}
+			for {
+				_, value, more, ok := NextParam(params)
+				if !ok {
+					break
+				}
+				AppendUnescaped(nil, value)
+				params = more
+			}
+			if len(rest) >= len(sd) {
+				t.Fatalf("no progress at %q", sd)
+			}
+			sd = rest
 		}
 	})
 }

@@ -46,6 +46,7 @@ type Parser struct {
 	format Format
 	zone   zone
 	year   yearOf
+	minute minute
 	ids    [32]span // SD-IDs of the message at hand, to find duplicates
 }
 

@@ -1,5 +1,7 @@
 package syslog
 
+import "time"
+
 // Classes of bytes in names.
 const (
 	sdName  = 1 << 0 // SD-ID and PARAM-NAME
@@ -42,8 +44,12 @@ func (p *Parser) parse3164(m *Message, b []byte, i int, received int64) bool {
 		if end = p.cisco(m, b, at, received); end == 0 {
 			// No time: no host either, only a tag.
 			next, ok := m.tag(b, at, true)
-			if !ok {
+			switch {
+			case ok:
+			case m.Priority >= 0:
 				next = skipSpace(b, i)
+			default:
+				next = i
 			}
 			m.setText(b, next)
 			return ok
@@ -81,12 +87,20 @@ func (p *Parser) body(m *Message, b []byte, i int) {
 			}
 		}
 	}
-	if next, ok := m.tag(b, at, false); ok {
-		m.setText(b, next)
-		return
+	end, all := wordClass(b, at)
+	if end < len(b) && b[end] != ' ' {
+		if next, ok := m.tag(b, at, false); ok {
+			m.setText(b, next)
+			return
+		}
 	}
 	if m.Hostname == nil {
-		if end := m.host(b, at); end > 0 {
+		if all&hostBit != 0 && end < len(b) && b[end] == ' ' && b[at] != '%' && end-at <= maxHost {
+			m.setHost(b[at:end])
+		} else {
+			end = m.host(b, at)
+		}
+		if end > 0 {
 			i, at = end, skipColon(b, skipSpaces(b, end))
 			if next, ok := m.tag(b, at, false); ok {
 				m.setText(b, next)
@@ -136,10 +150,28 @@ func (m *Message) host(b []byte, i int) int {
 	if end == from || end-from > maxHost || end+skip >= len(b) || b[end+skip] != ' ' {
 		return 0
 	}
-	if end-from > 1 || b[from] != '-' {
-		m.Hostname = b[from:end]
-	}
+	m.setHost(b[from:end])
 	return end + skip
+}
+
+// setHost makes b the host, unless it is "-".
+func (m *Message) setHost(b []byte) {
+	if len(b) > 1 || b[0] != '-' {
+		m.Hostname = b
+	}
+}
+
+// wordClass returns the offset behind the bytes of a tag name at b[i] and the
+// classes that all of them have.
+func wordClass(b []byte, i int) (end int, all uint8) {
+	for all = 0xff; i < len(b); i++ {
+		c := class[b[i]]
+		if c&tagByte == 0 {
+			break
+		}
+		all &= c
+	}
+	return i, all
 }
 
 // hostEnd returns the offset behind the bytes of a host name at b[i].
@@ -265,7 +297,9 @@ func (p *Parser) cisco(m *Message, b []byte, i int, received int64) int {
 		end = m.uptime(b, at)
 	}
 	if end == 0 && at > i && b[at] == '%' {
-		end = at
+		if _, ok := m.tag(b, at, true); ok {
+			end = at
+		}
 	}
 	if end > 0 && at > i && seq > i {
 		m.Sequence = b[i:seq]
@@ -330,6 +364,9 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 	var st stamp
 	end := 0
 	if isAlpha(b[i]) {
+		if p.sameMinute(m, b, i, received) {
+			return i + len("Mmm dd hh:mm:ss")
+		}
 		end = st.bsd(b, i)
 	} else if isDigit(b[i]) {
 		if end = st.iso(b, i); end == 0 {
@@ -355,10 +392,51 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 	}
 	if st.bad {
 		m.fail(errTime, i)
-	} else {
-		p.setTime(m, &st, received)
+		return end
+	}
+	p.setTime(m, &st, received)
+	if end-i == len("Mmm dd hh:mm:ss") && b[i+12] == ':' && st.flags == 0 && !st.hasOffset && !st.hasYear {
+		p.minute.text = [12]byte(b[i:])
+		p.minute.unix = m.Time.Unix() - int64(st.second%60)
 	}
 	return end
+}
+
+// minute is the last one seen in the common form, "Mmm dd hh:mm" of a stamp that
+// ends with its seconds. Messages come in bursts: most times are in the minute
+// of the one before.
+type minute struct {
+	text [12]byte
+	unix int64
+}
+
+// sameMinute sets the time from p.minute if the stamp at b[i] is in it and is of
+// the same form.
+func (p *Parser) sameMinute(m *Message, b []byte, i int, received int64) bool {
+	const size = len("Mmm dd hh:mm:ss")
+	if len(b)-i <= size || [12]byte(b[i:]) != p.minute.text {
+		return false
+	}
+	s := b[i : i+size+1]
+	sec := two(s[13], s[14])
+	if s[12] != ':' || sec < 0 || sec > 59 || s[15] != ' ' {
+		return false
+	}
+	// The year it was given must be the one it would be given now: the latest
+	// that is not ahead. The next same date is 365 days later, give or take a
+	// change of the offset.
+	unix := p.minute.unix + int64(sec)
+	if limit := received + maxAhead; unix > limit || unix < limit-360*daySeconds {
+		return false
+	}
+	var st stamp
+	if st.tail(b, i+size) != i+size || st.flags != 0 {
+		return false
+	}
+	m.Flags |= YearGuessed
+	m.Time = time.Unix(unix, 0).UTC()
+	m.HasTime = true
+	return true
 }
 
 // maybeTail holds the bytes that may begin a part of a tail behind a space.
@@ -493,9 +571,7 @@ func (st *stamp) zoneWord(b []byte, at, end int) int {
 			return end
 		}
 	case b[end] == '+' || b[end] == '-':
-		switch name(word) {
-		case name("TZ"), name("GMT"), name("UTC"):
-		default:
+		if n := name(word); n != nameTZ && n != nameGMT && n != nameUTC {
 			return at
 		}
 		h, i := 0, end+1

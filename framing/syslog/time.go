@@ -335,6 +335,9 @@ func name[T string | []byte](s T) (n zoneName) {
 	return n
 }
 
+// Names that may have an hour behind them.
+var nameTZ, nameGMT, nameUTC = name("TZ"), name("GMT"), name("UTC")
+
 // lookupZone finds a zone by its name in any case.
 func lookupZone(word []byte) (seconds int, ok bool) {
 	if len(word) < 3 || len(word) > 4 {

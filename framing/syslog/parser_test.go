@@ -1,0 +1,291 @@
+package syslog
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestFormat(t *testing.T) {
+	for _, f := range []Format{Auto, RFC3164, RFC5424} {
+		if got, err := ParseFormat(f.String()); got != f || err != nil {
+			t.Errorf("ParseFormat(%q) = %v, %v", f.String(), got, err)
+		}
+	}
+	if _, err := ParseFormat("vault"); err == nil || !strings.Contains(err.Error(), `"vault"`) {
+		t.Errorf("ParseFormat(vault): %v", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	for _, c := range []struct {
+		pri                int
+		facility, severity string
+	}{
+		{0, "kernel", "Emergency"},
+		{13, "user-level", "Notice"},
+		{34, "security/authorization", "Critical"},
+		{84, "security/authorization", "Warning"},
+		{126, "clock", "Informational"},
+		{165, "local4", "Notice"},
+		{191, "local7", "Debug"},
+		{192, "", "Emergency"},
+	} {
+		if f, s := FacilityName(c.pri>>3), SeverityName(c.pri&7); f != c.facility || s != c.severity {
+			t.Errorf("%d: %q, %q", c.pri, f, s)
+		}
+	}
+	if FacilityName(-1) != "" || SeverityName(-1) != "" || SeverityName(8) != "" {
+		t.Error("codes that are none have names")
+	}
+}
+
+// rfc5424 is a message as a strict sender means it; String prints it by the
+// grammar of RFC 5424 section 6.
+type rfc5424 struct {
+	pri, version           int
+	time                   time.Time // zero: NIL
+	digits                 int       // of the fraction
+	host, app, proc, msgid string    // "": NIL
+	sd                     []element
+	bom                    bool
+	text                   string
+}
+
+type element struct {
+	id     string
+	params [][2]string // name, value
+}
+
+func (r *rfc5424) String() string {
+	nilOr := func(s string) string {
+		if s == "" {
+			return "-"
+		}
+		return s
+	}
+	stamp := ""
+	if !r.time.IsZero() {
+		layout := "2006-01-02T15:04:05"
+		if r.digits > 0 {
+			layout += "." + strings.Repeat("0", r.digits)
+		}
+		stamp = r.time.Format(layout + "Z07:00")
+	}
+	var sd strings.Builder
+	for _, e := range r.sd {
+		sd.WriteString("[" + e.id)
+		for _, p := range e.params {
+			sd.WriteString(" " + p[0] + `="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `]`, `\]`).Replace(p[1]) + `"`)
+		}
+		sd.WriteString("]")
+	}
+	s := fmt.Sprintf("<%d>%d %s %s %s %s %s %s", r.pri, r.version, nilOr(stamp), nilOr(r.host), nilOr(r.app), nilOr(r.proc), nilOr(r.msgid), nilOr(sd.String()))
+	if r.bom {
+		return s + " " + bom + r.text
+	}
+	if r.text != "" {
+		s += " " + r.text
+	}
+	return s
+}
+
+func drawRFC5424(t *rapid.T) *rfc5424 {
+	column := func(name string, max int) string {
+		s := rapid.StringMatching(fmt.Sprintf(`[!-~]{0,%d}`, max)).Draw(t, name)
+		if s == "-" { // would be NIL
+			return ""
+		}
+		return s
+	}
+	sdName := rapid.StringMatching(`[!#-<>-\\^-~]{1,32}`)
+	r := &rfc5424{
+		pri:     rapid.IntRange(0, 191).Draw(t, "pri"),
+		version: rapid.IntRange(1, 999).Draw(t, "version"),
+		host:    column("host", 255),
+		app:     column("app", 48),
+		proc:    column("proc", 128),
+		msgid:   column("msgid", 32),
+		bom:     rapid.Bool().Draw(t, "bom"),
+		text:    strings.TrimRight(rapid.String().Draw(t, "text"), "\r\n\x00"),
+	}
+	if strings.HasPrefix(r.text, bom) {
+		r.text = "x" + r.text
+	}
+	if rapid.Bool().Draw(t, "has time") {
+		r.digits = rapid.IntRange(0, 9).Draw(t, "digits")
+		unit := int64(1)
+		for range 9 - r.digits {
+			unit *= 10
+		}
+		// Years 0001 to 9998, so that no offset leaves 0..9999.
+		sec := rapid.Int64Range(-62135596800, 253370764799).Draw(t, "seconds")
+		nsec := rapid.Int64Range(0, 1e9-1).Draw(t, "nanoseconds") / unit * unit
+		offset := rapid.IntRange(-23*60-59, 23*60+59).Draw(t, "offset")
+		r.time = time.Unix(sec, nsec).In(time.FixedZone("", offset*60))
+	}
+	for range rapid.IntRange(0, 4).Draw(t, "elements") {
+		e := element{id: sdName.Draw(t, "id")}
+		for range rapid.IntRange(0, 3).Draw(t, "params") {
+			e.params = append(e.params, [2]string{sdName.Draw(t, "name"), rapid.String().Draw(t, "value")})
+		}
+		r.sd = append(r.sd, e)
+	}
+	return r
+}
+
+// What a strict sender prints is what is parsed, whatever the columns hold.
+func TestRFC5424RoundTrip(t *testing.T) {
+	p := NewParser(RFC5424, nil)
+	rapid.Check(t, func(t *rapid.T) {
+		want := drawRFC5424(t)
+		in := want.String()
+		var m Message
+		p.Parse(&m, []byte(in), time.Unix(0, 0))
+		got := &rfc5424{
+			pri: m.Priority, host: string(m.Hostname), app: string(m.AppName), proc: string(m.ProcID), msgid: string(m.MsgID),
+			text: string(m.Text), bom: want.bom, digits: want.digits,
+		}
+		fmt.Sscan(string(m.Version), &got.version)
+		if m.HasTime {
+			got.time = m.Time.In(want.time.Location())
+			if !m.Time.Equal(want.time) {
+				t.Errorf("time %v", m.Time)
+			}
+		}
+		for sd := m.SD; len(sd) > 0; {
+			id, params, rest, ok := NextElement(sd)
+			if !ok {
+				t.Fatalf("no element at %q", sd)
+			}
+			e := element{id: string(id)}
+			for len(params) > 0 {
+				name, value, more, ok := NextParam(params)
+				if !ok {
+					t.Fatalf("no parameter at %q", params)
+				}
+				e.params = append(e.params, [2]string{string(name), string(AppendUnescaped(nil, value))})
+				params = more
+			}
+			got.sd = append(got.sd, e)
+			sd = rest
+		}
+		if got.String() != in || m.Err != "" || m.Flags&^DuplicateID != 0 {
+			t.Fatalf("%q\n%q\nerror %q, flags %b", in, got.String(), m.Err, m.Flags)
+		}
+		ids := map[string]bool{}
+		for _, e := range want.sd {
+			ids[e.id] = true
+		}
+		if (m.Flags&DuplicateID != 0) != (len(ids) < len(want.sd)) {
+			t.Fatalf("%q: flags %b", in, m.Flags)
+		}
+	})
+}
+
+// The year that is guessed is the latest that puts the stamp no more than a day
+// ahead, found here by trying all of them, and it does not depend on what the
+// parser remembers.
+func TestGuessedYear(t *testing.T) {
+	loc, err := time.LoadLocation("America/New_York")
+	if err != nil {
+		t.Fatal(err)
+	}
+	warm := NewParser(Auto, loc)
+	rapid.Check(t, func(t *rapid.T) {
+		received := time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "received"), 0)
+		near := rapid.Int64Range(-3*86400, 3*86400)
+		if rapid.Bool().Draw(t, "far") {
+			near = rapid.Int64Range(-400*86400, 400*86400)
+		}
+		sent := time.Unix(received.Unix()+near.Draw(t, "late"), 0).In(loc)
+		var want time.Time
+		for y := received.Year() + 1; ; y-- {
+			want = time.Date(y, sent.Month(), sent.Day(), sent.Hour(), sent.Minute(), sent.Second(), 0, loc)
+			if want.Day() == sent.Day() && !want.After(received.Add(24*time.Hour)) {
+				break
+			}
+		}
+		in := []byte("<13>" + sent.Format(time.Stamp) + " h a: x")
+		for _, p := range []*Parser{NewParser(Auto, loc), warm} {
+			var m Message
+			p.Parse(&m, in, received)
+			if !m.HasTime || !m.Time.Equal(want) {
+				t.Fatalf("%s received %v: %v, want %v", in, received.In(loc), m.Time.In(loc), want)
+			}
+		}
+	})
+}
+
+func TestHugeStructuredData(t *testing.T) {
+	value := strings.Repeat(`a\"\\\]`, 64<<10/8)
+	in := []byte(`<13>1 - h a - - [id@1 v="` + value + `"] x`)
+	var m Message
+	NewParser(Auto, nil).Parse(&m, in, time.Now())
+	if m.Err != "" || string(m.Text) != "x" || len(m.SD) != len(`[id@1 v=""]`)+len(value) {
+		t.Errorf("error %q, text %q, %d bytes of structured data", m.Err, m.Text, len(m.SD))
+	}
+}
+
+func TestManyElements(t *testing.T) {
+	for _, c := range []struct {
+		n    int
+		want Flags
+	}{{32, 0}, {33, DuplicateID}} {
+		var in bytes.Buffer
+		in.WriteString("<13>1 - - - - - ")
+		for i := range c.n {
+			fmt.Fprintf(&in, "[e%d]", i)
+		}
+		var m Message
+		NewParser(Auto, nil).Parse(&m, in.Bytes(), time.Now())
+		if m.Flags != c.want {
+			t.Errorf("%d elements: flags %b", c.n, m.Flags)
+		}
+	}
+}
+
+func TestParseResetsMessage(t *testing.T) {
+	p, m := NewParser(Auto, nil), Message{}
+	p.Parse(&m, []byte(`<13>1 2003-08-24T05:14:15Z h a p m [id] x`), time.Now())
+	p.Parse(&m, []byte("plain"), time.Now())
+	if got := describe(&m); len(got) != 1 || got[0] != `text "plain"` {
+		t.Errorf("left over: %s", got)
+	}
+}
+
+func TestZones(t *testing.T) {
+	seen := map[zoneName]bool{}
+	for _, z := range zones {
+		if seen[z.name] {
+			t.Errorf("zone %x is there twice", z.name)
+		}
+		seen[z.name] = true
+		if z.minutes < -12*60 || z.minutes > 14*60 {
+			t.Errorf("zone %x: %d minutes", z.name, z.minutes)
+		}
+	}
+}
+
+// days against the standard library, over five centuries and at the ends.
+func TestDays(t *testing.T) {
+	check := func(y, m, d int) {
+		if want := time.Date(y, time.Month(m), d, 0, 0, 0, 0, time.UTC).Unix() / daySeconds; days(y, m, d) != want {
+			t.Fatalf("%04d-%02d-%02d: %d, want %d", y, m, d, days(y, m, d), want)
+		}
+	}
+	for y := 1700; y < 2200; y++ {
+		for m := 1; m <= 12; m++ {
+			check(y, m, 1)
+			check(y, m, monthDays(y, m))
+		}
+	}
+	check(0, 1, 1)
+	check(0, 2, 29)
+	check(-399, 1, 1)
+	check(9999, 12, 31)
+}
