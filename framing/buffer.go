@@ -46,7 +46,7 @@ func (s *Splitter) fit() {
 	case s.full && size < readSize:
 		size *= 4
 	case s.full && size-held < size/4:
-		size = min(size+max(size/4, readSize), max(size, s.max+s.tail+16+readSize))
+		size = min(size+max(size/4, readSize), max(size, s.max+s.tail+readSize))
 	case size > readSize && 4*held <= size:
 		size = max(readSize, 2*held)
 	}

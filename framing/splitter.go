@@ -313,7 +313,6 @@ func (s *Splitter) terminator() (end, width int) {
 				break
 			}
 			if more && !s.eof {
-				s.from = end
 				return -1, 0
 			}
 			s.from = end + 1
