@@ -2,11 +2,13 @@ package ecs
 
 import "time"
 
-// clock writes times as RFC 3339 in UTC and keeps the text of the last second,
-// which most records share.
+// clock writes times as RFC 3339 in UTC and keeps the text of the last one:
+// most records share the second, and those of one read the whole receive time.
 type clock struct {
 	second int64 // since 1970
-	text   [len(secondLayout)]byte
+	nano   int
+	text   [len("2006-01-02T15:04:05.000000000Z")]byte
+	length int // of text; 0: nothing is kept
 }
 
 const secondLayout = "2006-01-02T15:04:05"
@@ -25,24 +27,28 @@ func writable(t time.Time) bool {
 
 // appendTime appends t, which is writable.
 func (c *clock) appendTime(dst []byte, t time.Time) []byte {
-	if s := t.Unix(); s != c.second || c.text[0] == 0 {
+	second, nano := t.Unix(), t.Nanosecond()
+	if second != c.second || c.length == 0 {
 		var b [64]byte
-		copy(c.text[:], t.UTC().AppendFormat(b[:0], secondLayout))
-		c.second = s
+		copy(c.text[:len(secondLayout)], t.UTC().AppendFormat(b[:0], secondLayout))
+		c.second, c.nano = second, -1
 	}
-	dst = append(dst, c.text[:]...)
-	if ns := t.Nanosecond(); ns != 0 {
-		var f [10]byte
-		f[0] = '.'
-		n := len(f)
-		for i := n - 1; i > 0; i-- {
-			f[i] = byte('0' + ns%10)
-			ns /= 10
+	if nano != c.nano {
+		c.nano = nano
+		n := len(secondLayout)
+		if nano != 0 {
+			c.text[n] = '.'
+			n += 10
+			for i := n - 1; i > len(secondLayout); i-- {
+				c.text[i] = byte('0' + nano%10)
+				nano /= 10
+			}
+			for c.text[n-1] == '0' {
+				n--
+			}
 		}
-		for f[n-1] == '0' {
-			n--
-		}
-		dst = append(dst, f[:n]...)
+		c.text[n] = 'Z'
+		c.length = n + 1
 	}
-	return append(dst, 'Z')
+	return append(dst, c.text[:c.length]...)
 }

@@ -41,9 +41,9 @@
 //
 // The order is one for the compressor: the constants lie in one piece, which is
 // one match for it and one copy for us; the message stands before what its
-// header said, and the host last. With mixed syslog and zstd that is 7 % fewer
-// bytes than the order of a header, for the end of a message tells more of its
-// header than the other way round.
+// header said, and the host last. With syslog of many programs and zstd that is
+// 6 to 8 % fewer bytes than in the order they were sent, for the end of a message
+// tells more of its header than the other way round.
 package ecs
 
 import (

@@ -766,6 +766,7 @@ func TestText(t *testing.T) {
 				s := bytes.Repeat([]byte{'a'}, length)
 				s[at] = byte(c)
 				checkText(t, s)
+				checkText(t, append([]byte("é"), s...)) // valid beyond ASCII, but for c
 				if at+1 < length {
 					s[at+1] = 0x80
 					checkText(t, s)

@@ -24,6 +24,12 @@ func FuzzRecord(f *testing.F) {
 		}
 		f.Add([]byte(g.raw), m.Text, m.Hostname, m.AppName, m.SD, "", int64(m.Priority), m.Time.UnixNano(), uint16(0))
 	}
+	for _, raw := range []string{
+		"<13>1 - - - - - [a x=\"1\" x=\"2\"][a y=z][\xff][\xfe y=\"\\\"\"] \xef\xbb\xbftext",
+		"<189>0029: foo: *Apr 29 13:58:40.411: %SYS-5-CONFIG_I: Configured",
+	} {
+		f.Add([]byte(raw), []byte(nil), []byte(nil), []byte(nil), []byte(nil), "", int64(0), int64(0), uint16(0))
+	}
 	f.Add([]byte("\xff"), []byte("\x00\n\"\\\u2028"), []byte("\xed\xa0\x80"), []byte{}, []byte("[a x=\"1\" x=\"2\"][a][\xff][\xfe y=\"\\\"\"]"), "err\n", int64(191), int64(-1<<62), uint16(0xffff))
 	f.Fuzz(func(t *testing.T, raw, text, host, app, sd []byte, fault string, priority, ns int64, bits uint16) {
 		o := options
@@ -106,8 +112,19 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("the second time it is %q, the first time %q", again, line)
 		}
 
+		// With the parser in front, raw as it may come from anyone.
+		var parsed syslog.Message
+		syslog.NewParser(syslog.Format(bits%3), nil).Parse(&parsed, raw, received)
+		got, err = decode(AppendTail(e.AppendRecord(nil, framing.Message{Data: raw}, &parsed, received), epoch, seq))
+		if err != nil {
+			t.Fatalf("%q: %v", raw, err)
+		}
+		if (got["error"] != nil) != (parsed.Err != "") {
+			t.Fatalf("%q: error is %v, the parser said %q", raw, got["error"], parsed.Err)
+		}
+
 		gap := Gap{Reason: fault, Input: string(app), Count: seq, First: epoch, Since: received}
-		if _, err := decode(AppendTail(e.AppendGap(nil, gap, received), epoch, seq)); fault != "" && err != nil {
+		if _, err := decode(AppendTail(e.AppendGap(nil, gap, received), epoch, seq)); err != nil {
 			t.Fatal(err)
 		}
 		if l := AppendRaw(nil, raw); bytes.IndexByte(l, '\n') != len(l)-1 || !bytes.Equal(bytes.ReplaceAll(raw, []byte("\n"), []byte(`\n`)), l[:len(l)-1]) {

@@ -9,8 +9,6 @@ import (
 
 const hexDigits = "0123456789abcdef"
 
-func indexLF(b []byte) int { return bytes.IndexByte(b, '\n') }
-
 // appendText appends s as the inside of a JSON string and notes whether it was
 // valid UTF-8.
 func (e *Encoder) appendText(dst, s []byte) []byte {
@@ -24,36 +22,66 @@ func (e *Encoder) appendText(dst, s []byte) []byte {
 // appendText appends s as the inside of a JSON string: quote, backslash and
 // the control characters below U+0020 escaped, each byte that is not part of
 // valid UTF-8 replaced by U+FFFD. valid says that nothing was replaced.
+//
+// Text is ASCII until a byte says otherwise. Then what is left is checked once
+// and goes the way of valid text, or of text that is not.
 func appendText(dst, s []byte) (_ []byte, valid bool) {
-	valid = true
 	done, i := 0, 0 // s[:done] is in dst, s[done:i] can be copied as it is
 	for {
-		i = nextSpecial(s, i)
+		i = nextNotPlain(s, i)
 		if i == len(s) {
-			return append(dst, s[done:]...), valid
+			return append(dst, s[done:]...), true
 		}
 		c := s[i]
-		if c < utf8.RuneSelf {
-			dst = append(dst, s[done:i]...)
-			dst = appendEscape(dst, c)
-			i++
-			done = i
-			continue
+		dst = append(dst, s[done:i]...)
+		if c >= utf8.RuneSelf {
+			break
 		}
-		for i < len(s) && s[i] >= utf8.RuneSelf { // text in other scripts comes in long pieces
-			r, n := utf8.DecodeRune(s[i:])
-			if r == utf8.RuneError && n == 1 {
-				valid = false
-				dst = append(dst, s[done:i]...)
-				dst = append(dst, "\ufffd"...)
-				done = i + 1
-			}
-			i += n
+		dst = appendEscape(dst, c)
+		i++
+		done = i
+	}
+	if utf8.Valid(s[i:]) {
+		return appendValidText(dst, s[i:]), true
+	}
+	return appendInvalidText(dst, s[i:]), false
+}
+
+// appendValidText is appendText for valid UTF-8.
+func appendValidText(dst, s []byte) []byte {
+	done, i := 0, 0
+	for {
+		i = nextEscaped(s, i)
+		dst = append(dst, s[done:i]...)
+		if i == len(s) {
+			return dst
 		}
+		dst = appendEscape(dst, s[i])
+		i++
+		done = i
 	}
 }
 
-// appendEscape appends the escape of c, an ASCII character that needs one.
+// appendInvalidText is appendText for any bytes, one character at a time.
+func appendInvalidText(dst, s []byte) []byte {
+	for len(s) > 0 {
+		r, n := utf8.DecodeRune(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			dst = append(dst, "\ufffd"...)
+		case n == 1 && isEscaped(s[0]):
+			dst = appendEscape(dst, s[0])
+		default:
+			dst = append(dst, s[:n]...)
+		}
+		s = s[n:]
+	}
+	return dst
+}
+
+func isEscaped(c byte) bool { return c < ' ' || c == '"' || c == '\\' }
+
+// appendEscape appends the escape of c, for which isEscaped.
 func appendEscape(dst []byte, c byte) []byte {
 	switch c {
 	case '"', '\\':
@@ -68,34 +96,52 @@ func appendEscape(dst []byte, c byte) []byte {
 	return append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 }
 
-// nextSpecial returns the index of the first byte of s[i:] that is not copied
-// blindly, len(s) without one. It looks at eight bytes at a time.
-func nextSpecial(s []byte, i int) int {
+// Eight bytes are looked at as one number: x-ones*c borrows from the highest
+// bit of a byte that is below c, and x^ones*c makes a byte that is c zero. The
+// borrow goes on to the next byte, so only the lowest bit found counts.
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// nextNotPlain returns the index of the first byte at or after s[i] that is
+// not ASCII or is escaped, len(s) without one.
+func nextNotPlain(s []byte, i int) int {
 	for ; i+8 <= len(s); i += 8 {
-		if m := specials(binary.LittleEndian.Uint64(s[i:])); m != 0 {
+		x := binary.LittleEndian.Uint64(s[i:])
+		// A byte beyond ASCII counts by itself, whatever the differences say of it.
+		m := (x | (x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & highs
+		if m != 0 {
 			return i + bits.TrailingZeros64(m)>>3
 		}
 	}
-	for ; i < len(s); i++ {
-		if special[s[i]] {
-			break
-		}
+	for i < len(s) && !notPlain[s[i]] {
+		i++
 	}
 	return i
 }
 
-// specials sets the highest bit of the lowest byte of x that is special, and
-// maybe bits above it, which the borrow of a subtraction reaches; no bit is
-// set when none is special. A byte above 0x7f sets its bit by itself, so the
-// differences need not be guarded against those.
-func specials(x uint64) uint64 {
-	const ones, high = 0x0101010101010101, 0x8080808080808080
-	return (x | (x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & high
+// nextEscaped returns the index of the first byte at or after s[i] that is
+// escaped, len(s) without one.
+func nextEscaped(s []byte, i int) int {
+	for ; i+8 <= len(s); i += 8 {
+		x := binary.LittleEndian.Uint64(s[i:])
+		m := ((x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) &^ x & highs
+		if m != 0 {
+			return i + bits.TrailingZeros64(m)>>3
+		}
+	}
+	for i < len(s) && !isEscaped(s[i]) {
+		i++
+	}
+	return i
 }
 
-var special = func() (t [256]bool) {
+var notPlain = func() (t [256]bool) {
 	for c := range t {
-		t[c] = c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf
+		t[c] = isEscaped(byte(c)) || c >= utf8.RuneSelf
 	}
 	return t
 }()
+
+func indexLF(b []byte) int { return bytes.IndexByte(b, '\n') }
