@@ -28,7 +28,8 @@
 // Every column but the version may be "-". No column is cut to the lengths of
 // the RFC. A time that is none is a fault, and the other columns are parsed; an
 // empty column (two spaces) and a control character are faults that move
-// nothing. If the header ends early, the columns so far are kept.
+// nothing. If the header ends early, the columns so far are kept, and the whole
+// line is text.
 //
 // Structured data that is not conformant, or that is followed by anything but a
 // space, stays in front of the text (SDInText). It is no Err: much

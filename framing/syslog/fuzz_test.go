@@ -2,6 +2,7 @@ package syslog
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -55,6 +56,10 @@ func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
 		if n := len(behind) - len(m.Text); n != 0 && string(behind[:n]) != " " && string(behind[:n]) != bom && string(behind[:n]) != " "+bom {
 			t.Errorf("behind the priority is %q, but text is %q", behind, m.Text)
 		}
+	}
+
+	if strings.HasPrefix(m.Err, "input ends") && len(m.Text) != len(bytes.TrimPrefix(line, []byte(bom))) {
+		t.Errorf("the header is not whole, but text is %q", m.Text)
 	}
 
 	if m.Priority < -1 || m.Priority > 191 {

@@ -28,7 +28,8 @@ type Message struct {
 
 	// Text is MSG: without BOM, without the one space that ends the header.
 	// It is always the end of the input (less trailing CR, LF and NUL), and the
-	// whole of it when nothing of the header was parsable.
+	// whole of it when nothing of the header was parsable or when the input ends
+	// inside the header.
 	Text []byte
 
 	// Flags that the header carried or that parsing it raised.
@@ -36,8 +37,9 @@ type Message struct {
 
 	// Err is what was wrong, "" for nothing; constant texts only, so that a
 	// failure does not allocate. Pos is the 1-based offset in the input at
-	// which it was found. The first fault is told; fields that could be parsed,
-	// before or behind it, are kept.
+	// which it was found: that of the word at fault if it is a timestamp or a
+	// version, which is in no other field. The first fault is told; fields that
+	// could be parsed, before or behind it, are kept.
 	Err string
 	Pos int
 }

@@ -123,12 +123,16 @@ func (p *Parser) Parse(m *Message, data []byte, received time.Time) {
 	if p.format != RFC3164 && m.Priority >= 0 {
 		if v := versionEnd(b, i); v > 0 && (p.format == RFC5424 || columns(b, v+1)) {
 			m.Version = b[i:v]
-			p.parse5424(m, b, v+1)
+			if !p.parse5424(m, b, v+1) {
+				m.setText(b, start)
+			}
 			return
 		}
 		if v := oddVersion(b, i); v > 0 {
 			m.fail(errVersion, i)
-			p.parse5424(m, b, v+1)
+			if !p.parse5424(m, b, v+1) {
+				m.setText(b, start)
+			}
 			return
 		}
 		if p.format == RFC5424 {
@@ -229,8 +233,11 @@ func oddVersion(b []byte, i int) int {
 	if j == i {
 		j++
 	}
+	if j >= len(b) || b[j] != ' ' {
+		return 0
+	}
 	var st stamp
-	if j >= len(b) || b[j] != ' ' || st.iso(b, j+1) == 0 {
+	if _, ok := st.column(b, j+1); !ok {
 		return 0
 	}
 	return j
@@ -260,23 +267,24 @@ func columns(b []byte, i int) bool {
 	return i < len(b) && (b[i] == '[' || b[i] == '-' && (i+1 == len(b) || b[i+1] == ' '))
 }
 
-// parse5424 parses from TIMESTAMP on, which begins at b[i].
-func (p *Parser) parse5424(m *Message, b []byte, i int) {
+// parse5424 parses from TIMESTAMP on, which begins at b[i]. It returns false if
+// the input ends inside the header.
+func (p *Parser) parse5424(m *Message, b []byte, i int) bool {
 	i = skipEmpty(m, b, i)
 	if i >= len(b) {
 		m.fail(errEnd[0], len(b))
-		return
+		return false
 	}
 	if b[i] == '-' && i+1 < len(b) && b[i+1] == ' ' {
 		i++
 	} else {
 		var st stamp
-		end := st.iso(b, i)
-		if end == 0 || st.bad || st.noDigits || end < len(b) && b[end] != ' ' {
+		end, ok := st.column(b, i)
+		if ok {
+			p.setTime(m, &st, 0)
+		} else {
 			m.fail(errTime, i)
 			end = tokenEnd(m, b, max(i, end))
-		} else {
-			p.setTime(m, &st, 0)
 		}
 		i = end
 	}
@@ -284,13 +292,13 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) {
 	for n := 1; n <= 4; n++ {
 		if i >= len(b) {
 			m.fail(errEnd[n], len(b))
-			return
+			return false
 		}
 		i++
 		if i >= len(b) || b[i] == ' ' {
 			if i = skipEmpty(m, b, i); i >= len(b) {
 				m.fail(errEnd[n], len(b))
-				return
+				return false
 			}
 		}
 		from := i
@@ -321,7 +329,7 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) {
 	}
 	if i >= len(b) {
 		m.fail(errEnd[5], len(b))
-		return
+		return false
 	}
 	end := i
 	switch b[i] {
@@ -338,12 +346,13 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) {
 			b = b[:len(b)-1] // the end of the header, before an empty message
 		}
 		m.setText(b, i)
-		return
+		return true
 	}
 	if b[i] == '[' {
 		m.SD = b[i:end]
 	}
 	m.setText(b, end+1)
+	return true
 }
 
 // skipEmpty steps over empty columns, which are a fault, so that the others

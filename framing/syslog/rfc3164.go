@@ -81,7 +81,7 @@ func (p *Parser) body(m *Message, b []byte, i int) {
 		}
 	case 'M':
 		if n := len("Message forwarded from "); hasPrefix(b, at, "Message forwarded from ") {
-			if end := hostEnd(b, at+n); end < len(b) && b[end] == ':' {
+			if end := hostEnd(b, at+n); end > at+n && end < len(b) && b[end] == ':' {
 				m.Hostname = b[at+n : end]
 				i, at = end+1, skipSpaces(b, end+1)
 			}

@@ -107,6 +107,14 @@ func (st *stamp) iso(b []byte, i int) int {
 	return st.zoneOffset(b, i)
 }
 
+// column parses a time that is a column of RFC 5424: nothing may follow it, nor
+// a dot without digits be in it. If it is not ok, end is 0 or behind what has the
+// form of a time, which may have a space in it.
+func (st *stamp) column(b []byte, i int) (end int, ok bool) {
+	end = st.iso(b, i)
+	return end, end > 0 && !st.bad && !st.noDigits && (end == len(b) || b[end] == ' ')
+}
+
 // clock parses "hh:mm:ss" [fraction] at b[i], with month, day and year set. It
 // returns the offset behind it, 0 for none.
 func (st *stamp) clock(b []byte, i int) int {
