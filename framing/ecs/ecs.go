@@ -17,8 +17,8 @@
 //	 ["log":{["source":{"address":"192.0.2.7:44214"},]
 //	         ["syslog":{["priority":165,"facility":{"code":20,"name":"local4"},
 //	                     "severity":{"code":5,"name":"Notice"},]
-//	                    ["version":"1",]["hostname":"h",]["appname":"a",]["procid":"1024",]["msgid":"ID47",]
-//	                    ["structured_data":{"id@32473":{"iut":"3"}}]},]
+//	                    ["version":"1",]["appname":"a",]["procid":"1024",]["msgid":"ID47",]
+//	                    ["structured_data":{"id@32473":{"iut":"3"}},]["hostname":"h"]},]
 //	         ["flags":["truncated"]]},]
 //	 ["error":{"message":"…"},]["tags":["…"],]
 //	 "spillway":{                                          AppendRecord ends here, behind the brace,
