@@ -1,0 +1,110 @@
+// Package admin answers people and monitoring about a running agent:
+//
+//	/healthz       200 while the process answers
+//	/readyz        200 when senders may send, else 503 and why, one reason a line
+//	/metrics       Prometheus text; metrics.go lists every name
+//	/debug/pprof/  profiles of net/http/pprof
+//
+// It starts nothing and owns nothing: what it shows it asks for when asked.
+package admin
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Sources is where the answers come from. The functions are called once a
+// request, by several goroutines at once, and must not wait for anybody.
+type Sources struct {
+	Version string
+	Inputs  func() []InputStats
+	Lanes   func() []LaneStats
+	Outputs func() []OutputStats
+
+	// Ready returns nil when all inputs are bound and all lanes accept records,
+	// else what is missing; errors.Join of several is fine.
+	Ready func() error
+}
+
+// InputStats are the counters of one input since the start. Fields grow only,
+// OpenConnections excepted.
+type InputStats struct {
+	Name string // of the input
+
+	Messages      int64
+	MessageBytes  int64 // without framing
+	ParseFailures int64 // messages whose header could not be read: kept, with error.message
+	Truncated     int64 // messages cut at MAX_MESSAGE_SIZE
+	Dropped       int64 // records for which the lane had no room
+
+	ReadBytes      int64 // from sockets, with framing
+	EmptyFrames    int64
+	Oversize       int64 // messages over MAX_MESSAGE_SIZE, whatever became of them
+	DiscardedBytes int64 // behind MAX_MESSAGE_SIZE
+	FramingErrors  int64
+	CutFrames      int64 // counted frames that the sender did not finish
+
+	Connections        int64 // accepted
+	OpenConnections    int64 // now
+	RefusedConnections int64 // over MAX_CONNECTIONS
+	IdleConnections    int64 // closed after IDLE_TIMEOUT
+}
+
+// LaneStats are the counters and the state of one lane.
+type LaneStats struct {
+	Name string // of the lane
+
+	Admitted  uint64            // records that were given a number since the start
+	Delivered uint64            // records acknowledged by an output since the start
+	Dropped   map[string]uint64 // numbered records that were lost since the start, by reason
+
+	PendingRecords uint64
+	PendingBytes   int64
+	PendingAge     time.Duration // of the oldest pending record; 0 when none is pending
+	DiskBytes      int64         // all files of the lane, delivered segments that are kept included
+	MaxBytes       int64         // what DiskBytes may reach
+	Full           bool          // no room: inputs wait or drop
+	Damaged        uint64        // places in files that could not be read since the start
+	Syncs          uint64        // fsyncs of segments since the start
+}
+
+// OutputStats is the state of one output.
+type OutputStats struct {
+	Name string // of the output
+
+	Active   bool // gets the runs now
+	Up       bool // its last call succeeded, or there was none yet
+	Failures int  // in a row
+}
+
+// Handler returns the handler of all paths.
+func Handler(s Sources) http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{s})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "spillway %s\n\n/healthz\n/readyz\n/metrics\n/debug/pprof/\n", s.Version)
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.Ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
