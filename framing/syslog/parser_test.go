@@ -3,6 +3,7 @@ package syslog
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -288,4 +289,68 @@ func TestDays(t *testing.T) {
 	check(0, 2, 29)
 	check(-399, 1, 1)
 	check(9999, 12, 31)
+}
+
+// What a parser remembers of the messages before does not change what it finds.
+func TestMemoryDoesNotShow(t *testing.T) {
+	at := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct{ name, zone, before, in string }{
+		{"an hour that occurs twice, after summer", "Europe/Budapest", "Oct 24 12:00:00", "Oct 25 02:30:00"},
+		{"an hour that occurs twice, after winter", "Europe/Budapest", "Oct 26 12:00:00", "Oct 25 02:30:00"},
+		{"an hour that never is, after summer", "Europe/Budapest", "Mar 30 12:00:00", "Mar 29 02:30:00"},
+		{"an hour that never is, after winter", "Europe/Budapest", "Mar 28 12:00:00", "Mar 29 02:30:00"},
+		{"an hour that occurs twice, after summer, in the west", "America/New_York", "Oct 31 12:00:00", "Nov  1 01:30:00"},
+		{"an hour that occurs twice, after winter, in the west", "America/New_York", "Nov  2 12:00:00", "Nov  1 01:30:00"},
+		{"an hour that never is, after summer, in the west", "America/New_York", "Mar  9 12:00:00", "Mar  8 02:30:00"},
+		{"an hour that never is, after winter, in the west", "America/New_York", "Mar  7 12:00:00", "Mar  8 02:30:00"},
+		{"a short day with a colon, then two colons", "UTC", "Nov 2 12:00:30:", "Nov 2 12:00::30"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			loc, err := time.LoadLocation(c.zone)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m Message
+			p := NewParser(Auto, loc)
+			p.Parse(&m, []byte("<13>"+c.before+" h a: x"), at)
+			if !m.HasTime {
+				t.Fatalf("%s is no time", c.before)
+			}
+			sameAsNew(t, p, []byte("<13>"+c.in+" h a: x"), at)
+		})
+	}
+
+	loc, err := time.LoadLocation("Europe/Budapest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	received := rapid.Map(rapid.SampledFrom([]string{
+		"2024-02-29T09:00:00Z", "2025-03-01T00:00:00Z", "2026-11-19T10:59:59Z", "2026-11-19T11:00:30Z", "2026-11-20T12:00:00Z", "2027-01-01T00:00:00Z", "2028-02-28T10:00:00Z",
+	}), func(s string) time.Time {
+		r, err := time.Parse(time.RFC3339, s)
+		if err != nil {
+			panic(err)
+		}
+		return r
+	})
+	minute := rapid.SampledFrom([]string{"Feb 29 10:00:", "Nov 20 12:00:", "Nov 20 12:01:", "Nov  2 12:00:", "Oct 25 02:30:", "Oct 27 02:30:"})
+	second := rapid.SampledFrom([]string{"00", "30", "59", "60", "61", "1x"})
+	rest := rapid.SampledFrom([]string{"", ":", " ", " h a: x", ".5 h a: x", ": h a: x", " GMT h a: x", " 2007 h a: x", " PM h a: x", " +0500 h a: x", " XYZ: %A-1-B: x", "x"})
+	rapid.Check(t, func(t *rapid.T) {
+		warm := NewParser(Auto, loc)
+		for range 8 {
+			in := []byte("<13>" + minute.Draw(t, "minute") + second.Draw(t, "second") + rest.Draw(t, "rest"))
+			sameAsNew(t, warm, in, received.Draw(t, "received"))
+		}
+	})
+}
+
+// sameAsNew checks that p finds in a message what a new parser finds.
+func sameAsNew(t interface{ Fatalf(string, ...any) }, p *Parser, in []byte, received time.Time) {
+	var got, want Message
+	p.Parse(&got, in, received)
+	NewParser(p.format, p.zone.loc).Parse(&want, in, received)
+	if g, w := describe(&got), describe(&want); !slices.Equal(g, w) {
+		t.Fatalf("%q received %v:\n%q, a new parser:\n%q", in, received, g, w)
+	}
 }

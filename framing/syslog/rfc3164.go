@@ -55,12 +55,13 @@ func (p *Parser) parse3164(m *Message, b []byte, i int, received int64) bool {
 			return ok
 		}
 	}
-	p.body(m, b, end)
+	m.body(b, end, m.Priority < 0 && isDigit(b[at]))
 	return true
 }
 
-// body parses host, tag and text behind a time that ends at b[i].
-func (p *Parser) body(m *Message, b []byte, i int) {
+// body parses host, tag and text behind a time that ends at b[i]. With needTag a
+// word is a host only if a tag follows.
+func (m *Message) body(b []byte, i int, needTag bool) {
 	at := skipSpaces(b, i)
 	if at == len(b) {
 		return
@@ -101,11 +102,17 @@ func (p *Parser) body(m *Message, b []byte, i int) {
 			end = m.host(b, at)
 		}
 		if end > 0 {
-			i, at = end, skipColon(b, skipSpaces(b, end))
+			at = skipColon(b, skipSpaces(b, end))
 			if next, ok := m.tag(b, at, false); ok {
 				m.setText(b, next)
 				return
 			}
+			if needTag {
+				m.Hostname = nil
+				m.setText(b, skipSpace(b, i))
+				return
+			}
+			i = end
 			if hasPrefix(b, at, "-- MARK --") {
 				m.Flags |= Mark
 			}
