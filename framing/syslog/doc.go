@@ -4,7 +4,8 @@
 // A Parser never fails, never panics, never allocates, and its time is linear
 // in the input. What it can't parse it leaves in Message.Text and tells in
 // Message.Err or Message.Flags. All slices of a Message alias the input. Use
-// one Parser per connection: it remembers the bounds of the last zone offset.
+// one Parser per connection: it remembers the last minute and zone offset, which
+// makes it fast, never different.
 //
 // # Order of detection
 //
@@ -39,25 +40,30 @@
 //
 // # BSD syslog
 //
-//		["<" pri ">" *SP] [cisco] [time [":"]] [SP host] [SP tag] [SP text]
+//	["<" pri ">" *SP] [cisco] [time [":"]] [SP host] [SP tag] [SP text]
 //
-//		cisco = [*digit ":" SP] [origin ":" SP] ["*" / "."]        in front of a time, an uptime or "%"
-//		time  = Mmm d [yyyy] clock tail / yyyy Mmm d clock tail / mm/dd/yyyy:clock tail
-//		      / yyyy-mm-dd ("T" / SP) clock [offset] tail
-//		clock = hh:mm:ss [("." / ",") *digit]
-//		tail  = [AM / PM] [zone] [yyyy]                            zone and year in either order
-//		host  = 1*255(letter / digit / one of -._/@~+#%) / IPv6 / "[" IP "]" / ("quoted")
-//		tag   = name ":" (SP / end) / name "[" pid "]" [":"]
+//	cisco = [*digit ":" SP] [origin ":" SP] ["*" / "."]        in front of a time, an uptime or "%"
+//	time  = Mmm d [yyyy] clock tail / yyyy Mmm d clock tail / mm/dd/yyyy:clock tail
+//	      / yyyy-mm-dd ("T" / SP) clock [offset] tail
+//	clock = hh:mm:ss [("." / ",") *digit]
+//	tail  = [AM / PM] [zone] [yyyy]                            zone and year in either order
+//	host  = 1*255(letter / digit / one of -._/@~+#%) / IPv6 / "[" IP "]" / ("quoted")
+//	tag   = name ":" (SP / end) / name "[" pid "]" [":"]
 //
-//	  - A host is expected behind a time only. It is the next word, unless that is
-//	    a tag, begins with "%", or is the last of the line.
-//	  - A bare word is text, not a tag (as Elastic; syslog-ng and rsyslog differ),
-//	    and so is one whose colon no space follows ("CEF:0|..."), and a number.
-//	  - Without a time a pid needs its colon.
-//	  - "last message repeated" and "-- MARK --" are texts, not hosts; "Message
-//	    forwarded from HOST:" is a host.
-//	  - Text loses one leading space, not more.
-//	  - A Cisco uptime in place of the time is left out (Uptime).
+// Parsers differ where this is ambiguous. Here:
+//
+//   - A host is expected behind a time only. It is the next word, unless that is
+//     a tag, begins with "%", or is the last of the line. Without a priority and
+//     behind an ISO time it must have a tag behind it: "2026-11-20 12:00:00 INFO
+//     started" is what applications write to their own logs.
+//   - A bare word is text, not a tag (as Elastic; syslog-ng and rsyslog call it
+//     the program), and so is one whose colon no space follows ("CEF:0|..."),
+//     and a number.
+//   - Without a time a pid needs its colon.
+//   - "last message repeated" and "-- MARK --" are texts, not hosts; "Message
+//     forwarded from HOST:" is a host.
+//   - Text loses one leading space, not more.
+//   - A Cisco uptime in place of the time is left out (Uptime).
 //
 // # Times
 //
