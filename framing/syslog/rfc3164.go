@@ -4,9 +4,9 @@ import "time"
 
 // Classes of bytes in names.
 const (
-	sdName  = 1 << 0 // SD-ID and PARAM-NAME
-	tagByte = 1 << 1 // a tag: no bracket, quote, separator
-	hostBit = 1 << 2 // a host that is no IPv6 address
+	sdByte   = 1 << 0 // SD-ID and PARAM-NAME
+	tagByte  = 1 << 1 // a tag: no bracket, quote, separator
+	hostByte = 1 << 2 // a host that is no IPv6 address
 )
 
 var class = func() (t [256]uint8) {
@@ -14,21 +14,21 @@ var class = func() (t [256]uint8) {
 		if c <= ' ' || c == 0x7f {
 			continue
 		}
-		t[c] = sdName | tagByte
+		t[c] = sdByte | tagByte
 	}
 	for _, c := range []byte(`=]"`) {
-		t[c] &^= sdName
+		t[c] &^= sdByte
 	}
 	for _, c := range []byte("[]{}<>:;,=|\\\"'`") {
 		t[c] &^= tagByte
 	}
 	for c := range t {
 		if c >= 0x80 || isDigit(byte(c)) || isAlpha(byte(c)) {
-			t[c] |= hostBit
+			t[c] |= hostByte
 		}
 	}
 	for _, c := range []byte("-._/@~+#%") {
-		t[c] |= hostBit
+		t[c] |= hostByte
 	}
 	return t
 }()
@@ -96,7 +96,7 @@ func (m *Message) body(b []byte, i int, needTag bool) {
 		}
 	}
 	if m.Hostname == nil {
-		if all&hostBit != 0 && end < len(b) && b[end] == ' ' && b[at] != '%' && end-at <= maxHost {
+		if all&hostByte != 0 && end < len(b) && b[end] == ' ' && b[at] != '%' && end-at <= maxHost {
 			m.setHost(b[at:end])
 		} else {
 			end = m.host(b, at)
@@ -183,7 +183,7 @@ func wordClass(b []byte, i int) (end int, all uint8) {
 
 // hostEnd returns the offset behind the bytes of a host name at b[i].
 func hostEnd(b []byte, i int) int {
-	for i < len(b) && class[b[i]]&hostBit != 0 {
+	for i < len(b) && class[b[i]]&hostByte != 0 {
 		i++
 	}
 	return i

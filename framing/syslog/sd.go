@@ -67,7 +67,7 @@ func (p *Parser) note(m *Message, b []byte, n int, id span) {
 
 // nameEnd returns the offset behind the SD-NAME at b[i].
 func nameEnd(b []byte, i int) int {
-	for i < len(b) && class[b[i]]&sdName != 0 {
+	for i < len(b) && class[b[i]]&sdByte != 0 {
 		i++
 	}
 	return i
