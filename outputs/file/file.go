@@ -32,12 +32,28 @@ import (
 
 // Config is SPILLWAY_OUTPUT_<NAME>_* of a file output.
 type Config struct {
-	Dir string `env:"-"` // absolute, from file:///dir
+	Dir string `env:"-"` // from file:///dir; a relative one is below the working directory
 
-	MaxBytes    outputs.Size  `env:"MAX_BYTES" envDefault:"256MiB" doc:"Most bytes of files in the directory; at the bound the output counts as failed until a consumer has taken some."`
-	RollAge     time.Duration `env:"ROLL_AGE" envDefault:"1s" doc:"How long the first batch of a file may wait for more."`
-	RollBytes   outputs.Size  `env:"ROLL_BYTES" envDefault:"8MiB" doc:"Most bytes of one file."`
-	RollBatches int           `env:"ROLL_BATCHES" envDefault:"200" doc:"Most batches in one file."`
+	MaxBytes    outputs.Size  `env:"MAX_BYTES" envDefault:"256MiB" doc:"most bytes of files in the directory; while they are used up the output counts as failed, until a consumer takes some"`
+	RollAge     time.Duration `env:"ROLL_AGE" envDefault:"1s" doc:"how long the first batch of a file may wait for more"`
+	RollBytes   outputs.Size  `env:"ROLL_BYTES" envDefault:"8MiB" doc:"most bytes of one file, at most MAX_BYTES"`
+	RollBatches int           `env:"ROLL_BATCHES" envDefault:"200" doc:"most batches in one file"`
+}
+
+// Validate returns what is wrong with c, one line for each option.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(wrong bool, format string, args ...any) {
+		if wrong {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(c.Dir == "", "URL: want file:///directory")
+	bad(c.MaxBytes <= 0, "MAX_BYTES=%v: want a size above 0", c.MaxBytes)
+	bad(c.RollBytes <= 0 || c.RollBytes > c.MaxBytes, "ROLL_BYTES=%v: want a size above 0 and at most MAX_BYTES (%v)", c.RollBytes, c.MaxBytes)
+	bad(c.RollBatches <= 0, "ROLL_BATCHES=%d: want a number above 0", c.RollBatches)
+	bad(c.RollAge < 0, "ROLL_AGE=%v: want 0 or more", c.RollAge)
+	return errors.Join(errs...)
 }
 
 // Modes of what the output makes.
@@ -73,20 +89,14 @@ type Stats struct {
 // New returns the output name for c. It removes what an earlier life left half
 // written in c.Dir, which need not exist yet.
 func New(name, site string, c Config) (*Output, error) {
-	v := "SPILLWAY_OUTPUT_" + strings.ToUpper(name)
-	switch {
-	case !filepath.IsAbs(c.Dir):
-		return nil, fmt.Errorf("%s_URL: want file:///directory, an absolute path, not %q", v, c.Dir)
-	case c.MaxBytes <= 0:
-		return nil, fmt.Errorf("%s_MAX_BYTES=%v: want a size above 0", v, c.MaxBytes)
-	case c.RollBytes <= 0 || c.RollBytes > c.MaxBytes:
-		return nil, fmt.Errorf("%s_ROLL_BYTES=%v: want a size above 0 and at most MAX_BYTES (%v)", v, c.RollBytes, c.MaxBytes)
-	case c.RollBatches <= 0:
-		return nil, fmt.Errorf("%s_ROLL_BATCHES=%d: want a number above 0", v, c.RollBatches)
-	case c.RollAge < 0:
-		return nil, fmt.Errorf("%s_ROLL_AGE=%v: want 0 or more", v, c.RollAge)
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("output %s: %w", name, err)
 	}
-	c.Dir = filepath.Clean(c.Dir)
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("output %s: URL: %w", name, err)
+	}
+	c.Dir = dir
 	o := &Output{name: name, site: site, c: c, durable: map[string]bool{}}
 	o.sweep()
 	return o, nil

@@ -310,7 +310,7 @@ func TestSourceOrder(t *testing.T) {
 
 func TestNew(t *testing.T) {
 	for name, change := range map[string]func(c *Config){
-		"URL":          func(c *Config) { c.Dir = "relative" },
+		"URL":          func(c *Config) { c.Dir = "" },
 		"MAX_BYTES":    func(c *Config) { c.MaxBytes = 0 },
 		"ROLL_BYTES":   func(c *Config) { c.RollBytes = c.MaxBytes + 1 },
 		"ROLL_BATCHES": func(c *Config) { c.RollBatches = 0 },
@@ -318,7 +318,7 @@ func TestNew(t *testing.T) {
 	} {
 		c := config(t.TempDir())
 		change(&c)
-		if _, err := New("outbox", "plant", c); err == nil || !strings.Contains(err.Error(), "SPILLWAY_OUTPUT_OUTBOX_"+name) {
+		if _, err := New("outbox", "plant", c); err == nil || !strings.Contains(err.Error(), " "+name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
