@@ -1,0 +1,355 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"spillway/buffer/batch"
+	"spillway/outputs"
+	"spillway/outputs/outputtest"
+	"spillway/outputs/s3"
+	"spillway/test/servers"
+)
+
+// s3Config is for a server on loopback, with deadlines that fit tests.
+func s3Config(endpoint, bucket string) s3.Config {
+	return s3.Config{Bucket: bucket, Prefix: "logs/edge", Endpoint: endpoint, RollBytes: 8 << 20, RollAge: time.Minute, RollBatches: 200,
+		Timeout: 3 * time.Second, MinRate: 1 << 20}
+}
+
+func openS3(t *testing.T, c s3.Config) *s3.Output {
+	t.Helper()
+	o, err := s3.New("archive", "plant", "gw1", c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return o
+}
+
+// wire is a proxy before a server that can lose its answers: requests arrive, the
+// connection breaks before the answer is through.
+type wire struct {
+	*httptest.Server
+	lose atomic.Bool
+}
+
+func newWire(t *testing.T, target string) *wire {
+	t.Helper()
+	u, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wire{}
+	w.Server = httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(u)
+			r.Out.Host = r.In.Host // signed
+		},
+		Transport:    &http.Transport{DisableKeepAlives: true},
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ModifyResponse: func(*http.Response) error {
+			if w.lose.Load() {
+				return errors.New("lost on the way")
+			}
+			return nil
+		},
+	})
+	t.Cleanup(w.Close)
+	return w
+}
+
+func TestS3(t *testing.T) {
+	server := servers.StartS3(t, "")
+	server.Setenv(t)
+	n := 0
+	outputtest.Run(t, outputtest.Harness{New: func(t *testing.T) *outputtest.FarSide {
+		n++
+		bucket := fmt.Sprintf("conformance-%d", n)
+		server.Bucket(t, bucket)
+		wire := newWire(t, server.Endpoint)
+		c := s3Config(wire.URL, bucket)
+		source, err := s3.NewSource(t.Context(), bucket, c.Prefix, s3Config(server.Endpoint, bucket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &outputtest.FarSide{
+			Agent: "gw1", Site: "plant", Source: source,
+			Output: func(t *testing.T) outputs.Output {
+				o, err := s3.New("archive", "plant", "gw1", c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return o
+			},
+			Stop:   func(t *testing.T) { server.Kill(t) },
+			Start:  func(t *testing.T) { server.Start(t) },
+			Pause:  func(t *testing.T) { server.Pause(t) },
+			Resume: func(t *testing.T) { server.Resume(t) },
+			Refuse: func(t *testing.T) func() {
+				server.RemoveBucket(t, bucket)
+				return func() { server.Bucket(t, bucket) }
+			},
+			LoseAnswers: func(_ *testing.T, lose bool) { wire.lose.Store(lose) },
+		}
+	}})
+}
+
+// s3Run is a run of n batches of lane main, with its key.
+func s3Run(t *testing.T, o *s3.Output, epoch batch.Epoch, n int) *batch.Run {
+	t.Helper()
+	enc, err := batch.NewEncoder(batch.Zstd, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := &batch.Run{Lane: "main", Agent: "gw1", Epoch: epoch, Attempt: 1}
+	sealer := batch.Sealer{Epoch: epoch}
+	var open batch.Open
+	for next, i := uint64(1), 0; i < n; i++ {
+		open.Reset(next, 0)
+		for range 50 {
+			open.Lines = fmt.Appendf(open.Lines, `{"message":"record %d of epoch %v"}`+"\n", open.Next(), epoch)
+			open.Added(time.Date(2026, 11, 20, 14, 0, i, 0, time.UTC).UnixNano())
+		}
+		next = open.Next()
+		bs, err := enc.Encode(nil, &open)
+		if err != nil || len(bs) != 1 {
+			t.Fatalf("%d batches, %v", len(bs), err)
+		}
+		sealer.Seal(bs[0])
+		run.Batches = append(run.Batches, *bs[0])
+	}
+	run.Key = o.Key(run)
+	return run
+}
+
+func getS3(t *testing.T, server *servers.S3, bucket, key string) (*awss3.GetObjectOutput, []byte) {
+	t.Helper()
+	out, err := server.Client().GetObject(t.Context(), &awss3.GetObjectInput{Bucket: &bucket, Key: &key, ChecksumMode: "ENABLED"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(out.Body)
+	if cerr := out.Body.Close(); err != nil || cerr != nil {
+		t.Fatal(err, cerr)
+	}
+	return out, body
+}
+
+// An object as anybody else sees it: its key, type, checksum, metadata, and
+// nothing in the body but ordinary zstd frames, one for each batch.
+func TestS3Object(t *testing.T) {
+	server := servers.StartS3(t, "")
+	server.Setenv(t)
+	server.Bucket(t, "logs")
+	o := openS3(t, s3Config(server.Endpoint, "logs"))
+	run := s3Run(t, o, 0xabc, 5)
+	run.Before[0], run.Attempt = 7, 3
+	if _, err := o.Publish(t.Context(), run); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	keys := server.Keys(t, "logs")
+	want := "logs/edge/main/dt=2026-11-20/site=plant/hr=14/gw1/" +
+		fmt.Sprintf("0000000000000abc-0000000000000001-00000000000000fa-%08x.ndjson.zst", run.CRC())
+	if len(keys) != 2 || keys[0] != "logs/edge/_probe/gw1/probe" || keys[1] != want {
+		t.Fatalf("the bucket has the keys %q, want the probe and %s", keys, want)
+	}
+	if _, err := outputs.ParseKey(keys[0]); err == nil {
+		t.Error("a reader would take the probe for records")
+	}
+	if object, err := outputs.ParseKey(keys[1]); err != nil || object.First != 1 || object.Last != 250 || object.Epoch != 0xabc || object.CRC != run.CRC() {
+		t.Errorf("the key reads as %+v, %v", object, err)
+	}
+	out, body := getS3(t, server, "logs", keys[1])
+	if aws.ToString(out.ContentType) != "application/zstd" || aws.ToString(out.ContentEncoding) != "" {
+		t.Errorf("type %q, encoding %q", aws.ToString(out.ContentType), aws.ToString(out.ContentEncoding))
+	}
+	if aws.ToString(out.ChecksumCRC32C) == "" {
+		t.Error("the server keeps no CRC32C")
+	}
+	for k, v := range map[string]string{
+		"agent": "gw1", "site": "plant", "lane": "main", "epoch": "0000000000000abc", "first-seq": "1", "last-seq": "250", "records": "250",
+		"schema": "1", "seal-before": run.Before.String(), "seal": run.Seal().String(), "batches": run.Sizes(), "attempt": "3",
+	} {
+		if out.Metadata["spillway-"+k] != v {
+			t.Errorf("spillway-%s is %q, want %q", k, out.Metadata["spillway-"+k], v)
+		}
+	}
+	if len(out.Metadata) != 12 {
+		t.Errorf("metadata %v", out.Metadata)
+	}
+	var frames [][]byte
+	for rest := body; len(rest) > 0; {
+		n := frameSize(t, rest)
+		frames, rest = append(frames, rest[:n]), rest[n:]
+	}
+	if len(frames) != len(run.Batches) {
+		t.Fatalf("%d frames for %d batches", len(frames), len(run.Batches))
+	}
+	for i, f := range frames {
+		if !bytes.Equal(f, run.Batches[i].Payload) {
+			t.Errorf("frame %d is not batch %d", i, i)
+		}
+	}
+}
+
+// frameSize is the length of the zstd frame that b begins with (RFC 8878 section
+// 3.1.1), told from its headers alone. A skippable frame fails the test: readers in
+// Java stop at one.
+func frameSize(t *testing.T, b []byte) int {
+	t.Helper()
+	if len(b) < 6 || binary.LittleEndian.Uint32(b) != 0xfd2fb528 {
+		t.Fatalf("not an ordinary zstd frame: it begins with % x", b[:min(4, len(b))])
+	}
+	d := b[4]
+	n := 5 + [4]int{0, 1, 2, 4}[d&3] + [4]int{0, 2, 4, 8}[d>>6]
+	if single := d>>5&1 == 1; !single {
+		n++ // window descriptor
+	} else if d>>6 == 0 {
+		n++ // content size of one byte
+	}
+	for last := false; !last; {
+		if n+3 > len(b) {
+			t.Fatal("a zstd frame is cut short")
+		}
+		h := int(b[n]) | int(b[n+1])<<8 | int(b[n+2])<<16
+		last = h&1 == 1
+		n += 3
+		if h>>1&3 == 1 { // RLE: one byte, repeated
+			n++
+		} else {
+			n += h >> 3
+		}
+	}
+	if d>>2&1 == 1 {
+		n += 4 // content checksum
+	}
+	if n > len(b) {
+		t.Fatal("a zstd frame is cut short")
+	}
+	return n
+}
+
+// Two lives that put one plan at the same time: one object, two acceptances.
+func TestS3RacingPlans(t *testing.T) {
+	server := servers.StartS3(t, "")
+	server.Setenv(t)
+	server.Bucket(t, "logs")
+	a, b := openS3(t, s3Config(server.Endpoint, "logs")), openS3(t, s3Config(server.Endpoint, "logs"))
+	const plans = 25
+	for i := range plans {
+		run := s3Run(t, a, batch.Epoch(i+1), 3)
+		var wg sync.WaitGroup
+		for _, o := range []*s3.Output{a, b} {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				for {
+					_, err := o.Publish(ctx, run)
+					if err == nil {
+						return
+					}
+					// 409: the other one is at it.
+					if _, action := outputs.Classify(err); action != outputs.Retry || ctx.Err() != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	if n := len(server.Keys(t, "logs")); n != plans {
+		t.Errorf("%d objects after %d plans", n, plans)
+	}
+	x, y := a.Stats(), b.Stats()
+	if x.Delivered+y.Delivered != plans || x.AlreadyThere+y.AlreadyThere != plans {
+		t.Errorf("counted %+v and %+v", x, y)
+	}
+}
+
+// What only the real server can say no to: other keys, a body that changes.
+func TestS3Refusals(t *testing.T) {
+	server := servers.StartS3(t, "")
+	server.Setenv(t)
+	server.Bucket(t, "logs")
+	for _, c := range []struct {
+		name   string
+		env    [2]string
+		action outputs.Action
+		hint   string
+	}{
+		{"unknown access key", [2]string{"AWS_ACCESS_KEY_ID", "nobody"}, outputs.Misconfigured, "credentials"},
+		{"wrong secret", [2]string{"AWS_SECRET_ACCESS_KEY", "wrong"}, outputs.Misconfigured, "secret key"},
+		{"no credentials", [2]string{"AWS_ACCESS_KEY_ID", ""}, outputs.Failover, "AWS_ACCESS_KEY_ID"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv(c.env[0], c.env[1])
+			o := openS3(t, s3Config(server.Endpoint, "logs"))
+			n, err := o.Publish(t.Context(), s3Run(t, o, 1, 1))
+			var e *outputs.Error
+			if !errors.As(err, &e) || n != 0 || e.Stored != outputs.StoredNo || e.Action != c.action || !strings.Contains(e.Hint, c.hint) {
+				t.Errorf("accepted %d: %v", n, err)
+			}
+			if o.Probe(t.Context()) == nil {
+				t.Error("the probe succeeds")
+			}
+		})
+	}
+	t.Run("region", func(t *testing.T) {
+		c := s3Config(server.Endpoint, "logs")
+		c.Region = "eu-north-1"
+		o := openS3(t, c)
+		_, err := o.Publish(t.Context(), s3Run(t, o, 1, 1))
+		var e *outputs.Error
+		if !errors.As(err, &e) || e.Action != outputs.Misconfigured || !strings.Contains(e.Hint, "REGION") {
+			t.Errorf("another region is told as %v", err)
+		}
+	})
+	t.Run("changed on the way", func(t *testing.T) {
+		u, err := url.Parse(server.Endpoint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		proxy := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(u)
+			r.Out.Host = r.In.Host
+			body, _ := io.ReadAll(r.In.Body)
+			body[len(body)/2] ^= 1
+			r.Out.Body = io.NopCloser(bytes.NewReader(body))
+		}})
+		t.Cleanup(proxy.Close)
+		o := openS3(t, s3Config(proxy.URL, "logs"))
+		_, err = o.Publish(t.Context(), s3Run(t, o, 1, 1))
+		var e *outputs.Error
+		if !errors.As(err, &e) || e.Stored != outputs.StoredNo || e.Action != outputs.Retry || !strings.Contains(e.Hint, "changed on the way") {
+			t.Errorf("a changed body is told as %v", err)
+		}
+	})
+	if keys := server.Keys(t, "logs"); len(keys) != 0 {
+		t.Errorf("stored all the same: %q", keys)
+	}
+}
