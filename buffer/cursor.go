@@ -1,0 +1,402 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+const (
+	cursorFile  = "cursor"
+	cursorMagic = 0x55435053 // "SPCU"
+	slotSize    = 4096       // a torn write of one slot can't reach the other
+	slotFixed   = 184
+	maxNames    = 16
+	maxName     = 32
+	maxKey      = 1024
+	maxDoubts   = 16
+	maxHanded   = 64
+	maxGaps     = 8
+	gapSize     = 113
+	nameNone    = 255
+)
+
+// Range is the records First to Last, both included.
+type Range struct{ First, Last uint64 }
+
+// Plan is an object that is about to be handed over to Output: exactly the
+// records First to Last under Key. The zero Plan is none.
+type Plan struct {
+	Output      string
+	First, Last uint64
+	Key         string
+}
+
+// Reasons of a Gap.
+const (
+	ReasonFull    = "full_oldest" // dropped to make room
+	ReasonDamaged = "damaged"     // bytes that were durable once are gone
+	ReasonTorn    = "torn"        // a write that was cut off; nobody had been told that it is stored
+	ReasonMissing = "missing"     // whole segments are gone
+	ReasonSkipped = "skipped"     // numbers that the writer left out; the seals join
+	ReasonEpoch   = "epoch"       // numbering could not be continued with certainty
+)
+
+// reasons in the order of their numbers in the cursor; append only.
+var reasons = []string{"", ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonEpoch}
+
+// Gap is a hole in the numbers of one epoch, or several that were merged.
+type Gap struct {
+	Reason string
+	Epoch  batch.Epoch
+	// First and Last enclose the hole; Count is how many records are missing in
+	// it. Of ReasonEpoch, Last is the last number that was found in Epoch, Before
+	// its seal, and First and Count are 0.
+	First, Last, Count uint64
+	// Since and Until are receive times, of the last record before and the first
+	// record behind the hole as far as they are known, else zero.
+	Since, Until time.Time
+	// Before is the seal of the last batch before the hole, After that of the
+	// first batch behind it; zero where there is none or it is not known.
+	Before, After batch.Seal
+}
+
+// handed is one output and the last record that it acknowledged.
+type handed struct {
+	output string
+	last   uint64
+}
+
+// doubt is a range that output may have received.
+type doubt struct {
+	output string
+	r      Range
+}
+
+// position is all that the cursor file holds: how far the chain has delivered,
+// and what must be remembered about it. It is a help: without it delivery
+// starts at the acked floor of the newest segment, which can only repeat.
+type position struct {
+	generation uint64
+	committed  uint64      // every record up to this one was acknowledged, or told as a Gap
+	next       uint64      // the number that comes next
+	epoch      batch.Epoch // of next
+	seal       batch.Seal  // of the batch before next
+	plan       Plan
+	passed     Range // dropped behind a planned range: a hole that is told already
+	drops      [8]uint64
+	acks       []handed // by output, newest last
+	doubts     []doubt
+	handed     []handed // newest last: output took what follows the entry before
+	gaps       []Gap    // not yet told in-band
+}
+
+// dropped names the counters of position.drops: records lost by reason. Append only.
+var dropped = [8]string{ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped}
+
+// names collects the output names that p mentions, oldest first.
+func (p *position) names() []string {
+	var out []string
+	add := func(s string) {
+		if s != "" && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	add(p.plan.Output)
+	for _, d := range p.doubts {
+		add(d.output)
+	}
+	for _, h := range slices.Backward(p.acks) {
+		add(h.output)
+	}
+	for _, h := range slices.Backward(p.handed) {
+		add(h.output)
+	}
+	return out[:min(len(out), maxNames)]
+}
+
+// appendSlot appends p as one slot, little-endian:
+//
+//	  0  4  magic "SPCU"
+//	  4  4  length of the slot, checksum included
+//	  8  1  version, 1
+//	  9  1  output names N (at most 16)
+//	 10  1  acknowledgements A (16)
+//	 11  1  in-doubt ranges D (16)
+//	 12  1  hand-overs H (64)
+//	 13  1  gaps not yet told G (8)
+//	 14  2  length of the plan's key K (1,024)
+//	 16  8  generation: the higher valid slot counts
+//	 24  8  committed
+//	 32  8  next sequence
+//	 40  8  its epoch
+//	 48 32  seal of the batch before it
+//	 80 16  plan: first, last (0, 0: none)
+//	 96 16  passed: first, last (0, 0: none)
+//	112 64  records lost: full_oldest, damaged, torn, missing, skipped, 3 × zero
+//	176  1  plan: output (index of a name; 255: none)
+//	177  7  zero
+//	184     N × (length u8, name)
+//	        K bytes: the plan's key
+//	        A × (output u8, last u64)
+//	        D × (output u8, first u64, last u64)
+//	        H × (output u8, last u64)
+//	        G × (reason u8, epoch u64, first u64, last u64, count u64, since i64 ns, until i64 ns, seal before, seal after)
+//	 -4  4  CRC32C of all bytes before it
+//
+// The longest slot is 3,636 bytes. The file has one slot at 0 and one at 4096;
+// they are overwritten in turn.
+func appendSlot(dst []byte, p *position) []byte {
+	start := len(dst)
+	dst = append(dst, make([]byte, slotFixed)...)
+	b := dst[start:]
+	names := p.names()
+	index := func(s string) byte {
+		if i := slices.Index(names, s); i >= 0 {
+			return byte(i)
+		}
+		return nameNone
+	}
+	known := func(h handed) bool { return index(h.output) != nameNone }
+	acks := filter(p.acks, known)
+	over := filter(p.handed, known)
+	le.PutUint32(b[0:], cursorMagic)
+	b[8] = version1
+	b[9], b[10], b[11], b[12], b[13] = byte(len(names)), byte(len(acks)), byte(len(p.doubts)), byte(len(over)), byte(len(p.gaps))
+	le.PutUint16(b[14:], uint16(len(p.plan.Key)))
+	le.PutUint64(b[16:], p.generation)
+	le.PutUint64(b[24:], p.committed)
+	le.PutUint64(b[32:], p.next)
+	le.PutUint64(b[40:], uint64(p.epoch))
+	copy(b[48:], p.seal[:])
+	le.PutUint64(b[80:], p.plan.First)
+	le.PutUint64(b[88:], p.plan.Last)
+	le.PutUint64(b[96:], p.passed.First)
+	le.PutUint64(b[104:], p.passed.Last)
+	for i, n := range p.drops {
+		le.PutUint64(b[112+8*i:], n)
+	}
+	b[176] = index(p.plan.Output)
+	for _, s := range names {
+		dst = append(dst, byte(len(s)))
+		dst = append(dst, s...)
+	}
+	dst = append(dst, p.plan.Key...)
+	for _, h := range acks {
+		dst = le.AppendUint64(append(dst, index(h.output)), h.last)
+	}
+	for _, d := range p.doubts {
+		dst = le.AppendUint64(append(dst, index(d.output)), d.r.First)
+		dst = le.AppendUint64(dst, d.r.Last)
+	}
+	for _, h := range over {
+		dst = le.AppendUint64(append(dst, index(h.output)), h.last)
+	}
+	for i := range p.gaps {
+		g := &p.gaps[i]
+		dst = append(dst, byte(max(0, slices.Index(reasons, g.Reason))))
+		for _, v := range []uint64{uint64(g.Epoch), g.First, g.Last, g.Count, uint64(nanos(g.Since)), uint64(nanos(g.Until))} {
+			dst = le.AppendUint64(dst, v)
+		}
+		dst = append(dst, g.Before[:]...)
+		dst = append(dst, g.After[:]...)
+	}
+	le.PutUint32(dst[start+4:], uint32(len(dst)-start+4))
+	return le.AppendUint32(dst, batch.CRC32C(dst[start:]))
+}
+
+func filter(in []handed, keep func(handed) bool) (out []handed) {
+	for _, h := range in {
+		if keep(h) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// nanos is t in unix ns; the zero time is 0.
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// instant is the inverse of nanos.
+func instant(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
+var errSlot = errors.New("not a cursor slot")
+
+// parseSlot reads one slot from the start of b, the inverse of appendSlot.
+func parseSlot(b []byte) (p position, err error) {
+	if len(b) < slotFixed+4 || le.Uint32(b) != cursorMagic {
+		return p, errSlot
+	}
+	n := int(le.Uint32(b[4:]))
+	if n < slotFixed+4 || n > slotSize || n > len(b) || le.Uint32(b[n-4:]) != batch.CRC32C(b[:n-4]) || b[8] != version1 {
+		return p, errSlot
+	}
+	p = position{
+		generation: le.Uint64(b[16:]), committed: le.Uint64(b[24:]), next: le.Uint64(b[32:]), epoch: batch.Epoch(le.Uint64(b[40:])),
+		seal: batch.Seal(b[48:80]), plan: Plan{First: le.Uint64(b[80:]), Last: le.Uint64(b[88:])},
+		passed: Range{le.Uint64(b[96:]), le.Uint64(b[104:])},
+	}
+	for i := range p.drops {
+		p.drops[i] = le.Uint64(b[112+8*i:])
+	}
+	nNames, nAcks, nDoubts, nHanded, nGaps, nKey, planOutput := int(b[9]), int(b[10]), int(b[11]), int(b[12]), int(b[13]), int(le.Uint16(b[14:])), b[176]
+	if nNames > maxNames || nAcks > maxNames || nDoubts > maxDoubts || nHanded > maxHanded || nGaps > maxGaps || nKey > maxKey {
+		return position{}, errSlot
+	}
+	r := slotReader{b: b[slotFixed : n-4]}
+	for range nNames {
+		r.names = append(r.names, string(r.take(int(r.u8()))))
+	}
+	p.plan.Key = string(r.take(nKey))
+	if planOutput != nameNone {
+		p.plan.Output = r.name(planOutput)
+	}
+	for range nAcks {
+		p.acks = append(p.acks, handed{r.name(r.u8()), r.u64()})
+	}
+	for range nDoubts {
+		p.doubts = append(p.doubts, doubt{r.name(r.u8()), Range{r.u64(), r.u64()}})
+	}
+	for range nHanded {
+		p.handed = append(p.handed, handed{r.name(r.u8()), r.u64()})
+	}
+	for range nGaps {
+		reason := int(r.u8())
+		if reason >= len(reasons) {
+			return position{}, errSlot
+		}
+		p.gaps = append(p.gaps, Gap{Reason: reasons[reason], Epoch: batch.Epoch(r.u64()), First: r.u64(), Last: r.u64(), Count: r.u64(),
+			Since: instant(int64(r.u64())), Until: instant(int64(r.u64())), Before: r.seal(), After: r.seal()})
+	}
+	if r.bad || len(r.b) != 0 {
+		return position{}, errSlot
+	}
+	return p, nil
+}
+
+// slotReader takes the variable part of a slot apart.
+type slotReader struct {
+	b     []byte
+	names []string
+	bad   bool
+}
+
+func (r *slotReader) take(n int) []byte {
+	if n > len(r.b) {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	v := r.b[:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *slotReader) u8() byte {
+	if v := r.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (r *slotReader) u64() uint64 {
+	if v := r.take(8); v != nil {
+		return le.Uint64(v)
+	}
+	return 0
+}
+
+func (r *slotReader) seal() (s batch.Seal) {
+	copy(s[:], r.take(len(s)))
+	return s
+}
+
+func (r *slotReader) name(i byte) string {
+	if int(i) >= len(r.names) {
+		r.bad = true
+		return ""
+	}
+	return r.names[i]
+}
+
+// cursor is the cursor file. Buffer.w guards it.
+type cursor struct {
+	f          File
+	named      bool   // the file's name is durable, as far as this life knows
+	slot       int    // which slot holds the newest durable position
+	generation uint64 // of that slot
+}
+
+// read returns the newest valid slot. certain is false if there is none, or if
+// the other slot holds something that is not valid: then a newer position may
+// have been there. Nothing about it is an error: a cursor is a help.
+func (c *cursor) read(dir FS) (p position, ok, certain bool) {
+	f, err := dir.Open(cursorFile, false)
+	if err != nil {
+		return p, false, false
+	}
+	defer f.Close()
+	var buf [2 * slotSize]byte
+	n, _ := readAt(f, buf[:], 0)
+	certain = true
+	for i := range 2 {
+		slot := buf[min(n, i*slotSize):min(n, (i+1)*slotSize)]
+		q, err := parseSlot(slot)
+		switch {
+		case err == nil && (!ok || q.generation > p.generation):
+			p, ok = q, true
+			c.slot, c.generation = i, q.generation
+		case err != nil && slices.ContainsFunc(slot, func(c byte) bool { return c != 0 }):
+			certain = false
+		}
+	}
+	return p, ok, ok && certain
+}
+
+// save writes p to the slot that does not hold the newest durable position and
+// makes it durable. After an error nothing is known about that slot; the next
+// save writes the same one again, so that the good one is never touched.
+func (c *cursor) save(dir FS, p *position) error {
+	if c.f == nil {
+		f, err := dir.Open(cursorFile, true)
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				dir.Remove(cursorFile) // what can't be opened can't be read at the next start either
+			}
+			if f, err = dir.Create(cursorFile); err != nil {
+				return fmt.Errorf("create cursor: %w", err)
+			}
+			c.named = false
+		}
+		c.f = f
+	}
+	p.generation = c.generation + 1
+	buf := appendSlot(make([]byte, 0, slotSize), p)
+	_, err := c.f.WriteAt(buf, int64(1-c.slot)*slotSize)
+	if err == nil {
+		err = c.f.Sync()
+	}
+	if err == nil && !c.named {
+		err = dir.SyncDir() // an earlier life may have created it and gone before this
+	}
+	if err != nil {
+		c.f.Close()
+		c.f = nil
+		return fmt.Errorf("save cursor: %w", err)
+	}
+	c.named, c.slot, c.generation = true, 1-c.slot, p.generation
+	return nil
+}

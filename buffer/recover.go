@@ -1,0 +1,313 @@
+package buffer
+
+import (
+	"fmt"
+	"sort"
+
+	"spillway/buffer/batch"
+)
+
+// tail is how far the segments have been scanned for batches to hand out.
+type tail struct {
+	seg  *segment // nil: before the first
+	off  int64
+	next uint64     // the number that must come next
+	seal batch.Seal // of the batch that ends with sealOf
+	// before is the seal before the first batch of seg, if its header is intact (known).
+	before batch.Seal
+	known  bool
+	sealOf uint64
+	since  int64  // receive time of that batch's last record, unix ns
+	damage damage // since that batch
+	lost   uint64 // the highest number known to be lost in damage; 0: not known
+	ended  []Gap  // what was lost at the end of epochs before
+}
+
+// damage that lies between two batches.
+type damage uint8
+
+const (
+	intact  damage = 0
+	torn    damage = 1 // a write that was cut off
+	corrupt damage = 2 // bytes that were durable once
+)
+
+// ending is what a segment's bytes say about its end.
+type ending struct {
+	seg    *segment
+	last   uint64     // highest number of a valid batch; 0: there is none
+	seal   batch.Seal // of that batch
+	time   int64      // of its last record
+	seen   uint64     // highest number in any intact header, of a lost payload too
+	exact  bool       // the segment ends right behind a valid batch or footer
+	footer bool       // … a footer
+}
+
+// recover looks at what is there and decides where numbering and delivery go on.
+// It writes nothing.
+//
+//  1. List the directory. The names of the segments give their order, the epoch
+//     and the first number of each. Other names are left alone.
+//  2. Read the two slots of the cursor; the newest valid one counts.
+//  3. Read the end of the newest segment: its footer, else all of it. Read on
+//     backwards until a segment with a valid batch that begins at a lower number,
+//     because batches that were written again after an error may lie in both.
+//  4. Go on with the numbers of the newest segment's epoch if that is certain;
+//     else begin a new epoch above every number found anywhere.
+//  5. Begin delivery behind the cursor; without one, behind the acked floor of the
+//     newest readable segment header; without that, with the oldest segment.
+func (b *Buffer) recover() error {
+	if err := b.list(); err != nil {
+		return err
+	}
+	p, cursor, certain := b.cur.read(b.fs)
+	if cursor {
+		b.pos = p
+	}
+	found := max(p.committed, max(p.next, 1)-1)
+	for _, s := range b.segs {
+		found = max(found, s.first-1)
+		b.ordinal = max(b.ordinal, s.ordinal+1)
+	}
+	b.opens = 1
+	var newest, best ending
+	if n := len(b.segs); n > 0 {
+		h, err := b.header(b.segs[n-1])
+		if err != nil {
+			return err
+		}
+		b.opens = h.Opens + 1
+		newest = b.newestEnding(p)
+		best = newest
+		found = max(found, newest.seen)
+		for i := n - 2; i >= 0; i-- {
+			s := b.segs[i]
+			e := b.ending(s)
+			found = max(found, e.seen)
+			if e.last > best.last {
+				best = e
+			}
+			if e.last > 0 && s.first < newest.seg.first {
+				break
+			}
+		}
+		if !cursor {
+			b.pos.committed = b.floor()
+			found = max(found, b.pos.committed)
+		}
+	}
+	b.start = b.begin(newest, best, found, p, cursor)
+	b.next, b.seal = b.start.Next, b.start.Seal
+	b.tailNext, b.tailSeal = b.next, b.seal
+	b.settled = len(b.segs) == 0 || !b.start.Unclean
+	b.aim(certain)
+	return nil
+}
+
+// list fills b.segs.
+func (b *Buffer) list() error {
+	files, err := b.fs.List("")
+	if err != nil {
+		return fmt.Errorf("list: %w", err)
+	}
+	b.segs = parseNames(files)
+	for _, s := range b.segs {
+		b.total += s.size
+		if s.agent == b.o.Agent {
+			s.agent = b.o.Agent // one string for all
+		}
+	}
+	return nil
+}
+
+// parseNames returns the segments among files, oldest first. What may lie in each
+// ends before the next one's first number.
+func parseNames(files []FileInfo) []*segment {
+	var segs []*segment
+	for _, f := range files {
+		if s, ok := parseName(f.Name); ok {
+			s.size, s.end, s.promise = f.Size, f.Size, -1
+			segs = append(segs, &s)
+		}
+	}
+	sort.Slice(segs, func(i, j int) bool {
+		if segs[i].ordinal != segs[j].ordinal {
+			return segs[i].ordinal < segs[j].ordinal
+		}
+		return segs[i].name() < segs[j].name()
+	})
+	for i, s := range segs {
+		s.last = s.first - 1
+		if i+1 < len(segs) {
+			s.last = max(s.last, segs[i+1].first-1)
+		}
+	}
+	return segs
+}
+
+// header reads a segment's header. Only a newer version is an error.
+func (b *Buffer) header(s *segment) (h segmentHeader, err error) {
+	f, err := b.fs.Open(s.name(), false)
+	if err != nil {
+		return h, nil
+	}
+	defer f.Close()
+	var buf [segmentHeaderSize]byte
+	n, _ := readAt(f, buf[:], 0)
+	h, err = parseSegmentHeader(buf[:n])
+	if err == errNotHeader || err == nil && h.Salt != s.salt {
+		return segmentHeader{}, nil
+	}
+	return h, err
+}
+
+// newestEnding is the ending of the newest segment. After a clean stop the footer
+// and the cursor say all; else the segment is read.
+func (b *Buffer) newestEnding(p position) ending {
+	s := b.segs[len(b.segs)-1]
+	if f, ok := b.footer(s); ok && p.next == f.Last+1 && p.epoch == s.epoch {
+		s.last = f.Last
+		return ending{seg: s, last: f.Last, seal: p.seal, time: f.LastTime, seen: f.Last, exact: true, footer: true}
+	}
+	e := b.read(s)
+	s.last = max(s.last, e.last)
+	return e
+}
+
+// ending is what an older segment ends with: its footer says it without reading
+// it all. The seal is known only if it was read.
+func (b *Buffer) ending(s *segment) ending {
+	if f, ok := b.footer(s); ok {
+		return ending{seg: s, last: f.Last, time: f.LastTime, seen: f.Last, exact: true, footer: true}
+	}
+	return b.read(s)
+}
+
+// footer reads the footer at the end of s.
+func (b *Buffer) footer(s *segment) (f Footer, ok bool) {
+	if s.size < footerSize {
+		return f, false
+	}
+	file, err := b.fs.Open(s.name(), false)
+	if err != nil {
+		return f, false
+	}
+	defer file.Close()
+	var buf [footerSize]byte
+	n, _ := readAt(file, buf[:], s.size-footerSize)
+	f, ok = parseFooter(buf[:n], s.size-footerSize)
+	return f, ok && f.Salt == s.salt && f.Last > 0
+}
+
+// read scans all of s for its ending.
+func (b *Buffer) read(s *segment) ending {
+	e := ending{seg: s}
+	f, err := b.fs.Open(s.name(), false)
+	if err != nil {
+		return e
+	}
+	defer f.Close()
+	scan := scanner{r: f, end: s.size, salt: s.salt, payloads: true}
+	for {
+		x, ok := scan.next()
+		if !ok {
+			return e
+		}
+		e.exact, e.footer = false, false
+		switch x.Kind {
+		case KindBatch:
+			if x.Batch.Last() >= e.last {
+				e.last, e.seal, e.time = x.Batch.Last(), x.Batch.Seal, x.Batch.LastTime
+			}
+			e.exact = true
+		case KindFooter:
+			e.exact, e.footer = true, true
+		}
+		if x.Batch.Count > 0 {
+			e.seen = max(e.seen, x.Batch.Last())
+		}
+	}
+}
+
+// floor is the acked floor of the newest readable header.
+func (b *Buffer) floor() uint64 {
+	for i := len(b.segs) - 1; i >= 0; i-- {
+		if h, _ := b.header(b.segs[i]); h.Salt == b.segs[i].salt && h.First > 0 {
+			return h.Floor
+		}
+	}
+	return 0
+}
+
+// begin decides where numbering goes on.
+//
+// The numbers of an epoch can be continued if its newest segment was closed with
+// a footer, or, when everything a reader ever saw was synced before (SyncGroup),
+// ends right behind a valid batch; and if nothing knows of a higher number.
+func (b *Buffer) begin(newest, best ending, found uint64, p position, cursor bool) Start {
+	s := newest.seg
+	clean := s == nil || newest.exact && newest.footer
+	if s != nil && s.agent == b.o.Agent && newest.exact && (newest.footer || b.o.Sync == SyncGroup) &&
+		best.seg == s && newest.last > 0 && newest.last >= found && newest.seal != (batch.Seal{}) {
+		return Start{Epoch: s.epoch, Next: newest.last + 1, Seal: newest.seal, Unclean: !clean}
+	}
+	st := Start{Next: found + 1, Unclean: !clean}
+	for st.Epoch == 0 || b.known(st.Epoch) {
+		st.Epoch = batch.Epoch(b.o.random())
+	}
+	switch {
+	case best.last > 0:
+		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: best.seg.epoch, Last: best.last, Before: best.seal, Since: instant(best.time)}
+	case s != nil:
+		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: s.epoch, Last: found}
+	case cursor:
+		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: p.epoch, Last: p.next - 1, Before: p.seal}
+	}
+	return st
+}
+
+// known reports whether a segment has this epoch.
+func (b *Buffer) known(e batch.Epoch) bool {
+	for _, s := range b.segs {
+		if s.epoch == e {
+			return true
+		}
+	}
+	return false
+}
+
+// aim sets the tail to where the first undelivered batch must lie.
+func (b *Buffer) aim(certain bool) {
+	next := b.pos.committed + 1
+	b.tail = tail{next: next}
+	defer b.reckon()
+	if len(b.segs) == 0 {
+		return
+	}
+	i := 0
+	for j, s := range b.segs {
+		if s.first <= next {
+			i = j
+		}
+	}
+	// Batches that were written again after an error may lie in the segment before
+	// too, with more behind them than in the later copy.
+	for i > 0 && b.segs[i-1].first == b.segs[i].first {
+		i--
+	}
+	if i > 0 {
+		if f, ok := b.footer(b.segs[i-1]); !ok || f.Last >= next {
+			i--
+		}
+	}
+	s := b.segs[i]
+	b.tail.seg = s
+	if s.first <= next {
+		return
+	}
+	// The oldest segment begins behind the position. If it does not begin an epoch
+	// and the position is certain, segments are missing; the reader will tell.
+	if h, _ := b.header(s); !certain || h.Before == (batch.Seal{}) {
+		b.tail.next = s.first
+	}
+}

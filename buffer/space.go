@@ -1,0 +1,729 @@
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+// reckon finds the head of the line among the segments and what is live. mu is held.
+func (b *Buffer) reckon() {
+	var at *segment
+	switch {
+	case len(b.index) > 0:
+		at = b.index[0].seg
+	case b.tail.seg != nil:
+		at = b.tail.seg
+	}
+	b.head = 0
+	if at != nil {
+		b.head = b.find(at.ordinal)
+	}
+	now := b.o.Now().UnixNano()
+	for _, s := range b.segs[:b.head] {
+		if s.doneAt == 0 {
+			s.doneAt = now
+			b.wake()
+		}
+	}
+	b.live = 0
+	for _, s := range b.segs[b.head:] {
+		b.live += s.size
+	}
+}
+
+// pending reports whether anything is stored that is not committed. mu is held.
+func (b *Buffer) pending() bool {
+	if b.next > b.start.Next {
+		return b.next-1 > b.pos.committed
+	}
+	for _, s := range b.segs[b.head:] {
+		if s.last > b.pos.committed {
+			return true
+		}
+	}
+	return false
+}
+
+// Commit notes that output has acknowledged every record up to last, which Next
+// has handed out. It is monotonic and idempotent: a lower number changes nothing.
+// It clears a plan that ends at last or before. It does not wait for the disk:
+// Maintain saves the position within 5 s and frees delivered segments after
+// KeepAcked; a crash before that repeats batches with the same identity.
+func (b *Buffer) Commit(last uint64, output string) error {
+	if err := checkName(output); err != nil {
+		return fmt.Errorf("commit %d: %w", last, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return ErrClosed
+	}
+	if last > b.handed && last > b.pos.committed {
+		return fmt.Errorf("commit %d: only records up to %d were handed out: %w", last, b.handed, ErrOrder)
+	}
+	if last <= b.pos.committed {
+		return nil
+	}
+	b.pos.committed = last
+	if b.pos.plan.Last <= last {
+		b.pos.plan = Plan{}
+	}
+	if b.pos.passed.Last <= last {
+		b.pos.passed = Range{}
+	}
+	b.pos.acks = note(b.pos.acks, handed{output, last})
+	if n := len(b.pos.handed); n > 0 && b.pos.handed[n-1].output == output {
+		b.pos.handed[n-1].last = last
+	} else {
+		b.pos.handed = append(b.pos.handed, handed{output, last})
+		b.pos.handed = b.pos.handed[max(0, len(b.pos.handed)-maxHanded):]
+	}
+	n := 0
+	for n < len(b.index) && b.index[n].h.Last() <= last {
+		n++
+	}
+	if n > 0 {
+		b.index = slices.Delete(b.index, 0, n)
+		b.popped++
+	}
+	if b.tail.seg != nil && len(b.index) == 0 {
+		b.advance()
+	}
+	b.reckon()
+	b.soil()
+	b.broadcast()
+	return nil
+}
+
+// note replaces output's entry; the newest is the last.
+func note(in []handed, h handed) []handed {
+	in = slices.DeleteFunc(in, func(o handed) bool { return o.output == h.output })
+	in = append(in, h)
+	return in[max(0, len(in)-maxNames):]
+}
+
+func checkName(output string) error {
+	if output == "" || len(output) > maxName {
+		return fmt.Errorf("output name %q: want 1 to %d bytes", output, maxName)
+	}
+	return nil
+}
+
+// Plan returns the stored plan, if there is one.
+func (b *Buffer) Plan() (Plan, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pos.plan, b.pos.plan != Plan{}
+}
+
+// SetPlan makes p durable before it returns, so that a restart hands over the
+// same object: Next repeats it, DropOldest spares it. The zero Plan clears.
+func (b *Buffer) SetPlan(p Plan) error {
+	if p != (Plan{}) {
+		if err := checkName(p.Output); err != nil {
+			return fmt.Errorf("set plan: %w", err)
+		}
+		if p.Key == "" || len(p.Key) > maxKey || p.First == 0 || p.Last < p.First {
+			return fmt.Errorf("set plan: records %d to %d under a key of %d bytes, at most %d", p.First, p.Last, len(p.Key), maxKey)
+		}
+	}
+	b.w.Lock()
+	defer b.w.Unlock()
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return ErrClosed
+	}
+	if p != (Plan{}) && (p.Last > b.handed || p.First != b.pos.committed+1) {
+		committed, out := b.pos.committed, b.handed
+		b.mu.Unlock()
+		return fmt.Errorf("set plan: records %d to %d, but %d are committed and %d handed out: %w", p.First, p.Last, committed, out, ErrOrder)
+	}
+	same := b.pos.plan == p
+	before := b.pos.plan
+	b.pos.plan = p
+	b.mu.Unlock()
+	if same && !b.isDirty() {
+		return nil
+	}
+	if err := b.saveCursor(); err != nil {
+		b.mu.Lock()
+		b.pos.plan = before // it is not known which of them a restart would find
+		b.mu.Unlock()
+		return fmt.Errorf("set plan: %w", err)
+	}
+	return nil
+}
+
+func (b *Buffer) isDirty() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.dirty
+}
+
+// addGap notes a hole that is to be told in-band. mu is held.
+func (b *Buffer) addGap(g Gap) {
+	if i := slices.Index(dropped[:], g.Reason); i >= 0 {
+		b.pos.drops[i] += g.Count
+	}
+	b.soil()
+	if n := len(b.pos.gaps); n > b.shown {
+		if before := &b.pos.gaps[n-1]; before.Reason == g.Reason && before.Epoch == g.Epoch && g.First == before.Last+1 || n-b.shown >= maxGaps {
+			*before = mergeGaps(*before, g)
+			return
+		}
+	}
+	b.pos.gaps = append(b.pos.gaps, g)
+}
+
+// mergeGaps is one gap that stands for a and the later g.
+func mergeGaps(a, g Gap) Gap {
+	a.Last, a.Until, a.After = g.Last, g.Until, g.After
+	a.Count += g.Count
+	return a
+}
+
+// Gaps returns the holes that are not yet told in-band, oldest first. They
+// survive a restart. When very many come at once, neighbours are merged.
+func (b *Buffer) Gaps() []Gap {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.pos.gaps) == 0 {
+		return nil
+	}
+	b.shown = len(b.pos.gaps)
+	return slices.Clone(b.pos.gaps)
+}
+
+// GapsTold says that the first n of Gaps are in a batch that Append has stored.
+func (b *Buffer) GapsTold(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n = min(n, len(b.pos.gaps))
+	if n <= 0 {
+		return
+	}
+	b.pos.gaps = slices.Clone(b.pos.gaps[n:])
+	b.shown = max(0, b.shown-n)
+	b.soil()
+}
+
+// refreshFree looks at the free space if what is known is older than age.
+func (b *Buffer) refreshFree(age time.Duration) {
+	if b.o.MinFree < 0 {
+		return
+	}
+	now := b.o.Now()
+	b.mu.Lock()
+	d := now.Sub(b.freeAt)
+	stale := !b.closed && (d >= age || d < 0)
+	if stale {
+		b.freeAt = now
+	}
+	b.mu.Unlock()
+	if !stale {
+		return
+	}
+	if free, _, err := b.fs.Free(); err == nil {
+		b.mu.Lock()
+		b.free = free
+		b.mu.Unlock()
+	}
+}
+
+// lacks is how many of n more bytes would eat into MinFree. mu is held.
+func (b *Buffer) lacks(n int64) int64 {
+	if b.o.MinFree < 0 {
+		return 0
+	}
+	return max(0, b.o.MinFree+n-b.free)
+}
+
+// refuse says that n more bytes can't be stored, even if everything that may go
+// goes. mu is held.
+func (b *Buffer) refuse(n int64) error {
+	n += b.queued
+	idle := b.queued == 0 && !b.pending()
+	if b.o.Full == Hold && !idle && b.live+n > b.o.MaxBytes+b.o.slack() {
+		return fmt.Errorf("%w: %d bytes are not delivered yet, of %d", ErrFull, b.live, b.o.MaxBytes)
+	}
+	return b.refuseDisk(n)
+}
+
+// refuseDisk is refuse as far as the disk is concerned. mu is held.
+func (b *Buffer) refuseDisk(n int64) error {
+	if lacks := b.lacks(n); lacks > 0 {
+		var can int64
+		for _, s := range b.segs[:max(0, len(b.segs)-1)] {
+			if s.doneAt != 0 {
+				can += s.size
+			} else if b.o.Full == DropOldest && !b.spared(s) {
+				lacks -= s.size // our own old segments make room for our own new ones, one for one
+				lacks = max(lacks, 0)
+				n -= s.size
+				if n <= 0 {
+					return nil
+				}
+			}
+		}
+		if lacks > can {
+			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, b.free, b.o.MinFree)
+		}
+	}
+	return nil
+}
+
+// Fits reports whether n more payload bytes should be admitted. Under Hold that
+// is so while MaxBytes is not reached by what is not delivered, or while nothing
+// is pending at all, so that one large batch can't be stuck for ever. Under
+// DropOldest it is always so, unless the disk is full and nothing can be dropped.
+func (b *Buffer) Fits(n int64) bool {
+	b.refreshFree(freeEvery)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fits(n)
+}
+
+func (b *Buffer) fits(n int64) bool {
+	if b.o.Full == Hold && (b.queued > 0 || b.pending()) && (b.live+b.queued+n > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
+		return false
+	}
+	return b.refuseDisk(n+b.queued) == nil
+}
+
+// Room waits until Fits(n), the end of ctx or Close.
+func (b *Buffer) Room(ctx context.Context, n int64) error {
+	for {
+		b.refreshFree(freeEvery)
+		b.mu.Lock()
+		ok, closed, changed := b.fits(n), b.closed, b.changed
+		b.mu.Unlock()
+		if closed {
+			return ErrClosed
+		}
+		if ok {
+			return nil
+		}
+		// Others may free the disk without telling us.
+		if err := await(ctx, changed, freeEvery); err != nil {
+			return err
+		}
+	}
+}
+
+// makeRoom frees what n more bytes need: delivered segments first, then, under
+// DropOldest, the oldest. w is held.
+func (b *Buffer) makeRoom(n int64) error {
+	b.refreshFree(freeEvery)
+	var dropped int64
+	for {
+		b.mu.Lock()
+		over := b.total+n > b.o.MaxBytes || b.active == nil && len(b.segs) >= maxSegments
+		lacks := b.lacks(n)
+		b.mu.Unlock()
+		if !over && lacks == 0 {
+			return nil
+		}
+		size, err := b.freeDone()
+		if err != nil {
+			return err
+		}
+		if size > 0 {
+			continue
+		}
+		if b.o.Full == DropOldest && (over || dropped < n) {
+			size, err = b.dropOldest()
+			if err != nil {
+				return err
+			}
+			if dropped += size; size > 0 {
+				continue
+			}
+		}
+		if lacks > 0 && dropped < n {
+			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, b.free, b.o.MinFree)
+		}
+		if b.active == nil && len(b.segs) >= maxSegments {
+			return fmt.Errorf("%w: %d segments", ErrFull, len(b.segs))
+		}
+		return nil // refuse allowed it: within the slack, or alone
+	}
+}
+
+// reclaim frees n bytes after the disk said that it is full. w is held.
+func (b *Buffer) reclaim(n int64) error {
+	for n > 0 {
+		size, err := b.freeDone()
+		if err == nil && size == 0 && b.o.Full == DropOldest {
+			size, err = b.dropOldest()
+		}
+		if err != nil {
+			return err
+		}
+		if size == 0 {
+			return ErrFull
+		}
+		n -= size
+	}
+	return nil
+}
+
+// spared reports whether s holds records of the plan. mu is held.
+func (b *Buffer) spared(s *segment) bool {
+	p := b.pos.plan
+	return p != Plan{} && s.first <= p.Last && s.last >= p.First
+}
+
+// freeDone removes the oldest delivered segment, never the newest of all: that
+// one tells the next start where numbering goes on. It returns the bytes freed, 0
+// if there is none. w is held.
+func (b *Buffer) freeDone() (int64, error) {
+	b.mu.Lock()
+	if b.head == 0 || len(b.segs) < 2 {
+		b.mu.Unlock()
+		return 0, nil
+	}
+	s := b.segs[0]
+	b.mu.Unlock()
+	if err := b.saveBeforeRemove(); err != nil {
+		return 0, err
+	}
+	return s.size, b.remove(s, s.damaged)
+}
+
+// saveBeforeRemove makes the position durable if it is not: a position must never
+// point before a segment that was removed. Where a full disk takes no overwrite
+// either (btrfs, f2fs), removing is the way out and repeats are its price.
+func (b *Buffer) saveBeforeRemove() error {
+	if !b.isDirty() {
+		return nil
+	}
+	if err := b.saveCursor(); err != nil && !isFull(err) {
+		return err
+	}
+	return nil
+}
+
+// remove unlinks a segment or puts it aside. w is held.
+func (b *Buffer) remove(s *segment, aside bool) error {
+	var err error
+	if aside && b.o.QuarantineBytes >= s.size {
+		err = b.setAside(s)
+	} else {
+		err = b.fs.Remove(s.name())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove segment: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := b.find(s.ordinal); i < len(b.segs) && b.segs[i] == s {
+		b.segs = slices.Delete(b.segs, i, i+1)
+		b.total -= s.size
+		b.free += s.size
+		b.stats.removed++
+	}
+	b.reckon()
+	b.broadcast()
+	return nil
+}
+
+// setAside moves a damaged segment to quarantine/ and removes the oldest ones
+// there if they are too many.
+func (b *Buffer) setAside(s *segment) error {
+	if err := b.fs.Quarantine(s.name()); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.stats.quarantined++
+	b.mu.Unlock()
+	files, err := b.fs.List(quarantine)
+	if err != nil {
+		return nil // it is out of the way, which is what counts
+	}
+	slices.SortFunc(files, func(a, c FileInfo) int { return strings.Compare(a.Name, c.Name) })
+	var sum int64
+	for _, f := range files {
+		sum += f.Size
+	}
+	for _, f := range files {
+		if sum <= b.o.QuarantineBytes {
+			break
+		}
+		if b.fs.Remove(quarantine+"/"+f.Name) == nil {
+			sum -= f.Size
+		}
+	}
+	return nil
+}
+
+// dropOldest removes the oldest segment that holds undelivered records, except
+// the newest of all and those of the plan, and notes the hole. The note is
+// durable before the segment goes. It returns the bytes freed, 0 if there is
+// nothing to drop. w is held.
+func (b *Buffer) dropOldest() (int64, error) {
+	b.mu.Lock()
+	i := b.head
+	for i < len(b.segs) && b.spared(b.segs[i]) {
+		i++
+	}
+	if i >= len(b.segs)-1 {
+		b.mu.Unlock()
+		return 0, nil
+	}
+	s, next, atHead := b.segs[i], b.segs[i+1], i == b.head
+	b.mu.Unlock()
+
+	last := next.first - 1
+	if next.epoch != s.epoch {
+		last = b.ending(s).last // numbers need not join here
+	}
+	behind, ok := b.firstBatch(next)
+
+	b.mu.Lock()
+	g := Gap{Reason: ReasonFull, Epoch: s.epoch, First: max(s.first, b.pos.committed+1), Last: last}
+	g.Before, g.Since = b.sealBefore(s)
+	if ok {
+		g.Until = instant(behind.FirstTime)
+		if next.epoch == s.epoch {
+			g.After = behind.Seal
+		}
+	}
+	for j := len(b.index) - 1; j >= 0; j-- {
+		if b.index[j].seg == s {
+			b.cut(j, intact)
+		}
+	}
+	// What cut took to be damage at the end of an epoch is this drop.
+	for j := range b.index {
+		b.index[j].ended = outside(b.index[j].ended, g)
+	}
+	b.tail.ended = outside(b.tail.ended, g)
+	if g.First <= g.Last {
+		g.Count = g.Last - g.First + 1
+		b.addGap(g)
+		if atHead {
+			b.skip(s, g)
+		} else if p := &b.pos.passed; p.Last+1 == g.First {
+			p.Last = g.Last
+		} else {
+			*p = Range{g.First, g.Last}
+		}
+	}
+	if b.tail.seg == s {
+		b.tail.off = max(b.tail.off, s.end)
+		b.tail.damage, b.tail.lost = intact, 0
+	}
+	b.mu.Unlock()
+	if err := b.saveBeforeRemove(); err != nil {
+		return 0, err
+	}
+	return s.size, b.remove(s, false)
+}
+
+// skip moves the head of the line behind the hole g, in place of which s was. mu is held.
+func (b *Buffer) skip(s *segment, g Gap) {
+	b.pass(g.Last)
+	if len(b.index) > 0 {
+		e := &b.index[0]
+		if e.seg.epoch == s.epoch {
+			e.expect = max(e.expect, min(g.Last+1, e.h.First))
+		}
+		return
+	}
+	t := &b.tail
+	if t.next <= g.Last {
+		t.next, t.seal, t.sealOf = g.Last+1, batch.Seal{}, g.Last
+	}
+}
+
+// outside returns the gaps that g does not cover.
+func outside(gaps []Gap, g Gap) []Gap {
+	return slices.DeleteFunc(gaps, func(o Gap) bool { return o.Epoch == g.Epoch && o.First >= g.First && o.Last <= g.Last })
+}
+
+// sealBefore is the seal before the first undelivered batch of s, and the time of
+// the record before it, as far as they are known. mu is held.
+func (b *Buffer) sealBefore(s *segment) (batch.Seal, time.Time) {
+	for i := range b.index {
+		if b.index[i].seg == s {
+			return b.index[i].before, instant(b.index[i].since)
+		}
+	}
+	if b.tail.seg == s {
+		return b.tail.seal, instant(b.tail.since)
+	}
+	return batch.Seal{}, time.Time{}
+}
+
+// firstBatch reads the header of the first batch of s.
+func (b *Buffer) firstBatch(s *segment) (h batch.Header, ok bool) {
+	f, err := b.fs.Open(s.name(), false)
+	if err != nil {
+		return h, false
+	}
+	defer f.Close()
+	b.mu.Lock()
+	end := s.end
+	b.mu.Unlock()
+	scan := scanner{r: f, end: end, salt: s.salt}
+	for range 3 { // the header, damage, the batch
+		if e, ok := scan.next(); ok && e.Kind == KindBatch {
+			return e.Batch.Header, true
+		}
+	}
+	return h, false
+}
+
+// Maintain does what is due at now: interval sync, saving the cursor, removing
+// delivered segments after KeepAcked or when the disk is short. It returns when
+// it wants to be called again at the latest; the zero time means not before
+// something is appended or committed, which Woken tells. The buffer has no
+// clock and no goroutine of its own: without Maintain nothing is freed until room
+// is needed, and SyncInterval syncs only by MaxUnsynced.
+func (b *Buffer) Maintain(now time.Time) (next time.Time) {
+	b.w.Lock()
+	defer b.w.Unlock()
+	b.mu.Lock()
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		return time.Time{}
+	}
+	at := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	if len(b.unsynced) > 0 {
+		due := b.unsyncedSince.Add(b.o.SyncInterval)
+		if due.After(now.Add(b.o.SyncInterval)) {
+			due = now // the clock went back
+		}
+		if due.After(now) {
+			at(due)
+		} else if err := b.flush(); err != nil {
+			b.mu.Lock()
+			b.lastErr = err
+			b.mu.Unlock()
+			b.unsyncedSince = now
+			at(now.Add(b.o.SyncInterval))
+		}
+	}
+	at2 := b.expire(now)
+	if !at2.IsZero() {
+		at(at2)
+	}
+	if b.isDirty() {
+		due := b.lastSave.Add(saveEvery)
+		if due.After(now.Add(saveEvery)) {
+			due = now
+		}
+		if due.After(now) {
+			at(due)
+		} else if b.saveCursor() != nil {
+			at(now.Add(saveEvery))
+		}
+	}
+	return next
+}
+
+// expire removes delivered segments whose time has come. w is held.
+func (b *Buffer) expire(now time.Time) (next time.Time) {
+	keep := max(0, b.o.KeepAcked)
+	for {
+		b.mu.Lock()
+		n := min(b.head, len(b.segs)-1)
+		var due time.Time
+		if n > 0 {
+			due = time.Unix(0, b.segs[0].doneAt).Add(keep)
+			if due.After(now.Add(keep)) {
+				b.segs[0].doneAt = now.UnixNano() // the clock went back
+			}
+		}
+		b.mu.Unlock()
+		if n <= 0 {
+			return time.Time{}
+		}
+		if due.After(now) {
+			b.refreshFree(freeEvery)
+			b.mu.Lock()
+			short := b.lacks(0) > 0
+			b.mu.Unlock()
+			if !short {
+				return due
+			}
+		}
+		if size, err := b.freeDone(); err != nil || size == 0 {
+			return now.Add(saveEvery)
+		}
+	}
+}
+
+// Stats is what can be said about a buffer at one moment.
+type Stats struct {
+	Segments        int
+	Bytes           int64     // of all segments
+	LiveBytes       int64     // of segments with undelivered records
+	Committed       uint64    // the last record that was delivered, or told as lost
+	Next            uint64    // the number of the next record
+	PendingRecords  uint64    // stored and not delivered; an upper bound where an earlier life's damage is not read yet
+	PendingSince    time.Time // when Next first saw the batch at the head of the line; zero: none
+	UnsyncedBytes   int64
+	GapsUntold      int
+	Free            int64  // bytes of the file system, as last seen; at most freeEvery old while appending
+	DiskError       error  // of the last write; nil: it succeeded
+	AppendedBatches uint64 // this and all below: in this life
+	AppendedRecords uint64
+	AppendedBytes   uint64 // of payload
+	Syncs           uint64
+	SegmentsGivenUp uint64 // after a write or sync error
+	SegmentsRemoved uint64
+	Quarantined     uint64 // segments
+	CursorErrors    uint64
+	TornBytes       uint64            // passed over: writes that were cut off
+	CorruptBytes    uint64            // passed over: bytes that were durable once
+	Lost            map[string]uint64 // records by reason of their gap, over all lives
+}
+
+// Stats returns the present numbers. They are counted from what is on disk and
+// in memory; nothing is decided by them.
+func (b *Buffer) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := Stats{
+		Segments: len(b.segs), Bytes: b.total, LiveBytes: b.live, Committed: b.pos.committed, Next: b.next,
+		UnsyncedBytes: b.unsyncedBytes.Load(), GapsUntold: len(b.pos.gaps), Free: b.free, DiskError: b.lastErr,
+		AppendedBatches: b.stats.appendedBatches, AppendedRecords: b.stats.appendedRecords, AppendedBytes: b.stats.appendedBytes,
+		Syncs: b.stats.syncs, SegmentsGivenUp: b.stats.poisoned, SegmentsRemoved: b.stats.removed, Quarantined: b.stats.quarantined,
+		CursorErrors: b.stats.cursorErrors, TornBytes: b.stats.torn, CorruptBytes: b.stats.corrupt,
+		Lost: map[string]uint64{},
+	}
+	for i, reason := range dropped {
+		if reason != "" {
+			s.Lost[reason] = b.pos.drops[i]
+		}
+	}
+	if len(b.index) > 0 && b.headNum == b.index[0].h.First {
+		s.PendingSince = b.headAt
+	}
+	for _, seg := range b.segs[b.head:] {
+		if seg.ours {
+			break
+		}
+		if seg.last > b.pos.committed {
+			s.PendingRecords += seg.last - max(seg.first-1, b.pos.committed)
+		}
+	}
+	if b.next > b.start.Next && b.next-1 > b.pos.committed {
+		s.PendingRecords += b.next - 1 - max(b.start.Next-1, b.pos.committed)
+	}
+	return s
+}

@@ -1,0 +1,314 @@
+package buffer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+// The tools read a directory without a lock, also that of a running agent or a
+// copy: segments are only ever appended to. They change nothing.
+
+// States of a segment.
+const (
+	StateOpen   = "open"   // no footer: being written, or cut off
+	StateSealed = "sealed" // closed with a footer
+)
+
+// SegmentInfo is what Segments says about one segment, from its name, its header
+// and its footer alone.
+type SegmentInfo struct {
+	Name    string      `json:"name"`
+	Ordinal uint64      `json:"ordinal"`
+	Epoch   batch.Epoch `json:"-"`
+	EpochHx string      `json:"epoch"`
+	Agent   string      `json:"agent"`
+	Bytes   int64       `json:"bytes"`
+	First   uint64      `json:"first"`
+	// Last is the number of the last record: from the footer, else from the next
+	// segment of the same epoch, else 0 (not known without reading it all).
+	Last    uint64    `json:"last,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+	State   string    `json:"state"`
+}
+
+// Position is what the cursor says.
+type Position struct {
+	Committed uint64            `json:"committed"`      // every record up to this one was delivered, or told as lost
+	Next      uint64            `json:"next"`           // the number that came next when the cursor was saved
+	Plan      *Plan             `json:"plan,omitempty"` // the object that was about to be handed over
+	Acked     map[string]uint64 `json:"acked"`          // by output, the last record that it acknowledged
+	Lost      map[string]uint64 `json:"lost"`           // records by reason
+	Gaps      []Gap             `json:"gaps,omitempty"` // not yet told in-band
+}
+
+// Segments lists the segments of dir, oldest first, and the names of files that
+// are none of the buffer's. It reads a few hundred bytes per segment.
+func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
+	d, err := openDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer d.Close()
+	files, err := d.List("")
+	if err != nil {
+		return nil, nil, fmt.Errorf("list %s: %w", dir, err)
+	}
+	for _, f := range files {
+		if _, ok := parseName(f.Name); !ok && f.Name != cursorFile {
+			foreign = append(foreign, f.Name)
+		}
+	}
+	parsed := parseNames(files)
+	for i, s := range parsed {
+		info := SegmentInfo{Name: s.name(), Ordinal: s.ordinal, Epoch: s.epoch, EpochHx: s.epoch.String(), Agent: s.agent, Bytes: s.size, First: s.first, State: StateOpen}
+		if i+1 < len(parsed) && parsed[i+1].epoch == s.epoch {
+			info.Last = parsed[i+1].first - 1
+		}
+		f, err := d.Open(info.Name, false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // delivered meanwhile
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		var buf [segmentHeaderSize]byte
+		n, _ := readAt(f, buf[:], 0)
+		if h, err := parseSegmentHeader(buf[:n]); err == nil {
+			info.Created = instant(h.Created)
+		}
+		n, _ = readAt(f, buf[:footerSize], max(0, s.size-footerSize))
+		if foot, ok := parseFooter(buf[:n], s.size-footerSize); ok && foot.Salt == s.salt {
+			info.State, info.Last = StateSealed, foot.Last
+		}
+		f.Close()
+		segs = append(segs, info)
+	}
+	return segs, foreign, nil
+}
+
+// ReadPosition returns what the cursor of dir says; ok is false if there is no
+// readable one.
+func ReadPosition(dir string) (pos Position, ok bool, err error) {
+	d, err := openDir(dir)
+	if err != nil {
+		return pos, false, err
+	}
+	defer d.Close()
+	var c cursor
+	p, ok, _ := c.read(d)
+	if !ok {
+		return pos, false, nil
+	}
+	pos = Position{Committed: p.committed, Next: p.next, Acked: map[string]uint64{}, Lost: map[string]uint64{}, Gaps: p.gaps}
+	if p.plan != (Plan{}) {
+		pos.Plan = &p.plan
+	}
+	for _, h := range p.acks {
+		pos.Acked[h.output] = h.last
+	}
+	for i, reason := range dropped {
+		if reason != "" {
+			pos.Lost[reason] = p.drops[i]
+		}
+	}
+	return pos, true, nil
+}
+
+// Finding is one thing that Verify has to say about a place.
+type Finding struct {
+	File string `json:"file"`
+	Off  int64  `json:"offset"` // where it begins in the file
+	End  int64  `json:"end"`    // where it ends
+	// What is "damaged" (bytes that were durable once), "torn" (a write that was cut
+	// off: normal after a crash), "lost" (numbers that are missing before Off), "sum"
+	// (SHA-256 does not match), "seal" (does not follow the batch before it), or
+	// "version" (written by a newer spillway).
+	What  string      `json:"what"`
+	Epoch batch.Epoch `json:"-"`
+	First uint64      `json:"first,omitempty"` // records concerned, as far as known
+	Last  uint64      `json:"last,omitempty"`
+	Err   error       `json:"-"`
+}
+
+// Bad reports whether f means that something durable is gone or was changed.
+func (f *Finding) Bad() bool { return f.What != "torn" }
+
+func (f *Finding) String() string {
+	s := fmt.Sprintf("%s: bytes %d to %d: %s", f.File, f.Off, f.End, f.What)
+	if f.First > 0 {
+		s += fmt.Sprintf(": records %d to %d of epoch %s", f.First, f.Last, f.Epoch)
+	}
+	if f.Err != nil {
+		s += ": " + f.Err.Error()
+	}
+	return s
+}
+
+// Report is the sum of a Verify.
+type Report struct {
+	Segments, Batches, Records uint64
+	Bytes, Payload             int64  // of files; of valid payloads
+	Lost                       uint64 // records whose numbers are missing
+	Damaged, Torn              int64  // bytes
+	Duplicates                 uint64 // batches that lie there twice, which is normal after a failed write
+	Bad                        uint64 // findings for which Bad is true
+}
+
+// walker goes through the batches of a directory in their order: number
+// arithmetic and the seal chain, for Verify and Cat.
+type walker struct {
+	report Report
+	find   func(Finding)
+	each   func(*batch.Batch, *segment, batch.Seal) error
+
+	epoch batch.Epoch
+	next  uint64 // expected; 0: nothing is
+	seal  batch.Seal
+}
+
+// Verify reads every byte of the segments in dir and checks all that can be
+// checked: headers, CRC32C and SHA-256 of payloads, seals, and the arithmetic of
+// record numbers, from which it counts exactly what is lost. each is called for
+// every finding, in order; it may be nil.
+func Verify(dir string, each func(Finding)) (Report, error) {
+	w := walker{find: each}
+	if each == nil {
+		w.find = func(Finding) {}
+	}
+	err := w.walk(dir)
+	return w.report, err
+}
+
+// Cat calls each with every valid batch in dir in the order of their numbers, one
+// call per batch even if it lies there twice, with the agent and the epoch of its
+// identity and the seal before it. The payload is valid until each returns. An
+// error of each ends it.
+func Cat(dir string, each func(b *batch.Batch, agent string, epoch batch.Epoch, before batch.Seal) error) error {
+	w := walker{find: func(Finding) {}, each: func(b *batch.Batch, s *segment, before batch.Seal) error {
+		return each(b, s.agent, s.epoch, before)
+	}}
+	return w.walk(dir)
+}
+
+func (w *walker) walk(dir string) error {
+	d, err := openDir(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	files, err := d.List("")
+	if err != nil {
+		return fmt.Errorf("list %s: %w", dir, err)
+	}
+	for _, s := range parseNames(files) {
+		f, err := d.Open(s.name(), false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // delivered meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		err = w.segment(f, s)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *walker) segment(f io.ReaderAt, s *segment) error {
+	w.report.Segments++
+	w.report.Bytes += s.size
+	if s.epoch != w.epoch {
+		w.epoch, w.seal = s.epoch, batch.Seal{}
+		w.next = max(w.next, s.first)
+	}
+	if w.next == 0 {
+		w.next = s.first
+	}
+	known := w.next > s.first || w.seal != (batch.Seal{}) // the seal before the next batch
+	promise := int64(-1)
+	for e := range Scan(f, s.size, s.name()) {
+		switch e.Kind {
+		case KindHeader:
+			if e.header.First == s.first && w.next <= s.first {
+				w.seal, known = e.header.Before, true
+			}
+		case KindDamage:
+			if promise < 0 {
+				rest := scanner{r: f, off: e.End, end: s.size, salt: s.salt}
+				promise = rest.promise()
+			}
+			w.damage(s, &e, promise)
+		case KindBatch:
+			b := &e.Batch
+			if b.Last() < w.next {
+				w.report.Duplicates++
+				continue
+			}
+			found := Finding{File: s.name(), Off: e.Off, End: e.End, Epoch: s.epoch, First: b.First, Last: b.Last()}
+			follows := b.Chain(w.seal, s.epoch) == b.Seal
+			if b.First > w.next {
+				w.report.Lost += b.First - w.next
+				lost := found
+				lost.What, lost.End, lost.First, lost.Last = "lost", e.Off, w.next, b.First-1
+				if follows {
+					lost.Err = errors.New("left out by the writer: the seals join")
+				}
+				w.tell(lost)
+				known = follows
+			}
+			before := w.seal
+			if known && !follows {
+				found.What, found.Err = "seal", errors.New("the seal does not follow the batch before it")
+				w.tell(found)
+			}
+			if err := b.Check(); err != nil {
+				found.What, found.Err = "sum", err
+				w.tell(found)
+			}
+			w.next, w.seal, known = b.Last()+1, b.Seal, true
+			w.report.Batches++
+			w.report.Records += uint64(b.Count)
+			w.report.Payload += int64(b.Length)
+			if w.each != nil {
+				if err := w.each(b, s, before); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// damage tells about a damaged extent. What is missing in it is told by the
+// numbers of the batch behind it.
+func (w *walker) damage(s *segment, e *Extent, promise int64) {
+	f := Finding{File: s.name(), Off: e.Off, End: e.End, What: "torn", Epoch: s.epoch, Err: e.Err}
+	if e.Batch.Count > 0 {
+		f.First, f.Last = e.Batch.First, e.Batch.Last()
+	}
+	if e.Off < promise {
+		f.What = "damaged"
+		w.report.Damaged += e.End - e.Off
+	} else {
+		w.report.Torn += e.End - e.Off
+	}
+	if errors.Is(e.Err, ErrVersion) {
+		f.What = "version"
+	}
+	w.tell(f)
+}
+
+func (w *walker) tell(f Finding) {
+	if f.Bad() {
+		w.report.Bad++
+	}
+	w.find(f)
+}
