@@ -1,0 +1,381 @@
+// Package jetstream publishes batches to a stream of NATS JetStream, one message
+// for each batch, and reads them back.
+//
+// The server deduplicates on a batch's identity (Nats-Msg-Id) within the stream's
+// duplicate window, so what is in doubt is simply sent again. Its acknowledgement
+// says that the stream has the message, not that it was fsynced there: that is
+// the server's sync_interval, and its replicas.
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"spillway/buffer/batch"
+	"spillway/outputs"
+)
+
+// Output publishes to one stream. It has one connection, which all lanes share
+// and which nats.go keeps up in the background. Safe for concurrent use.
+type Output struct {
+	name, site, agent string
+
+	c     Config
+	inbox string
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	l      *link // guarded by mu
+	closed bool  // guarded by mu
+
+	lane       atomic.Pointer[string] // of the newest run, for Probe
+	messages   atomic.Uint64
+	bytes      atomic.Uint64
+	duplicates atomic.Uint64
+	last       atomic.Uint32 // outputs.Action of the newest call, 0 after a success
+}
+
+var _ outputs.Output = (*Output)(nil)
+
+// New returns an output called name for agent at site. It connects in the
+// background and waits for nothing: a server that is down is no error, a wrong
+// option is.
+func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) {
+	c = c.withDefaults()
+	err := c.Validate()
+	for _, v := range []struct{ what, is string }{{"site", site}, {"agent", agent}} {
+		if !tokenRule.MatchString(v.is) {
+			err = errors.Join(err, fmt.Errorf("%s %q: use 1 to 64 of A-Z, a-z, 0-9, _ and -", v.what, v.is))
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	o := &Output{name: name, site: site, agent: agent, c: c, log: log.With("output", name)}
+	o.inbox = o.fill(c.InboxPrefix, "")
+	if o.l, err = o.connect(); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *Output) connect() (*link, error) {
+	return connect(&o.c, "spillway/"+o.site+"/"+o.agent, o.inbox, o.log)
+}
+
+// fill fills in the fields of a subject.
+func (o *Output) fill(subject, lane string) string {
+	return strings.NewReplacer("{site}", o.site, "{agent}", o.agent, "{lane}", lane).Replace(subject)
+}
+
+// Name implements outputs.Output.
+func (o *Output) Name() string { return o.name }
+
+// defaultPayload is nats-server's default max_payload, taken until a server has
+// said its own.
+const defaultPayload = 1 << 20
+
+// Limits implements outputs.Output. BatchBytes follows the server's max_payload,
+// as of the last connect, less what the headers may take.
+func (o *Output) Limits() batch.Limits {
+	payload := int64(defaultPayload)
+	o.mu.Lock()
+	l := o.l
+	o.mu.Unlock()
+	l.mu.Lock()
+	if l.payload > 0 {
+		payload = l.payload
+	}
+	l.mu.Unlock()
+	return batch.Limits{Bytes: int64(o.c.MaxInflightBytes), Batches: o.c.MaxInflight, BatchBytes: max(1, payload-headerRoom)}
+}
+
+// Publish implements outputs.Output. It sends the run's batches without waiting
+// for each acknowledgement, as far as MAX_INFLIGHT and MAX_INFLIGHT_BYTES allow,
+// and sends nothing more after the first that fails. For an Unfit error, Stored
+// speaks of the batch that does not fit; those behind it are in doubt.
+func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err error) {
+	o.lane.Store(&run.Lane)
+	subject := o.fill(o.c.Subject, run.Lane)
+	fail := func(stored outputs.Stored, err error) error {
+		return o.fail("publish to "+subject, subject, stored, err)
+	}
+	l, err := o.ready(ctx, subject)
+	if err != nil {
+		return 0, fail(0, err)
+	}
+	var (
+		most    = o.Limits()
+		flight  []sent // oldest first; the first is run.Batches[accepted]
+		bytes   int64  // of flight
+		stopped error  // why nothing more is sent
+	)
+	for next := 0; accepted < len(run.Batches); {
+		for stopped == nil && next < len(run.Batches) {
+			n := int64(len(run.Batches[next].Payload))
+			if len(flight) > 0 && (len(flight) >= o.c.MaxInflight || bytes+n > int64(o.c.MaxInflightBytes)) {
+				break
+			}
+			if n > most.BatchBytes {
+				stopped = &notSent{fmt.Errorf("%w: %d bytes, and max_payload leaves %d", errTooLarge, n, most.BatchBytes)}
+				break
+			}
+			msg := &nats.Msg{Subject: subject, Data: run.Batches[next].Payload, Header: header(o.site, o.c.Stream, run, next)}
+			f, err := l.send(ctx, msg)
+			if err != nil {
+				stopped = err
+				break
+			}
+			flight, bytes = append(flight, sent{f, n}), bytes+n
+			next++
+		}
+		if len(flight) == 0 {
+			return accepted, fail(0, stopped)
+		}
+		if err := o.settle(ctx, l, flight[0], subject); err != nil {
+			return accepted, fail(o.settleRest(ctx, l, err, flight[1:], subject), err)
+		}
+		bytes -= flight[0].bytes
+		flight = flight[1:]
+		accepted++
+	}
+	o.last.Store(0)
+	return accepted, nil
+}
+
+// sent is a batch on its way.
+type sent struct {
+	jetstream.PubAckFuture
+	bytes int64
+}
+
+// settle waits for the acknowledgement of s and takes it into the counters.
+func (o *Output) settle(ctx context.Context, l *link, s sent, subject string) error {
+	ack, err := l.wait(ctx, s, subject, o.c.AckTimeout)
+	if err != nil {
+		return err
+	}
+	// A server that knows Nats-Expected-Stream never gets here with another stream.
+	if o.c.Stream != "" && ack.Stream != o.c.Stream || o.c.Domain != "" && ack.Domain != o.c.Domain {
+		return fmt.Errorf("%w: stream %q, domain %q", errWrongStream, ack.Stream, ack.Domain)
+	}
+	if ack.Duplicate {
+		o.duplicates.Add(1)
+	}
+	o.messages.Add(1)
+	o.bytes.Add(uint64(s.bytes))
+	return nil
+}
+
+// settleRest hears what became of the batches behind one that failed with err, and
+// returns what that makes of the whole: what of it may be stored.
+func (o *Output) settleRest(ctx context.Context, l *link, err error, rest []sent, subject string) outputs.Stored {
+	c := classify(err)
+	if c.stored != outputs.StoredNo || len(rest) == 0 {
+		return c.stored
+	}
+	stored := outputs.StoredNo
+	if errors.Is(err, errDenied) {
+		return outputs.StoredMaybe // the refusal names a subject, not a message
+	}
+	for _, s := range rest {
+		_, err := l.wait(ctx, s, subject, o.c.AckTimeout)
+		if err == nil || classify(err).stored != outputs.StoredNo {
+			stored = outputs.StoredMaybe
+		}
+		if errors.Is(err, errSilent) || ctx.Err() != nil {
+			break
+		}
+	}
+	if c.action == outputs.Unfit {
+		return c.stored
+	}
+	return stored
+}
+
+// ready returns the link when it is up.
+func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
+	o.mu.Lock()
+	l := o.l
+	l.mu.Lock()
+	ended := l.closed
+	l.mu.Unlock()
+	switch {
+	case o.closed:
+		o.mu.Unlock()
+		return nil, &notSent{nats.ErrConnectionClosed}
+	case ended:
+		// The server said something that nats.go takes for final.
+		o.log.Warn("connection closed for good; making another one", "error", l.down)
+		l.close()
+		var err error
+		if l, err = o.connect(); err != nil {
+			o.mu.Unlock()
+			return nil, &notSent{err}
+		}
+		o.l = l
+	}
+	o.mu.Unlock()
+	return l, l.ready(ctx, subject, o.c.ConnectTimeout)
+}
+
+// send hands msg to the connection. When it returns, msg.Data is written or
+// copied, and not referred to any more.
+//
+// A write waits for the peer under nats.go's lock and knows no ctx. Should ctx end
+// meanwhile, the connection is cut.
+func (l *link) send(ctx context.Context, msg *nats.Msg) (jetstream.PubAckFuture, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, &notSent{err}
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-done:
+		case <-time.After(grace):
+			l.dial.cut()
+		}
+	})
+	f, err := l.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
+	close(done)
+	stop()
+	msg.Data = nil // the future keeps msg, but no payload
+	return f, err
+}
+
+// grace is how long a write that is under way may go on when its ctx has ended.
+const grace = 500 * time.Millisecond
+
+// wait returns the answer to s. It waits no longer than patience, and not at all
+// once the server refused the subject.
+func (l *link) wait(ctx context.Context, s sent, subject string, patience time.Duration) (*jetstream.PubAck, error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		changed, refused := l.refusal(subject)
+		if refused != nil {
+			select {
+			case ack := <-s.Ok():
+				return ack, nil
+			case err := <-s.Err():
+				return nil, err
+			default:
+				return nil, refused
+			}
+		}
+		select {
+		case ack := <-s.Ok():
+			return ack, nil
+		case err := <-s.Err():
+			return nil, err
+		case <-changed:
+		case <-timer.C:
+			return nil, fmt.Errorf("%w within %v", errSilent, patience)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", errEnded, ctx.Err())
+		}
+	}
+}
+
+// neverStream can't be the name of a stream, as those have no dots.
+const neverStream = "spillway.probe"
+
+// Probe implements outputs.Output. It publishes an empty message that expects to
+// be stored by a stream that can't exist. The answer 10060 proves the connection,
+// the permission to publish, and a stream with a leader; nothing is stored.
+func (o *Output) Probe(ctx context.Context) error {
+	lane := "main"
+	if p := o.lane.Load(); p != nil {
+		lane = *p
+	}
+	subject := o.fill(o.c.Subject, lane)
+	err := o.probe(ctx, subject)
+	if err != nil {
+		return o.fail("probe "+subject, subject, 0, err)
+	}
+	return nil
+}
+
+func (o *Output) probe(ctx context.Context, subject string) error {
+	l, err := o.ready(ctx, subject)
+	if err != nil {
+		return err
+	}
+	f, err := l.send(ctx, &nats.Msg{Subject: subject, Header: nats.Header{hdrExpected: {neverStream}}})
+	if err != nil {
+		return err
+	}
+	ack, err := l.wait(ctx, sent{PubAckFuture: f}, subject, o.c.AckTimeout)
+	if err == nil {
+		return fmt.Errorf("%w: stream %q stored the probe", errWrongStream, ack.Stream)
+	}
+	var a *jetstream.APIError
+	if errors.As(err, &a) && a.ErrorCode == codeNotMatch {
+		return nil
+	}
+	return err
+}
+
+const codeNotMatch jetstream.ErrorCode = 10060 // expected stream does not match
+
+// fail returns err as the one kind of error that an output has. stored is what is
+// known beyond err's class, 0 for nothing.
+func (o *Output) fail(op, subject string, stored outputs.Stored, err error) error {
+	c := classify(err)
+	var n *notSent
+	switch {
+	case stored != 0:
+		c.stored = stored
+	case errors.As(err, &n):
+		c.stored = outputs.StoredNo
+	}
+	o.last.Store(uint32(c.action))
+	stream := o.c.Stream
+	if stream == "" {
+		stream = "LOGS"
+	}
+	top, _, _ := strings.Cut(subject, ".")
+	hint := strings.NewReplacer("{subject}", subject, "{stream}", stream, "{filter}", top+".>", "{inbox}", o.inbox+".>",
+		"{var}", "SPILLWAY_OUTPUT_"+strings.ToUpper(o.name)+"_").Replace(c.hint)
+	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: hint}
+}
+
+// Stats are counters since New, for metrics.
+type Stats struct {
+	Connected  bool
+	Messages   uint64         // acknowledged batches
+	Bytes      uint64         // of their payloads
+	Duplicates uint64         // of Messages, those that the stream had already
+	LastError  outputs.Action // what followed from the newest Publish or Probe, 0 when it succeeded
+}
+
+// Stats returns the counters. It never waits.
+func (o *Output) Stats() Stats {
+	o.mu.Lock()
+	l := o.l
+	o.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Stats{Connected: l.up, Messages: o.messages.Load(), Bytes: o.bytes.Load(), Duplicates: o.duplicates.Load(),
+		LastError: outputs.Action(o.last.Load())}
+}
+
+// Close implements outputs.Output.
+func (o *Output) Close() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.closed = true
+		o.l.close()
+	}
+	return nil
+}

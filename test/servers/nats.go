@@ -1,0 +1,144 @@
+package servers
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// StreamConfig is what CreateStream makes a stream of.
+type StreamConfig = jetstream.StreamConfig
+
+// NATS is a nats-server process with JetStream.
+type NATS struct {
+	URL     string // nats://127.0.0.1:port, the same in every life
+	address string
+	config  string // file
+	process *process
+}
+
+// Option changes how StartNATS starts the server.
+type Option func(*options)
+
+type options struct{ config string }
+
+// Config adds text to the server's configuration: users, permissions, limits.
+func Config(text string) Option { return func(o *options) { o.config += text + "\n" } }
+
+// StartNATS starts a server that keeps its streams in storeDir, and returns when
+// JetStream answers.
+func StartNATS(t testing.TB, storeDir string, opts ...Option) *NATS {
+	t.Helper()
+	address := freeAddress(t)
+	n := &NATS{URL: "nats://" + address, address: address, config: filepath.Join(t.TempDir(), "nats.conf"), process: newProcess(t, "nats-server")}
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	n.Configure(t, fmt.Sprintf("jetstream: {store_dir: %q}\n%s", storeDir, o.config))
+	n.Start(t)
+	return n
+}
+
+// Configure replaces the configuration but for the address. It takes effect with
+// Reload or the next Start.
+func (n *NATS) Configure(t testing.TB, text string) {
+	t.Helper()
+	if err := os.WriteFile(n.config, []byte(fmt.Sprintf("listen: %q\n%s", n.address, text)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Start starts the server again after Stop or Kill: same port, same streams.
+func (n *NATS) Start(t testing.TB) {
+	t.Helper()
+	n.process.start(t, n.ready, "-c", n.config)
+}
+
+// Restart is Stop and Start.
+func (n *NATS) Restart(t testing.TB) {
+	t.Helper()
+	n.Stop(t)
+	n.Start(t)
+}
+
+// ready returns nil when the server greets with JetStream enabled. It needs no
+// user: the greeting comes before any authentication.
+func (n *NATS) ready() error {
+	c, err := net.DialTimeout("tcp", n.address, time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	info, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(info, `"jetstream":true`) {
+		return errors.New("JetStream is not enabled yet")
+	}
+	return nil
+}
+
+// Stop ends the server as an operator would (SIGTERM).
+func (n *NATS) Stop(t testing.TB) { t.Helper(); n.process.end(t, syscall.SIGTERM) }
+
+// Kill ends the server at once (SIGKILL).
+func (n *NATS) Kill(t testing.TB) { t.Helper(); n.process.end(t, syscall.SIGKILL) }
+
+// Pause halts the server: it keeps its connections and says nothing.
+func (n *NATS) Pause(t testing.TB) { t.Helper(); n.process.signal(t, syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (n *NATS) Resume(t testing.TB) { t.Helper(); n.process.signal(t, syscall.SIGCONT) }
+
+// Reload makes the server read its configuration again.
+func (n *NATS) Reload(t testing.TB) { t.Helper(); n.process.signal(t, syscall.SIGHUP) }
+
+// JetStream calls f with a client of the server at url.
+func JetStream(t testing.TB, url string, f func(ctx context.Context, js jetstream.JetStream) error) {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatalf("connect to %s: %v", url, err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := f(ctx, js); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// CreateStream makes a stream on the server at url, or changes it.
+func CreateStream(t testing.TB, url string, c StreamConfig) {
+	t.Helper()
+	JetStream(t, url, func(ctx context.Context, js jetstream.JetStream) error {
+		_, err := js.CreateOrUpdateStream(ctx, c)
+		return err
+	})
+}
+
+// DeleteStream removes a stream and all it holds.
+func DeleteStream(t testing.TB, url, name string) {
+	t.Helper()
+	JetStream(t, url, func(ctx context.Context, js jetstream.JetStream) error { return js.DeleteStream(ctx, name) })
+}

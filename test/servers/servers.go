@@ -1,0 +1,129 @@
+package servers
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// process is a server's process, which dies with the test's own.
+type process struct {
+	name  string
+	log   string // file
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd has ended; nil: not started, or ended and waited for
+}
+
+// binary returns the path of a server that `make tools` built.
+func binary(t testing.TB, name string) string {
+	t.Helper()
+	bin := os.Getenv("SPILLWAY_BIN")
+	if bin == "" {
+		bin = filepath.Join("..", "..", "bin")
+	}
+	path, err := filepath.Abs(filepath.Join(bin, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run `make tools` first", err)
+	}
+	return path
+}
+
+// newProcess returns the process of a server. What it says goes to a file, and to
+// the test's log if that fails. It is killed when the test ends.
+func newProcess(t testing.TB, name string) *process {
+	p := &process{name: name, log: filepath.Join(t.TempDir(), name+".log")}
+	t.Cleanup(func() {
+		p.end(t, syscall.SIGKILL)
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, p.said())
+		}
+	})
+	return p
+}
+
+func (p *process) said() string {
+	text, _ := os.ReadFile(p.log)
+	return string(text)
+}
+
+// start runs the server and returns when ready says so.
+func (p *process) start(t testing.TB, ready func() error, args ...string) {
+	t.Helper()
+	if p.ended != nil {
+		t.Fatalf("%s runs already", p.name)
+	}
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(binary(t, p.name), args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	p.cmd, p.ended = cmd, ended
+	go func() {
+		_ = cmd.Wait() // its end is asked for
+		close(ended)
+	}()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := ready()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ended:
+			t.Fatalf("%s ended:\n%s", p.name, p.said())
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is not ready: %v", p.name, err)
+		}
+	}
+}
+
+// end sends sig and waits for the end. A process that has ended is no error.
+func (p *process) end(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if p.ended == nil {
+		return
+	}
+	p.signal(t, sig)
+	select {
+	case <-p.ended:
+	case <-time.After(10 * time.Second):
+		t.Errorf("%s does not end on %v", p.name, sig)
+		p.signal(t, syscall.SIGKILL)
+		<-p.ended
+	}
+	p.ended = nil
+}
+
+func (p *process) signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("%s: %v: %v", p.name, sig, err)
+	}
+}
+
+// freeAddress returns a TCP address of 127.0.0.1 that nobody listens on now.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
