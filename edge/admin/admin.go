@@ -62,15 +62,16 @@ type LaneStats struct {
 
 	Admitted  uint64            // records that were given a number since the start
 	Delivered uint64            // records acknowledged by an output since the start
-	Dropped   map[string]uint64 // numbered records that were lost since the start, by reason
+	Lost      map[string]uint64 // numbered records that were lost, over all lives of the buffer, by reason
 
-	PendingRecords uint64
-	PendingBytes   int64
-	PendingAge     time.Duration // of the oldest pending record; 0 when none is pending
-	DiskBytes      int64         // all files of the lane, delivered segments that are kept included
-	MaxBytes       int64         // what DiskBytes may reach
+	PendingRecords uint64        // stored and not delivered
+	PendingAge     time.Duration // how long the oldest of them has waited at the head of the line
+	LiveBytes      int64         // of segments with pending records
+	DiskBytes      int64         // of all segments, delivered ones that are kept included
 	Full           bool          // no room: inputs wait or drop
-	Damaged        uint64        // places in files that could not be read since the start
+	DiskFailed     bool          // the last write did not succeed
+	TornBytes      uint64        // passed over since the start: writes that were cut off
+	CorruptBytes   uint64        // passed over since the start: bytes that were durable once
 	Syncs          uint64        // fsyncs of segments since the start
 }
 
@@ -81,6 +82,10 @@ type OutputStats struct {
 	Active   bool // gets the runs now
 	Up       bool // its last call succeeded, or there was none yet
 	Failures int  // in a row
+
+	Delivered    uint64 // messages or objects that the far side acknowledged as new
+	AlreadyThere uint64 // that it had already: repeats whose first answer was lost
+	Bytes        uint64 // of those delivered
 }
 
 // Handler returns the handler of all paths.

@@ -24,11 +24,11 @@ func sources(ready error) Sources {
 			}
 		},
 		Lanes: func() []LaneStats {
-			return []LaneStats{{Name: "main", Admitted: 1, Delivered: 2, Dropped: map[string]uint64{"full_oldest": 3, "damaged": 4}, PendingRecords: 5,
-				PendingBytes: 6, PendingAge: 7500 * time.Millisecond, DiskBytes: 8, MaxBytes: 9, Full: true, Damaged: 10, Syncs: 11}}
+			return []LaneStats{{Name: "main", Admitted: 1, Delivered: 2, Lost: map[string]uint64{"full_oldest": 3, "damaged": 4}, PendingRecords: 5,
+				PendingAge: 6500 * time.Millisecond, LiveBytes: 7, DiskBytes: 8, Full: true, DiskFailed: true, TornBytes: 9, CorruptBytes: 10, Syncs: 11}}
 		},
 		Outputs: func() []OutputStats {
-			return []OutputStats{{Name: "hub", Active: true, Up: false, Failures: 3}, {Name: "archive", Up: true}}
+			return []OutputStats{{Name: "hub", Active: true, Up: false, Failures: 3, Delivered: 4, AlreadyThere: 5, Bytes: 6}, {Name: "archive", Up: true}}
 		},
 		Ready: func() error { return ready },
 	}

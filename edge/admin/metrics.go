@@ -47,12 +47,13 @@ var laneMetrics = []family[LaneStats]{
 	counter("lane", "lane_records_admitted_total", "Records that were given a number.", func(s *LaneStats) float64 { return float64(s.Admitted) }),
 	counter("lane", "lane_records_delivered_total", "Records that an output acknowledged.", func(s *LaneStats) float64 { return float64(s.Delivered) }),
 	gauge("lane", "lane_pending_records", "Records in the buffer that no output has yet.", func(s *LaneStats) float64 { return float64(s.PendingRecords) }),
-	gauge("lane", "lane_pending_bytes", "Compressed bytes of them.", func(s *LaneStats) float64 { return float64(s.PendingBytes) }),
-	gauge("lane", "lane_pending_age_seconds", "Age of the oldest of them.", func(s *LaneStats) float64 { return s.PendingAge.Seconds() }),
-	gauge("lane", "lane_disk_bytes", "Bytes of all files of the lane, delivered segments that are kept included.", func(s *LaneStats) float64 { return float64(s.DiskBytes) }),
-	gauge("lane", "lane_max_bytes", "What lane_disk_bytes may reach.", func(s *LaneStats) float64 { return float64(s.MaxBytes) }),
+	gauge("lane", "lane_pending_bytes", "Bytes of the segments that they are in.", func(s *LaneStats) float64 { return float64(s.LiveBytes) }),
+	gauge("lane", "lane_pending_age_seconds", "How long the oldest of them has waited at the head of the line.", func(s *LaneStats) float64 { return s.PendingAge.Seconds() }),
+	gauge("lane", "lane_disk_bytes", "Bytes of all segments, delivered ones that are kept included.", func(s *LaneStats) float64 { return float64(s.DiskBytes) }),
 	gauge("lane", "lane_full", "1 while there is no room and inputs wait or drop.", func(s *LaneStats) float64 { return one(s.Full) }),
-	counter("lane", "lane_damaged_total", "Places in files that could not be read.", func(s *LaneStats) float64 { return float64(s.Damaged) }),
+	gauge("lane", "lane_disk_failed", "1 while records can not be written.", func(s *LaneStats) float64 { return one(s.DiskFailed) }),
+	counter("lane", "lane_torn_bytes_total", "Bytes of writes that were cut off, passed over.", func(s *LaneStats) float64 { return float64(s.TornBytes) }),
+	counter("lane", "lane_corrupt_bytes_total", "Damaged bytes that had been durable, passed over.", func(s *LaneStats) float64 { return float64(s.CorruptBytes) }),
 	counter("lane", "lane_syncs_total", "Fsyncs of segments.", func(s *LaneStats) float64 { return float64(s.Syncs) }),
 }
 
@@ -60,12 +61,15 @@ var outputMetrics = []family[OutputStats]{
 	gauge("output", "output_up", "1 unless the last call failed.", func(s *OutputStats) float64 { return one(s.Up) }),
 	gauge("output", "output_active", "1 for the output that gets the records now.", func(s *OutputStats) float64 { return one(s.Active) }),
 	gauge("output", "output_failures", "Failed calls in a row.", func(s *OutputStats) float64 { return float64(s.Failures) }),
+	counter("output", "output_delivered_total", "Messages or objects that the far side acknowledged as new.", func(s *OutputStats) float64 { return float64(s.Delivered) }),
+	counter("output", "output_already_there_total", "Messages or objects that the far side had already: repeats whose first answer was lost.", func(s *OutputStats) float64 { return float64(s.AlreadyThere) }),
+	counter("output", "output_bytes_total", "Bytes of those delivered.", func(s *OutputStats) float64 { return float64(s.Bytes) }),
 }
 
 var (
-	laneDropped = prometheus.NewDesc("spillway_lane_records_dropped_total", "Numbered records that were lost, by reason; a gap record tells of them.", []string{"lane", "reason"}, nil)
-	ready       = prometheus.NewDesc("spillway_ready", "1 when inputs are bound and lanes accept records.", nil, nil)
-	buildInfo   = prometheus.NewDesc("spillway_build_info", "Always 1.", []string{"version"}, nil)
+	laneLost  = prometheus.NewDesc("spillway_lane_records_lost_total", "Numbered records that are lost, by reason, over all starts; a gap record tells of them.", []string{"lane", "reason"}, nil)
+	ready     = prometheus.NewDesc("spillway_ready", "1 when inputs are bound and lanes accept records.", nil, nil)
+	buildInfo = prometheus.NewDesc("spillway_build_info", "Always 1.", []string{"version"}, nil)
 )
 
 func one(b bool) float64 {
@@ -89,7 +93,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range outputMetrics {
 		ch <- f.desc
 	}
-	ch <- laneDropped
+	ch <- laneLost
 	ch <- ready
 	ch <- buildInfo
 }
@@ -101,8 +105,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range c.s.Lanes() {
 		collect(ch, laneMetrics, &s, s.Name)
-		for _, reason := range slices.Sorted(maps.Keys(s.Dropped)) {
-			ch <- prometheus.MustNewConstMetric(laneDropped, prometheus.CounterValue, float64(s.Dropped[reason]), s.Name, reason)
+		for _, reason := range slices.Sorted(maps.Keys(s.Lost)) {
+			ch <- prometheus.MustNewConstMetric(laneLost, prometheus.CounterValue, float64(s.Lost[reason]), s.Name, reason)
 		}
 	}
 	for _, s := range c.s.Outputs() {
