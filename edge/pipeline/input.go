@@ -1,0 +1,225 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"spillway/buffer/batch"
+	"spillway/edge/listen"
+	"spillway/framing"
+	"spillway/framing/ecs"
+	"spillway/framing/syslog"
+)
+
+// OnFull says what an input does with records for which there is no room.
+type OnFull uint8
+
+// Policies of SPILLWAY_INPUT_<NAME>_ON_FULL.
+const (
+	Block OnFull = 0 // wait; the sender feels it
+	Drop  OnFull = 1 // drop after at most a second, counted and told in a gap record
+)
+
+// InputOptions configure an input.
+type InputOptions struct {
+	Name    string
+	Lane    *Lane
+	Parse   bool // false: the message is the text (PARSE=none)
+	Format  syslog.Format
+	Zone    *time.Location // of header times without one
+	Records ecs.Options
+	OnFull  OnFull
+}
+
+// Input turns the messages of one listening socket into records of a lane.
+type Input struct {
+	o InputOptions
+
+	// Counters, only growing.
+	Messages  atomic.Int64
+	Bytes     atomic.Int64 // of messages, framing not counted
+	Failures  atomic.Int64 // messages with error.message
+	Dropped   atomic.Int64 // records for which there was no room
+	Truncated atomic.Int64
+}
+
+// NewInput returns an input.
+func NewInput(o InputOptions) *Input { return &Input{o: o} }
+
+// Open returns the sink of one connection from peer. It satisfies listen.TCPOptions.Open.
+func (in *Input) Open(peer netip.AddrPort) listen.Sink {
+	s := &sink{in: in, raw: in.o.Lane.o.Raw, enc: ecs.NewEncoder(in.o.Records)}
+	if in.o.Parse {
+		s.parser = syslog.NewParser(in.o.Format, in.o.Zone)
+	}
+	if peer.IsValid() {
+		s.setPeer(peer)
+	}
+	return s
+}
+
+// OpenDatagrams returns the sink of a datagram socket.
+func (in *Input) OpenDatagrams() listen.Sink { return in.Open(netip.AddrPort{}) }
+
+// sink encodes the messages of one connection. Used by one goroutine.
+type sink struct {
+	in     *Input
+	raw    bool
+	enc    *ecs.Encoder
+	parser *syslog.Parser // nil: PARSE=none
+	msg    syslog.Message
+	peer   netip.AddrPort
+
+	block *block // nil: nothing since the last Flush
+	n     counts // since the last Flush
+}
+
+type counts struct{ messages, bytes, failures, truncated int64 }
+
+func (s *sink) setPeer(peer netip.AddrPort) {
+	s.peer = peer
+	s.enc.SetSource(ecs.Source{Addr: peer})
+}
+
+// Message encodes one message into the block.
+func (s *sink) Message(m framing.Message, from netip.AddrPort, now time.Time) {
+	b := s.block
+	if b == nil {
+		b = blockPool.Get().(*block)
+		b.time = now.UnixNano()
+		s.block = b
+	}
+	s.n.messages++
+	s.n.bytes += int64(len(m.Data))
+	if from != s.peer {
+		s.setPeer(from)
+	}
+	start := len(b.lines)
+	b.lines = s.append(b.lines, m, now)
+	for len(b.lines)-start > maxLine {
+		// Escapes make a record up to twelve times as long as its message.
+		m.Data, m.Flags = m.Data[:len(m.Data)/2], m.Flags|framing.Truncated
+		b.lines = s.append(b.lines[:start], m, now)
+	}
+	if m.Flags&framing.Truncated != 0 {
+		s.n.truncated++
+	}
+	b.ends = append(b.ends, uint32(len(b.lines)))
+}
+
+// maxLine is the longest line that fits a batch of one whatever the codec makes of it, with its tail.
+const maxLine = batch.MaxSingle - 1<<10
+
+func (s *sink) append(dst []byte, m framing.Message, now time.Time) []byte {
+	if s.raw {
+		return ecs.AppendRaw(dst, m.Data)
+	}
+	if s.parser == nil {
+		return s.enc.AppendRecord(dst, m, nil, now)
+	}
+	s.parser.Parse(&s.msg, m.Data, now)
+	if s.msg.Err != "" {
+		s.n.failures++
+	}
+	return s.enc.AppendRecord(dst, m, &s.msg, now)
+}
+
+var errStopped = errors.New("stopped while there was no room for records")
+
+// Flush hands the block to the lane.
+func (s *sink) Flush(ctx context.Context) error {
+	in, b := s.in, s.block
+	if b == nil {
+		return nil
+	}
+	s.block = nil
+	in.Messages.Add(s.n.messages)
+	in.Bytes.Add(s.n.bytes)
+	in.Failures.Add(s.n.failures)
+	in.Truncated.Add(s.n.truncated)
+	s.n = counts{}
+	lane := in.o.Lane
+	select {
+	case lane.blocks <- b:
+		return nil
+	default:
+	}
+	var late <-chan time.Time
+	if in.o.OnFull == Drop {
+		if lane.full.Load() {
+			s.drop(b, "buffer_full")
+			return nil
+		}
+		t := time.NewTimer(fullAfter)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case lane.blocks <- b:
+		return nil
+	case <-late:
+		s.drop(b, "buffer_full")
+		return nil
+	case <-ctx.Done():
+		s.drop(b, "stopped")
+		return errStopped
+	}
+}
+
+func (s *sink) drop(b *block, reason string) {
+	n := len(b.ends)
+	s.in.Dropped.Add(int64(n))
+	s.in.o.Lane.drops.add(s.in.o.Name, reason, uint64(n), time.Unix(0, b.time))
+	b.release()
+}
+
+// Close flushes nothing: its caller has.
+func (s *sink) Close() {
+	if s.block != nil {
+		s.drop(s.block, "stopped")
+	}
+}
+
+// drops are records that inputs dropped before they had a number, until a gap
+// record tells of them. Safe for concurrent use.
+type drops struct {
+	mu sync.Mutex
+	m  map[[2]string]*ecs.Gap // by input and reason, guarded by mu
+}
+
+func (d *drops) add(input, reason string, n uint64, at time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.m == nil {
+		d.m = map[[2]string]*ecs.Gap{}
+	}
+	k := [2]string{input, reason}
+	g := d.m[k]
+	if g == nil {
+		g = &ecs.Gap{Reason: reason, Input: input, Since: at}
+		d.m[k] = g
+	}
+	g.Count += n
+	g.Until = at
+}
+
+func (d *drops) any() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.m) > 0
+}
+
+// take returns what is to be told and forgets it.
+func (d *drops) take() (gaps []ecs.Gap) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, g := range d.m {
+		gaps = append(gaps, *g)
+	}
+	clear(d.m)
+	return gaps
+}

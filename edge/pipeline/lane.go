@@ -1,0 +1,457 @@
+// Package pipeline is what happens to messages between a socket and a far side:
+//
+//	Sink (one per connection)  parse, encode            ── block of lines ──┐
+//	Lane.fill                  number, gather           ── open batch ──────┤ one goroutine per lane
+//	Lane.encode                compress, hash           ── batches ─────────┤ a few per lane, results in order
+//	Lane.store                 seal, Append (fsync)     ── durable ─────────┤ one per lane
+//	Lane.ship                  Next, Publish, Commit                        ┘ one per lane
+//
+// Every hand-over is bounded, so that a full buffer is felt at the sockets and
+// nowhere in between. Readers never wait for outputs.
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/framing/ecs"
+	"spillway/outputs"
+)
+
+// LaneOptions configure a lane.
+type LaneOptions struct {
+	Name    string
+	Agent   string
+	Host    string
+	Buffer  *buffer.Buffer
+	Chain   *outputs.Chain
+	Codec   batch.Codec
+	Level   int // of the codec; 0 is the fastest
+	Batch   batch.BuilderOptions
+	AgeHeld time.Duration // replaces Batch.Age while batches gain nothing by being small
+	Raw     bool          // SPILLWAY_ENCODING=raw
+	Log     *slog.Logger
+}
+
+// Lane is a buffer with all that belongs to it.
+type Lane struct {
+	o     LaneOptions
+	start buffer.Start
+
+	blocks chan *block // from sinks to fill
+	free   chan *batch.Open
+	jobs   chan *job // to the encoders
+	order  chan *job // the same jobs, to store, in the order of their numbers
+
+	held      atomic.Int64 // bytes of lines in batches that are closed and not durable yet
+	ratio     atomic.Int64 // recent compression ratio × 1024
+	full      atomic.Bool  // there has been no room for fullAfter
+	admitted  atomic.Uint64
+	durable   atomic.Uint64 // records that Append returned for
+	delivered atomic.Uint64 // records that an output acknowledged
+
+	drops drops
+
+	gapMu   sync.Mutex
+	telling int // gaps of the buffer in batches that are not durable yet, guarded by gapMu
+}
+
+// block is lines of one input, encoded but without their tails (see
+// ecs.AppendTail), received at one time. It is handed from a sink to the lane.
+type block struct {
+	lines []byte
+	ends  []uint32 // where each line ends
+	time  int64    // unix ns
+}
+
+// job is one open batch on its way to the disk.
+type job struct {
+	open    *batch.Open
+	gaps    int // how many of the buffer's gaps it tells
+	batches []*batch.Batch
+	err     error
+	done    chan struct{} // closed when batches or err is set
+}
+
+const (
+	openBatches = 4           // filling, encoding and waiting to be sealed
+	fullAfter   = time.Second // how long a datagram input waits before it drops
+	maxBlock    = 4 << 20     // larger blocks are not kept for reuse
+)
+
+var blockPool = sync.Pool{New: func() any { return new(block) }}
+
+// NewLane returns a lane over an open buffer. Run does the work.
+func NewLane(o LaneOptions) *Lane {
+	l := &Lane{
+		o: o, start: o.Buffer.Start(),
+		blocks: make(chan *block, 2),
+		free:   make(chan *batch.Open, openBatches),
+		jobs:   make(chan *job, openBatches),
+		order:  make(chan *job, openBatches),
+	}
+	for range openBatches {
+		l.free <- new(batch.Open)
+	}
+	l.ratio.Store(4 << 10)
+	return l
+}
+
+// Run works until Close was called and everything admitted is durable and either
+// shipped or ctx has ended, whichever comes first. It returns when all its
+// goroutines have returned. The buffer stays open.
+func (l *Lane) Run(ctx context.Context) {
+	var ingest, rest sync.WaitGroup
+	coming, ended := context.WithCancel(ctx) // while batches still come
+	defer ended()
+	encoders := max(1, min(runtime.GOMAXPROCS(0), openBatches-1))
+	ingest.Go(func() { l.fill(ctx) })
+	for range encoders {
+		ingest.Go(l.encode)
+	}
+	ingest.Go(func() { l.store(ctx) })
+	rest.Go(func() { l.ship(ctx, coming) })
+	rest.Go(func() { l.maintain(coming) })
+	ingest.Wait()
+	ended()
+	rest.Wait()
+}
+
+// Close says that no sink will flush any more. Run then finishes.
+func (l *Lane) Close() { close(l.blocks) }
+
+// fill numbers lines as it copies them into the open batch. It alone gives numbers.
+func (l *Lane) fill(ctx context.Context) {
+	f := &filler{l: l, builder: batch.NewBuilder(l.o.Batch), next: l.start.Next, timer: time.NewTimer(0),
+		gap: ecs.NewEncoder(ecs.Options{Dataset: "spillway.gap", Agent: l.o.Agent, Host: l.o.Host})}
+	if l.start.Unclean {
+		f.unclean = batch.Unclean
+	}
+	f.timer.Stop()
+	defer close(l.jobs)
+	defer close(l.order)
+	defer f.timer.Stop()
+	for {
+		select {
+		case b, ok := <-l.blocks:
+			if !ok {
+				f.tellDrops()
+				f.seal()
+				return
+			}
+			f.admit(ctx, b)
+			f.add(b)
+			b.release()
+		case <-f.timer.C:
+			f.seal()
+		}
+	}
+}
+
+// admit waits until the buffer has room for b. When ctx ends it lets b pass: the
+// stop must not wait, and Append has a word in it too.
+func (f *filler) admit(ctx context.Context, b *block) {
+	l := f.l
+	need := func() int64 {
+		n := l.held.Load() + int64(len(b.lines))
+		if f.open != nil {
+			n += int64(len(f.open.Lines))
+		}
+		return n * 1024 / l.ratio.Load()
+	}
+	if l.o.Buffer.Fits(need()) {
+		return
+	}
+	since := time.Now()
+	l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name,
+		"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
+	t := time.AfterFunc(fullAfter, func() { l.full.Store(true) })
+	for !l.o.Buffer.Fits(need()) && l.o.Buffer.Room(ctx, need()) == nil {
+	}
+	t.Stop()
+	l.full.Store(false)
+	l.o.Log.Info("the buffer has room again", "lane", l.o.Name, "full_for", time.Since(since).Round(time.Millisecond))
+}
+
+func (b *block) release() {
+	if cap(b.lines) > maxBlock {
+		return
+	}
+	b.lines, b.ends = b.lines[:0], b.ends[:0]
+	blockPool.Put(b)
+}
+
+// filler is the state of Lane.fill.
+type filler struct {
+	l       *Lane
+	builder *batch.Builder
+	gap     *ecs.Encoder
+	open    *batch.Open // nil: none
+	next    uint64
+	unclean batch.Flags // Unclean until the first batch carries it
+	gaps    int         // of the buffer's, told in the open batch
+	first   bool        // the record of a new epoch is written
+	timer   *time.Timer
+}
+
+func (f *filler) add(b *block) {
+	const tail = 64 // no tail is longer
+	start := uint32(0)
+	for _, end := range b.ends {
+		line := b.lines[start:end]
+		start = end
+		if f.open != nil && f.builder.Due(f.open, len(line)+tail) {
+			f.seal()
+		}
+		if f.open == nil {
+			f.begin()
+		}
+		f.line(line, b.time)
+		if f.builder.Full(f.open) {
+			f.seal()
+		}
+	}
+	f.l.admitted.Add(uint64(len(b.ends)))
+}
+
+// line copies one line and gives it its number.
+func (f *filler) line(line []byte, t int64) {
+	o := f.open
+	o.Lines = append(o.Lines, line...)
+	if !f.l.o.Raw {
+		o.Lines = ecs.AppendTail(o.Lines, uint64(f.l.start.Epoch), f.next)
+	}
+	o.Added(t)
+	f.next++
+}
+
+// begin opens a batch. What must be told about missing records comes first.
+func (f *filler) begin() {
+	f.open = <-f.l.free
+	f.builder.Learn(int(f.l.ratio.Load()), 1024)
+	f.open.Reset(f.next, f.builder.Flags()|f.unclean)
+	f.unclean = 0
+	f.timer.Reset(f.l.age(f.builder.Age()))
+	if !f.first {
+		f.first = true
+		if g := f.l.start.Previous; g != nil {
+			f.record(gapRecord(*g))
+		}
+	}
+	for _, g := range f.l.untold() {
+		f.record(gapRecord(g))
+		f.gaps++
+	}
+	f.dropRecords()
+}
+
+// tellDrops makes sure that drops nobody asked about any more are told at the stop.
+func (f *filler) tellDrops() {
+	if f.l.drops.any() && f.open == nil {
+		f.begin()
+	} else if f.open != nil {
+		f.dropRecords()
+	}
+}
+
+func (f *filler) dropRecords() {
+	for _, g := range f.l.drops.take() {
+		f.record(g)
+	}
+}
+
+// record writes a gap record into the open batch.
+func (f *filler) record(g ecs.Gap) {
+	now := time.Now()
+	o := f.open
+	o.Lines = f.gap.AppendGap(o.Lines, g, now)
+	o.Lines = ecs.AppendTail(o.Lines, uint64(f.l.start.Epoch), f.next)
+	o.Flags |= batch.HasGap
+	o.Added(now.UnixNano())
+	f.next++
+	f.l.admitted.Add(1)
+}
+
+// untold returns the buffer's gaps that no batch tells yet; the next one does.
+func (l *Lane) untold() []buffer.Gap {
+	l.gapMu.Lock()
+	defer l.gapMu.Unlock()
+	gaps := l.o.Buffer.Gaps()[l.telling:]
+	l.telling += len(gaps)
+	return gaps
+}
+
+// told says that n gaps are durable in batches, oldest first.
+func (l *Lane) told(n int) {
+	l.gapMu.Lock()
+	defer l.gapMu.Unlock()
+	l.o.Buffer.GapsTold(n)
+	l.telling -= n
+}
+
+func gapRecord(g buffer.Gap) ecs.Gap {
+	return ecs.Gap{Reason: g.Reason, Count: g.Count, Since: g.Since, Until: g.Until, Epoch: uint64(g.Epoch), First: g.First, Last: g.Last,
+		SealBefore: g.Before, SealAfter: g.After}
+}
+
+// seal hands the open batch to an encoder and to store, in this order of numbers.
+func (f *filler) seal() {
+	if f.open == nil || f.open.Count == 0 {
+		return
+	}
+	f.timer.Stop()
+	f.l.held.Add(int64(len(f.open.Lines)))
+	j := &job{open: f.open, gaps: f.gaps, done: make(chan struct{})}
+	f.open, f.gaps = nil, 0
+	f.l.jobs <- j
+	f.l.order <- j
+}
+
+// age is how long a batch stays open: longer while small batches gain nothing,
+// because nobody takes them soon; they compress badly and wear flash.
+func (l *Lane) age(age time.Duration) time.Duration {
+	if l.o.AgeHeld <= age {
+		return age
+	}
+	o, _ := l.o.Chain.Current(l.o.Name)
+	if o.Limits().Age > l.o.AgeHeld || l.o.Chain.Failing(o) {
+		return l.o.AgeHeld
+	}
+	return age
+}
+
+// encode compresses open batches; several run beside one another.
+func (l *Lane) encode() {
+	e, err := batch.NewEncoder(l.o.Codec, l.o.Level)
+	for j := range l.jobs {
+		if j.err = err; err == nil {
+			j.batches, j.err = e.Encode(nil, j.open)
+		}
+		if j.err == nil {
+			n := 0
+			for _, b := range j.batches {
+				n += len(b.Payload)
+			}
+			if raw := len(j.open.Lines); raw > 4<<10 {
+				l.ratio.Store(max(1024, int64(raw)*1024/int64(n)))
+			}
+		}
+		close(j.done)
+	}
+}
+
+// store seals batches in the order of their numbers and makes them durable.
+func (l *Lane) store(ctx context.Context) {
+	sealer := batch.Sealer{Epoch: l.start.Epoch, Prev: l.start.Seal}
+	var group []*batch.Batch
+	for j := range l.order {
+		group = group[:0]
+		var raw int64
+		gaps := 0
+		for more := true; more; {
+			<-j.done
+			l.take(j, &sealer, &group)
+			raw += int64(len(j.open.Lines))
+			gaps += j.gaps
+			l.free <- j.open
+			more = false
+			select { // what is encoded already shares the fsync
+			case next, ok := <-l.order:
+				if ok {
+					j, more = next, true
+				}
+			default:
+			}
+		}
+		l.append(ctx, group)
+		l.held.Add(-raw)
+		if gaps > 0 {
+			l.told(gaps)
+		}
+	}
+}
+
+// take seals what j holds and adds it to group.
+func (l *Lane) take(j *job, sealer *batch.Sealer, group *[]*batch.Batch) {
+	if j.err != nil {
+		// One record beyond every limit: the sender's size limit is far below, so this
+		// can only be a fault here. It is told, and the numbers show the hole.
+		l.o.Log.Error("records can't be encoded and are lost", "lane", l.o.Name, "first", j.open.First, "records", j.open.Count, "error", j.err)
+	}
+	for _, b := range j.batches {
+		sealer.Seal(b)
+		*group = append(*group, b)
+	}
+}
+
+// append stores group and does not return before it is stored or ctx has ended:
+// while there is no room or the disk fails, batches wait in memory and, through
+// the bounded hand-overs, at the sockets.
+func (l *Lane) append(ctx context.Context, group []*batch.Batch) {
+	if len(group) == 0 {
+		return
+	}
+	pause, since := time.Duration(0), time.Time{}
+	for {
+		err := l.o.Buffer.Append(ctx, group...)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
+			l.o.Log.Error("stopped before these records were stored; they are lost", "lane", l.o.Name,
+				"first", group[0].First, "last", group[len(group)-1].Last(), "error", err)
+			return
+		}
+		if since.IsZero() {
+			since = time.Now()
+			l.o.Log.Error("records can't be stored; they wait in memory and inputs are held back", "lane", l.o.Name, "error", err,
+				"hint", "see the disk that holds SPILLWAY_STATE_DIR: space, errors, read-only")
+		}
+		pause = min(max(2*pause, 100*time.Millisecond), 10*time.Second)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	if !since.IsZero() {
+		l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
+	}
+	last := group[len(group)-1].Last()
+	l.durable.Store(last)
+	l.o.Log.Debug("durable", "lane", l.o.Name, "last", last)
+}
+
+// maintain gives the buffer its time: it is the buffer's only clock.
+func (l *Lane) maintain(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.o.Buffer.Woken():
+		case <-timer.C:
+		}
+		if next := l.o.Buffer.Maintain(time.Now()); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(time.Until(next), 10*time.Millisecond))
+		}
+	}
+}
+
+// Admitted is how many records were given a number since the start.
+func (l *Lane) Admitted() uint64 { return l.admitted.Load() }
+
+// Delivered is how many records an output acknowledged since the start.
+func (l *Lane) Delivered() uint64 { return l.delivered.Load() }
+
+// Full reports whether there has been no room for a second or longer.
+func (l *Lane) Full() bool { return l.full.Load() }

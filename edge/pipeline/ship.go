@@ -1,0 +1,110 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/outputs"
+)
+
+// ship hands runs to the output in use. While batches come, a run may wait for
+// more; once coming has ended it ships what is left until all is delivered or ctx
+// ends. What it does not get to stays in the buffer.
+func (l *Lane) ship(ctx, coming context.Context) {
+	attempt := attempts{}
+	for ctx.Err() == nil {
+		o, reason := l.o.Chain.Current(l.o.Name)
+		limits := o.Limits()
+		next := coming
+		if coming.Err() != nil {
+			if l.o.Buffer.Stats().PendingRecords == 0 {
+				return
+			}
+			next, limits.Age = ctx, 0
+		}
+		if p, ok := l.o.Buffer.Plan(); ok && p.Output != o.Name() {
+			// Another output was planned for these records, by another configuration: its
+			// object is given up, and the records go where they go now.
+			if err := l.o.Buffer.SetPlan(buffer.Plan{}); err != nil {
+				l.o.Log.Error("the plan of an object can't be given up; trying again", "lane", l.o.Name, "output", p.Output, "key", p.Key, "error", err)
+				sleep(ctx, time.Second)
+				continue
+			}
+		}
+		run, err := l.o.Buffer.Next(next, limits)
+		if err != nil {
+			if errors.Is(err, buffer.ErrClosed) {
+				return
+			}
+			if next.Err() == nil {
+				l.o.Log.Error("the buffer can't be read; trying again", "lane", l.o.Name, "error", err)
+				sleep(ctx, time.Second)
+			}
+			continue
+		}
+		pause := l.publish(ctx, o, reason, &run, &attempt)
+		if pause > 0 {
+			sleep(ctx, pause)
+		}
+	}
+}
+
+// attempts remembers what may have been sent before, so that it is marked.
+type attempts struct {
+	last uint64 // highest number that was handed over
+	n    int
+}
+
+func (a *attempts) of(run *batch.Run) int {
+	if run.First() > a.last {
+		a.n = 0
+	}
+	a.n++
+	a.last = run.Last()
+	return a.n
+}
+
+// publish hands one run over and commits what was acknowledged. It returns how
+// long to pause.
+func (l *Lane) publish(ctx context.Context, o outputs.Output, reason string, run *batch.Run, a *attempts) time.Duration {
+	run.Lane = l.o.Name
+	if p, ok := o.(outputs.Planner); ok && run.Key == "" {
+		// The plan is on disk before the object is handed over, so that a restart
+		// repeats this object and no other with the same records in it.
+		run.Reason = reason
+		run.Key = p.Key(run)
+		plan := buffer.Plan{Output: o.Name(), First: run.First(), Last: run.Last(), Key: run.Key}
+		if err := l.o.Buffer.SetPlan(plan); err != nil {
+			l.o.Log.Error("the plan of an object can't be stored; trying again", "lane", l.o.Name, "output", o.Name(), "key", run.Key, "error", err)
+			return time.Second
+		}
+	}
+	run.Attempt = a.of(run)
+	n, err := o.Publish(ctx, run)
+	if n > 0 {
+		last := run.Batches[n-1].Last()
+		for _, b := range run.Batches[:n] {
+			l.delivered.Add(uint64(b.Count))
+		}
+		if cerr := l.o.Buffer.Commit(last, o.Name()); cerr != nil {
+			l.o.Log.Error("a delivery can't be noted; it may be sent again", "lane", l.o.Name, "output", o.Name(), "last", last, "error", cerr)
+		}
+		l.o.Log.Debug("delivered", "lane", l.o.Name, "output", o.Name(), "first", run.First(), "last", last, "batches", n)
+	}
+	if err != nil && ctx.Err() != nil {
+		return 0 // the stop, not the output
+	}
+	return l.o.Chain.Report(o, err)
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
