@@ -201,6 +201,10 @@ func (s *TCP) serve(ctx, hard context.Context, c net.Conn) {
 			for m, ok := sp.Next(); ok; m, ok = sp.Next() {
 				sink.Message(m, peer, now)
 			}
+			if looks := sp.Stats().LooksCounted; looks > 0 && seen.LooksCounted == 0 {
+				s.o.Log.Warn("messages look octet counted", "input", s.o.Name, "peer", peer.String(),
+					"hint", "set FRAMING=auto or rfc6587 of the input, or the sender to line framing")
+			}
 			s.count(sp.Stats(), &seen)
 			if ferr := sink.Flush(hard); ferr != nil {
 				return
