@@ -301,10 +301,10 @@ func newClient(ctx context.Context, c Config) (*client, error) {
 	cl.s3 = s3.NewFromConfig(cfg, func(so *s3.Options) {
 		so.HTTPClient = cl.http
 		so.Credentials = provider{cache}
-		so.UsePathStyle = c.PathStyle == On || c.PathStyle == Auto && c.Endpoint != ""
 		if c.Endpoint != "" {
 			so.BaseEndpoint = &c.Endpoint
 		}
+		so.UsePathStyle = c.PathStyle == On || c.PathStyle == Auto && so.BaseEndpoint != nil // AWS_ENDPOINT_URL counts too
 	})
 	// TLS and the signed CRC32C protect the body on its way; a SHA-256 besides costs
 	// more than everything else here.

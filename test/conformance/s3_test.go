@@ -353,3 +353,117 @@ func TestS3Refusals(t *testing.T) {
 		t.Errorf("stored all the same: %q", keys)
 	}
 }
+
+// Over TLS the body is not hashed for the signature; the server takes it so, and
+// still checks the CRC32C.
+func TestS3TLS(t *testing.T) {
+	server := servers.StartS3TLS(t, "")
+	server.Setenv(t)
+	server.Bucket(t, "logs")
+	c := s3Config(server.Endpoint, "logs")
+	o := openS3(t, c)
+	run := s3Run(t, o, 1, 40)
+	for range 2 {
+		if n, err := o.Publish(t.Context(), run); n != 40 || err != nil {
+			t.Fatalf("accepted %d: %v", n, err)
+		}
+	}
+	if s := o.Stats(); s.Delivered != 1 || s.AlreadyThere != 1 || s.Unconditional {
+		t.Errorf("counted %+v", s)
+	}
+	source, err := s3.NewSource(t.Context(), "logs", c.Prefix, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for object, err := range source.Objects(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(object.Body)
+		if cerr := object.Body.Close(); err != nil || cerr != nil || batch.CRC32C(body) != run.CRC() {
+			t.Errorf("%s: %d bytes read back, %v, %v", object.Name, len(body), err, cerr)
+		}
+	}
+	t.Setenv("AWS_CA_BUNDLE", "")
+	_, err = openS3(t, c).Publish(t.Context(), run)
+	var e *outputs.Error
+	if !errors.As(err, &e) || e.Action != outputs.Misconfigured || !strings.Contains(e.Hint, "AWS_CA_BUNDLE") {
+		t.Errorf("an unknown CA is told as %v", err)
+	}
+}
+
+// A source reads what is there and Spillway's, page after page, and gets along
+// with what vanishes meanwhile; a reader may stop anywhere.
+func TestS3Source(t *testing.T) {
+	server := servers.StartS3(t, "")
+	server.Setenv(t)
+	server.Bucket(t, "logs")
+	c := s3Config(server.Endpoint, "logs")
+	o := openS3(t, c)
+	const objects = 1003 // a page has 1,000
+	var first, second string
+	for i := range objects {
+		run := s3Run(t, o, batch.Epoch(i+1), 1)
+		if _, err := o.Publish(t.Context(), run); err != nil {
+			t.Fatal(err)
+		}
+		switch i {
+		case 0:
+			first = run.Key
+		case 1:
+			second = run.Key
+		}
+	}
+	for _, key := range []string{"logs/edge/readme.txt", "logs/edge2/" + strings.TrimPrefix(first, "logs/edge/"), "logs/edge/main/x.ndjson.zst"} {
+		if _, err := server.Client().PutObject(t.Context(), &awss3.PutObjectInput{Bucket: aws.String("logs"), Key: &key, Body: strings.NewReader("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	source, err := s3.NewSource(t.Context(), "logs", c.Prefix, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, last := 0, ""
+	for object, err := range source.Objects(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := object.Body.Close(); err != nil {
+			t.Error(err)
+		}
+		if object.Name <= last {
+			t.Errorf("%s after %s", object.Name, last)
+		}
+		if n++; n == 1 {
+			if object.Name != first {
+				t.Errorf("the first is %s, want %s", object.Name, first)
+			}
+			if _, err := server.Client().DeleteObject(t.Context(), &awss3.DeleteObjectInput{Bucket: aws.String("logs"), Key: &second}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last = object.Name
+	}
+	if n != objects-1 {
+		t.Errorf("%d objects, want %d", n, objects-1)
+	}
+	for object, err := range source.Objects(t.Context()) {
+		if err != nil || object.Name != first || object.Body.Close() != nil {
+			t.Errorf("again: %v, %v", object, err)
+		}
+		break
+	}
+	absent, err := s3.NewSource(t.Context(), "absent", "", c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n = 0
+	for object, err := range absent.Objects(t.Context()) {
+		if n++; err == nil || !strings.Contains(err.Error(), "NoSuchBucket") {
+			t.Errorf("an absent bucket yields %v, %v", object, err)
+		}
+	}
+	if n != 1 {
+		t.Errorf("an absent bucket yields %d times", n)
+	}
+}

@@ -4,8 +4,15 @@ package servers
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -24,17 +31,52 @@ import (
 // S3 is a versitygw process that serves a directory: a bucket is a directory in
 // it, an object a file.
 type S3 struct {
-	Endpoint           string // http://127.0.0.1:port, the same in every life
-	AccessKey, Secret  string
-	Region             string
-	address, dir, logs string
-	process            *exec.Cmd
-	ended              chan struct{} // closed when process has ended
+	Endpoint          string // http://127.0.0.1:port, the same in every life
+	AccessKey, Secret string
+	Region            string
+	CA                string // file for AWS_CA_BUNDLE, "" without TLS
+
+	address, dir, key, logs string
+	http                    *http.Client
+	process                 *exec.Cmd
+	ended                   chan struct{} // closed when process has ended
 }
 
 // StartS3 starts a server over dir, which is created when it is missing; with ""
 // it is a temporary one.
 func StartS3(t testing.TB, dir string) *S3 {
+	t.Helper()
+	return startS3(t, dir, "", "")
+}
+
+// StartS3TLS is StartS3 with https and a certificate of its own, whose file is CA.
+func StartS3TLS(t testing.TB, dir string) *S3 {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := [2]string{}
+	for i, block := range []*pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: secret}} {
+		files[i] = filepath.Join(t.TempDir(), "pem")
+		if err := os.WriteFile(files[i], pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return startS3(t, dir, files[0], files[1])
+}
+
+func startS3(t testing.TB, dir, cert, key string) *S3 {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
@@ -47,8 +89,18 @@ func StartS3(t testing.TB, dir string) *S3 {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s := &S3{Endpoint: "http://" + address, AccessKey: "test", Secret: "testtest", Region: "us-east-1",
-		address: address, dir: dir, logs: filepath.Join(t.TempDir(), "versitygw.log")}
+	s := &S3{Endpoint: "http://" + address, AccessKey: "test", Secret: "testtest", Region: "us-east-1", CA: cert,
+		address: address, dir: dir, key: key, logs: filepath.Join(t.TempDir(), "versitygw.log"), http: http.DefaultClient}
+	if cert != "" {
+		s.Endpoint = "https://" + address
+		text, err := os.ReadFile(cert)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(text)
+		s.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	}
 	t.Cleanup(func() {
 		s.Kill(t)
 		if t.Failed() {
@@ -92,7 +144,11 @@ func (s *S3) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(s3Binary(t), "--port", s.address, "--keep-alive", "--health", "/health", "--region", s.Region, "posix", s.dir)
+	args := []string{"--port", s.address, "--keep-alive", "--health", "/health", "--region", s.Region}
+	if s.CA != "" {
+		args = append(args, "--cert", s.CA, "--key", s.key)
+	}
+	cmd := exec.Command(s3Binary(t), append(args, "posix", s.dir)...)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.Secret)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -104,9 +160,9 @@ func (s *S3) Start(t testing.TB) {
 		_ = cmd.Wait() // its end is asked for
 		close(ended)
 	}(s.ended)
-	hc := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	defer s.http.CloseIdleConnections()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		resp, err := hc.Get(s.Endpoint + "/health")
+		resp, err := s.http.Get(s.Endpoint + "/health")
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
@@ -169,6 +225,7 @@ func (s *S3) Setenv(t testing.TB) {
 	for k, v := range map[string]string{
 		"AWS_ACCESS_KEY_ID": s.AccessKey, "AWS_SECRET_ACCESS_KEY": s.Secret, "AWS_SESSION_TOKEN": "", "AWS_REGION": s.Region,
 		"AWS_PROFILE": "", "AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none, "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_CA_BUNDLE": s.CA,
 	} {
 		t.Setenv(k, v)
 	}
@@ -176,7 +233,7 @@ func (s *S3) Setenv(t testing.TB) {
 
 // Client is an SDK client of the server's owner.
 func (s *S3) Client() *s3.Client {
-	return s3.New(s3.Options{BaseEndpoint: &s.Endpoint, Region: s.Region, UsePathStyle: true,
+	return s3.New(s3.Options{BaseEndpoint: &s.Endpoint, Region: s.Region, UsePathStyle: true, HTTPClient: s.http,
 		Credentials: credentials.NewStaticCredentialsProvider(s.AccessKey, s.Secret, "")})
 }
 
