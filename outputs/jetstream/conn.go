@@ -37,7 +37,7 @@ type link struct {
 	noInbox error            // the server's refusal to let us receive acknowledgements
 }
 
-// errConnecting is the state of a link whose first attempt has not ended.
+// errConnecting is the state of a link whose attempt to connect has not ended.
 var errConnecting = errors.New("connecting")
 
 // connect returns a link that connects in the background, for ever, with pauses.
@@ -197,7 +197,7 @@ func (l *link) ready(ctx context.Context, subject string, patience time.Duration
 		l.mu.Lock()
 		if l.noInbox != nil {
 			// Only a new connection subscribes again.
-			l.up, l.noInbox, l.down = false, nil, l.noInbox
+			l.up, l.down, l.noInbox = false, errConnecting, nil
 			l.dial.cut()
 		}
 		delete(l.denied, subject)

@@ -24,6 +24,7 @@ type StreamConfig = jetstream.StreamConfig
 type NATS struct {
 	URL     string // nats://127.0.0.1:port, the same in every life
 	address string
+	store   string // directory
 	config  string // file
 	process *process
 }
@@ -31,33 +32,46 @@ type NATS struct {
 // Option changes how StartNATS starts the server.
 type Option func(*options)
 
-type options struct{ config string }
+type options struct{ config, jetstream string }
 
 // Config adds text to the server's configuration: users, permissions, limits.
 func Config(text string) Option { return func(o *options) { o.config += text + "\n" } }
+
+// Domain puts JetStream into a domain.
+func Domain(name string) Option {
+	return func(o *options) { o.jetstream += fmt.Sprintf(", domain: %q", name) }
+}
 
 // StartNATS starts a server that keeps its streams in storeDir, and returns when
 // JetStream answers.
 func StartNATS(t testing.TB, storeDir string, opts ...Option) *NATS {
 	t.Helper()
 	address := freeAddress(t)
-	n := &NATS{URL: "nats://" + address, address: address, config: filepath.Join(t.TempDir(), "nats.conf"), process: newProcess(t, "nats-server")}
+	n := &NATS{URL: "nats://" + address, address: address, store: storeDir,
+		config: filepath.Join(t.TempDir(), "nats.conf"), process: newProcess(t, "nats-server")}
 	var o options
 	for _, opt := range opts {
 		opt(&o)
 	}
-	n.Configure(t, fmt.Sprintf("jetstream: {store_dir: %q}\n%s", storeDir, o.config))
+	n.configure(t, o)
 	n.Start(t)
 	return n
 }
 
-// Configure replaces the configuration but for the address. It takes effect with
-// Reload or the next Start.
-func (n *NATS) Configure(t testing.TB, text string) {
+func (n *NATS) configure(t testing.TB, o options) {
 	t.Helper()
-	if err := os.WriteFile(n.config, []byte(fmt.Sprintf("listen: %q\n%s", n.address, text)), 0o600); err != nil {
+	text := fmt.Sprintf("listen: %q\njetstream: {store_dir: %q%s}\n%s", n.address, n.store, o.jetstream, o.config)
+	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Reload makes the running server read a configuration with other text. It takes
+// a moment.
+func (n *NATS) Reload(t testing.TB, text string) {
+	t.Helper()
+	n.configure(t, options{config: text})
+	n.process.signal(t, syscall.SIGHUP)
 }
 
 // Start starts the server again after Stop or Kill: same port, same streams.
@@ -101,13 +115,10 @@ func (n *NATS) Stop(t testing.TB) { t.Helper(); n.process.end(t, syscall.SIGTERM
 func (n *NATS) Kill(t testing.TB) { t.Helper(); n.process.end(t, syscall.SIGKILL) }
 
 // Pause halts the server: it keeps its connections and says nothing.
-func (n *NATS) Pause(t testing.TB) { t.Helper(); n.process.signal(t, syscall.SIGSTOP) }
+func (n *NATS) Pause(t testing.TB) { t.Helper(); n.process.pause(t) }
 
 // Resume ends a Pause.
 func (n *NATS) Resume(t testing.TB) { t.Helper(); n.process.signal(t, syscall.SIGCONT) }
-
-// Reload makes the server read its configuration again.
-func (n *NATS) Reload(t testing.TB) { t.Helper(); n.process.signal(t, syscall.SIGHUP) }
 
 // JetStream calls f with a client of the server at url.
 func JetStream(t testing.TB, url string, f func(ctx context.Context, js jetstream.JetStream) error) {

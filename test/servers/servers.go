@@ -1,11 +1,14 @@
 package servers
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -115,6 +118,31 @@ func (p *process) signal(t testing.TB, sig syscall.Signal) {
 	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("%s: %v: %v", p.name, sig, err)
 	}
+}
+
+// pause halts the process and returns when it stands still: a signal that was sent
+// has not arrived yet.
+func (p *process) pause(t testing.TB) {
+	t.Helper()
+	p.signal(t, syscall.SIGSTOP)
+	for deadline := time.Now().Add(10 * time.Second); !p.halted(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not stop", p.name)
+		}
+	}
+}
+
+// halted reports whether every thread of the process is stopped: the field behind
+// the name in parentheses, see proc_pid_stat(5).
+func (p *process) halted() bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+	for _, path := range threads {
+		text, err := os.ReadFile(path)
+		if err == nil && !strings.HasPrefix(string(text[bytes.LastIndexByte(text, ')')+1:]), " T") {
+			return false
+		}
+	}
+	return len(threads) > 0
 }
 
 // freeAddress returns a TCP address of 127.0.0.1 that nobody listens on now.
