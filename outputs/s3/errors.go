@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 
@@ -119,7 +120,7 @@ func isNotImplemented(err error) bool {
 
 // error is the classified form of err, which ended op. several says that the
 // object was made of more than one batch.
-func (o *Output) error(op string, err error, several bool) error {
+func (o *Output) error(op string, err error, several bool) *outputs.Error {
 	e := &outputs.Error{Output: o.name, Op: op, Stored: maybe, Action: retry, Err: &shortError{err}}
 	code, status := answer(err)
 	switch {
@@ -170,6 +171,7 @@ func noAnswer(e *outputs.Error) {
 	var credentials *credentialsError
 	var certificate *tls.CertificateVerificationError
 	var invalid x509.CertificateInvalidError
+	var network *net.OpError
 	switch {
 	case errors.Is(e.Err, context.Canceled):
 		// The caller's wish, wherever it struck.
@@ -182,6 +184,8 @@ func noAnswer(e *outputs.Error) {
 		e.Stored, e.Action, e.Hint = no, misconfigured, "name the server's CA file in AWS_CA_BUNDLE, and in ENDPOINT the host that the certificate is for"
 	case errors.Is(e.Err, http.ErrSchemeMismatch):
 		e.Stored, e.Action, e.Hint = no, misconfigured, "the server does not speak TLS: write http:// in ENDPOINT"
+	case errors.As(e.Err, &network) && (network.Op == "dial" || network.Op == "proxyconnect"):
+		e.Stored = no // there was no connection to send it on
 	}
 }
 

@@ -111,7 +111,7 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (int, error) {
 		ContentType:    contentType(run.Batches[0].Codec),
 		Metadata:       metadata(o.site, run),
 	}
-	err := o.put(ctx, in, size)
+	doubt, err := o.put(ctx, in, size)
 	if err == nil {
 		o.delivered.Add(1)
 		o.bytes.Add(uint64(size))
@@ -121,49 +121,59 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (int, error) {
 		o.alreadyThere.Add(1)
 		return len(run.Batches), nil
 	}
-	return 0, o.error(op, err, len(run.Batches) > 1)
+	e := o.error(op, err, len(run.Batches) > 1)
+	if doubt && e.Stored == outputs.StoredNo {
+		e.Stored = outputs.StoredMaybe // the last attempt was refused, one before it may have arrived
+	}
+	return 0, e
 }
 
 // put stores in, conditionally unless that is off. It takes two decisions that
 // the SDK leaves to its user: credentials that the server calls old are fetched
-// anew once, and a condition that the server does not know is left out.
-func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) error {
+// anew once, and a condition that the server does not know is left out. doubt says
+// that an attempt ended without the server's word on what became of it.
+func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) (doubt bool, err error) {
 	if o.c.Conditional != Off && !o.unconditional.Load() {
 		in.IfNoneMatch = aws.String("*")
 	}
-	err := o.attempts(ctx, in, size)
+	err = o.attempts(ctx, in, size, &doubt)
 	if isCredentials(err) {
 		o.credentials.Invalidate()
-		err = o.attempts(ctx, in, size)
+		err = o.attempts(ctx, in, size, &doubt)
 	}
 	if o.c.Conditional == Auto && in.IfNoneMatch != nil && isNotImplemented(err) {
 		in.IfNoneMatch = nil
-		if err = o.attempts(ctx, in, size); err == nil {
+		if err = o.attempts(ctx, in, size, &doubt); err == nil {
 			o.unconditional.Store(true)
 		}
 	}
-	return err
+	return doubt, err
 }
 
 // attempts is one PutObject with the SDK's retries.
-func (o *Output) attempts(ctx context.Context, in *s3.PutObjectInput, size int64) error {
+func (o *Output) attempts(ctx context.Context, in *s3.PutObjectInput, size int64, doubt *bool) error {
 	in.Body.(*body).rewind()
 	limit := o.c.Timeout + time.Duration(size)*time.Second/time.Duration(o.c.MinRate)
 	_, err := o.s3.PutObject(ctx, in, append(o.options, func(so *s3.Options) {
-		so.APIOptions = append(so.APIOptions, deadline(limit))
+		so.APIOptions = append(so.APIOptions, o.attempt(limit, doubt))
 	})...)
 	return err
 }
 
-// deadline ends every attempt after limit. The SDK does not retry what a context
-// ended: a silent server costs one deadline, not three.
-func deadline(limit time.Duration) func(*middleware.Stack) error {
+// attempt ends every attempt after limit, and notes in doubt what it left open. The
+// SDK does not retry what a context ended: a silent server costs one deadline, not
+// three.
+func (o *Output) attempt(limit time.Duration, doubt *bool) func(*middleware.Stack) error {
 	return func(s *middleware.Stack) error {
-		return s.Finalize.Insert(middleware.FinalizeMiddlewareFunc("Deadline",
+		return s.Finalize.Insert(middleware.FinalizeMiddlewareFunc("Attempt",
 			func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
 				ctx, cancel := context.WithTimeout(ctx, limit)
 				defer cancel()
-				return next.HandleFinalize(ctx, in)
+				out, metadata, err := next.HandleFinalize(ctx, in)
+				if err != nil && o.error("", err, false).Stored == outputs.StoredMaybe {
+					*doubt = true
+				}
+				return out, metadata, err
 			}), "Retry", middleware.After)
 	}
 }
@@ -180,10 +190,11 @@ func (o *Output) Probe(ctx context.Context) error {
 		Bucket: &o.c.Bucket, Key: &key, Body: newBody([]batch.Batch{{Payload: text}}),
 		ChecksumCRC32C: checksum(batch.CRC32C(text)), ContentType: aws.String("text/plain"),
 	}
-	err := o.attempts(ctx, in, int64(len(text)))
+	var doubt bool // of no interest: a probe may be stored any number of times
+	err := o.attempts(ctx, in, int64(len(text)), &doubt)
 	if isCredentials(err) {
 		o.credentials.Invalidate()
-		err = o.attempts(ctx, in, int64(len(text)))
+		err = o.attempts(ctx, in, int64(len(text)), &doubt)
 	}
 	if err != nil {
 		return o.error("put s3://"+o.c.Bucket+"/"+key, err, false)

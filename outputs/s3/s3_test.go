@@ -210,6 +210,35 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// The last attempt's refusal says nothing of the one before, whose answer was lost.
+func TestDoubt(t *testing.T) {
+	setenv(t)
+	f := newFar(t, false, func(n int, w http.ResponseWriter, _ *http.Request) {
+		if n == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		refuse(w, 403, "AccessDenied")
+	})
+	o := open(t, settings(f.URL))
+	n, err := o.Publish(t.Context(), newRun(o, "a\n"))
+	if s, a := outputs.Classify(err); n != 0 || s != maybe || a != misconfigured || f.asked() != 2 {
+		t.Errorf("accepted %d, stored %v, %v after %d attempts: %v", n, s, a, f.asked(), err)
+	}
+	f.Close()
+	o.http.CloseIdleConnections()
+	n, err = o.Publish(t.Context(), newRun(o, "a\n"))
+	if s, a := outputs.Classify(err); n != 0 || s != no || a != retry {
+		t.Errorf("nobody there: accepted %d, stored %v, %v: %v", n, s, a, err)
+	}
+	// A plain server where TLS is expected.
+	f = newFar(t, false, func(int, http.ResponseWriter, *http.Request) {})
+	o = open(t, settings(strings.Replace(f.URL, "http:", "https:", 1)))
+	_, err = o.Publish(t.Context(), newRun(o, "a\n"))
+	if s, a := outputs.Classify(err); s != no || a != misconfigured {
+		t.Errorf("a server without TLS: stored %v, %v: %v", s, a, err)
+	}
+}
+
 // 412 is an acknowledgement when, and only when, the condition was ours.
 func TestAlreadyThere(t *testing.T) {
 	setenv(t)
