@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -36,10 +35,9 @@ type S3 struct {
 	Region            string
 	CA                string // file for AWS_CA_BUNDLE, "" without TLS
 
-	address, dir, key, logs string
-	http                    *http.Client
-	process                 *exec.Cmd
-	ended                   chan struct{} // closed when process has ended
+	args    []string
+	http    *http.Client
+	process *process
 }
 
 // StartS3 starts a server over dir, which is created when it is missing; with ""
@@ -81,18 +79,16 @@ func startS3(t testing.TB, dir, cert, key string) *S3 {
 	if dir == "" {
 		dir = t.TempDir()
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s := &S3{Endpoint: "http://" + address, AccessKey: "test", Secret: "testtest", Region: "us-east-1", CA: cert,
-		address: address, dir: dir, key: key, logs: filepath.Join(t.TempDir(), "versitygw.log"), http: http.DefaultClient}
+	s := &S3{AccessKey: "test", Secret: "testtest", Region: "us-east-1", CA: cert, http: http.DefaultClient, process: newProcess(t, "versitygw")}
+	address := freeAddress(t)
+	s.args = []string{"--port", address, "--access", s.AccessKey, "--secret", s.Secret, "--region", s.Region, "--keep-alive", "--health", "/health"}
+	s.Endpoint = "http://" + address
 	if cert != "" {
 		s.Endpoint = "https://" + address
+		s.args = append(s.args, "--cert", cert, "--key", key)
 		text, err := os.ReadFile(cert)
 		if err != nil {
 			t.Fatal(err)
@@ -101,121 +97,39 @@ func startS3(t testing.TB, dir, cert, key string) *S3 {
 		pool.AppendCertsFromPEM(text)
 		s.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	}
-	t.Cleanup(func() {
-		s.Kill(t)
-		if t.Failed() {
-			text, _ := os.ReadFile(s.logs)
-			t.Logf("versitygw at %s said:\n%s", address, text)
-		}
-	})
+	s.args = append(s.args, "posix", dir)
 	s.Start(t)
 	return s
-}
-
-// s3Binary returns the path of a server that `make tools` built.
-func s3Binary(t testing.TB) string {
-	t.Helper()
-	bin := os.Getenv("SPILLWAY_BIN")
-	if bin == "" {
-		bin = filepath.Join("..", "..", "bin")
-	}
-	path, err := filepath.Abs(filepath.Join(bin, "versitygw"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%v: run `make tools` first", err)
-	}
-	return path
 }
 
 // Start starts the server again after Stop or Kill, on the same port over the same
 // directory, and returns when it answers.
 func (s *S3) Start(t testing.TB) {
 	t.Helper()
-	if s.process != nil {
-		t.Fatal("versitygw runs already")
-	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.OpenFile(s.logs, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	args := []string{"--port", s.address, "--keep-alive", "--health", "/health", "--region", s.Region}
-	if s.CA != "" {
-		args = append(args, "--cert", s.CA, "--key", s.key)
-	}
-	cmd := exec.Command(s3Binary(t), append(args, "posix", s.dir)...)
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.Secret)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	s.process, s.ended = cmd, make(chan struct{})
-	go func(ended chan struct{}) {
-		_ = cmd.Wait() // its end is asked for
-		close(ended)
-	}(s.ended)
 	defer s.http.CloseIdleConnections()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	s.process.start(t, func() error {
 		resp, err := s.http.Get(s.Endpoint + "/health")
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return
-			}
-			err = errors.New(resp.Status)
+		if err != nil {
+			return err
 		}
-		select {
-		case <-s.ended:
-			text, _ := os.ReadFile(s.logs)
-			t.Fatalf("versitygw ended:\n%s", text)
-		default:
+		if err := resp.Body.Close(); err != nil || resp.StatusCode == http.StatusOK {
+			return err
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("versitygw does not answer: %v", err)
-		}
-	}
+		return errors.New(resp.Status)
+	}, s.args...)
 }
 
 // Stop ends the server as an operator would (SIGTERM).
-func (s *S3) Stop(t testing.TB) { t.Helper(); s.end(t, syscall.SIGTERM) }
+func (s *S3) Stop(t testing.TB) { t.Helper(); s.process.end(t, syscall.SIGTERM) }
 
 // Kill ends the server at once (SIGKILL).
-func (s *S3) Kill(t testing.TB) { t.Helper(); s.end(t, syscall.SIGKILL) }
-
-func (s *S3) end(t testing.TB, sig syscall.Signal) {
-	t.Helper()
-	if s.process == nil {
-		return
-	}
-	s.signal(t, sig)
-	select {
-	case <-s.ended:
-	case <-time.After(10 * time.Second):
-		t.Errorf("versitygw does not end on %v", sig)
-		s.signal(t, syscall.SIGKILL)
-		<-s.ended
-	}
-	s.process = nil
-}
+func (s *S3) Kill(t testing.TB) { t.Helper(); s.process.end(t, syscall.SIGKILL) }
 
 // Pause halts the server: it keeps its connections and answers nothing.
-func (s *S3) Pause(t testing.TB) { t.Helper(); s.signal(t, syscall.SIGSTOP) }
+func (s *S3) Pause(t testing.TB) { t.Helper(); s.process.pause(t) }
 
 // Resume ends a Pause.
-func (s *S3) Resume(t testing.TB) { t.Helper(); s.signal(t, syscall.SIGCONT) }
-
-func (s *S3) signal(t testing.TB, sig syscall.Signal) {
-	t.Helper()
-	if err := s.process.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		t.Errorf("versitygw: %v: %v", sig, err)
-	}
-}
+func (s *S3) Resume(t testing.TB) { t.Helper(); s.process.signal(t, syscall.SIGCONT) }
 
 // Setenv puts the server's credentials where the AWS SDK finds them, and nothing
 // else of this host.
