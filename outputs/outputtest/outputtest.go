@@ -216,7 +216,23 @@ func unfitBatch(t *testing.T, s *side) {
 		t.Errorf("an unfit batch is told as accepted %d, stored %v, %v: %v", accepted, stored, action, err)
 	}
 	s.mustPublish(t, o, after) // the output is well
-	s.holds(t, o, fit, after)
+	if _, planner := o.(outputs.Planner); planner {
+		s.holds(t, o, fit, after)
+		return
+	}
+	// In the middle of a run, the limit having changed on the way: what is accepted
+	// ends before it, and what is behind it may be sent again.
+	one := l.run(1, 10)
+	mixed := *one
+	mixed.Batches = append(mixed.Batches, l.noise(int(lim.BatchBytes)+1))
+	rest := l.run(1, 10)
+	mixed.Batches = append(mixed.Batches, rest.Batches...)
+	accepted, err = s.publish(t, t.Context(), o, &mixed)
+	if _, action := outputs.Classify(err); err == nil || accepted != 1 || action != outputs.Unfit {
+		t.Errorf("a run with an unfit batch behind a fit one is told as accepted %d, %v: %v", accepted, action, err)
+	}
+	s.mustPublish(t, o, rest)
+	s.holds(t, o, fit, after, one, rest)
 }
 
 // cancelled: the end of ctx, at any moment, ends a Publish soon and leaves no more
