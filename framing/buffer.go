@@ -9,14 +9,14 @@ import (
 // above readSize whatever the message needs.
 const (
 	minBuf   = 4 << 10
-	readSize = 256 << 10 // most bytes of one read
+	readSize = 64 << 10 // most bytes of one read: a batch of reads must stay in the cache, and more saves no time
 )
 
 // Buffers up to readSize, so that a connection can give its own back each time it has been
 // read empty and yet costs the garbage collector nothing when it is busy.
-var pools [4]sync.Pool // *[4<<10]byte, *[16<<10]byte, *[64<<10]byte, *[256<<10]byte
+var pools [3]sync.Pool // *[4<<10]byte, *[16<<10]byte, *[64<<10]byte
 
-// Fill reads once from r, up to 256 KiB, and returns what r returned. Bytes may have come
+// Fill reads once from r, up to 64 KiB, and returns what r returned. Bytes may have come
 // along with an error: call Next before looking at it. The messages handed out before
 // are no longer valid. Call Next until it says no before the next Fill; if it is not
 // called at all, Fill returns io.ErrShortBuffer in the end. When Broken, it returns Err.
@@ -87,10 +87,6 @@ func newBuffer(size int) []byte {
 		if p, ok := pools[2].Get().(*[64 << 10]byte); ok {
 			return p[:0]
 		}
-	case 256 << 10:
-		if p, ok := pools[3].Get().(*[256 << 10]byte); ok {
-			return p[:0]
-		}
 	}
 	return make([]byte, 0, size)
 }
@@ -103,7 +99,5 @@ func freeBuffer(b []byte) {
 		pools[1].Put((*[16 << 10]byte)(b[:cap(b)]))
 	case 64 << 10:
 		pools[2].Put((*[64 << 10]byte)(b[:cap(b)]))
-	case 256 << 10:
-		pools[3].Put((*[256 << 10]byte)(b[:cap(b)]))
 	}
 }

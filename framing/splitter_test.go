@@ -742,7 +742,7 @@ func TestNoAllocations(t *testing.T) {
 		if n := testing.AllocsPerRun(100, read); n != 0 {
 			t.Errorf("%s: %v allocations per read", c.name, n)
 		}
-		if messages < 50_000 {
+		if messages < 20_000 {
 			t.Errorf("%s: %d messages", c.name, messages)
 		}
 	}

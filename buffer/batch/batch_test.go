@@ -210,7 +210,7 @@ func TestEncode(t *testing.T) {
 				return o
 			}(), "single"},
 		} {
-			bs, err := e.Encode(nil, c.o)
+			bs, _, err := e.Encode(nil, c.o, nil)
 			if err != nil {
 				t.Fatalf("%v %s: %v", codec, c.name, err)
 			}
@@ -261,7 +261,7 @@ func TestDecodeBounds(t *testing.T) {
 		o.Reset(1, 0)
 		o.Lines = bytes.Repeat([]byte("a\n"), 400<<10)
 		o.Added(1)
-		bs, err := e.Encode(nil, &o)
+		bs, _, err := e.Encode(nil, &o, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,8 +314,9 @@ func BenchmarkEncode(b *testing.B) {
 			b.SetBytes(int64(len(o.Lines)))
 			b.ReportAllocs()
 			var bs []*Batch
+			var mem []byte
 			for b.Loop() {
-				bs, _ = e.Encode(bs[:0], &o)
+				bs, mem, _ = e.Encode(bs[:0], &o, mem[:0])
 			}
 			b.ReportMetric(float64(len(o.Lines))/float64(len(bs[0].Payload)), "ratio")
 		})

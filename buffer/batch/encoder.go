@@ -22,7 +22,6 @@ type Encoder struct {
 	codec Codec
 	zstd  *zstd.Encoder
 	gzip  *gzip.Writer
-	buf   bytes.Buffer
 }
 
 // NewEncoder returns an encoder for codec. level 0 is the fastest; higher
@@ -52,36 +51,40 @@ func NewEncoder(codec Codec, level int) (*Encoder, error) {
 // Encode compresses o and appends the resulting batches, not yet sealed, to
 // dst: as a rule one. Lines that compress worse than estimated and exceed
 // MaxPayload are cut in halves at a line end; a single line that does is a batch
-// of its own, flagged Single. Each payload is fresh memory, owned by its batch,
-// except that under codec None it is a copy all the same: o may be reused.
-func (e *Encoder) Encode(dst []*Batch, o *Open) ([]*Batch, error) {
-	return e.encode(dst, o.Lines, Header{Codec: e.codec, Flags: o.Flags, First: o.First, Count: o.Count, FirstTime: o.FirstTime, LastTime: o.LastTime})
+// of its own, flagged Single. Payloads are appended to mem and alias it; it is
+// returned as it has grown, to be used again once the batches are done with. o
+// may be reused at once.
+func (e *Encoder) Encode(dst []*Batch, o *Open, mem []byte) ([]*Batch, []byte, error) {
+	h := Header{Codec: e.codec, Flags: o.Flags, First: o.First, Count: o.Count, FirstTime: o.FirstTime, LastTime: o.LastTime}
+	return e.encode(dst, o.Lines, h, mem)
 }
 
-func (e *Encoder) encode(dst []*Batch, lines []byte, h Header) ([]*Batch, error) {
+func (e *Encoder) encode(dst []*Batch, lines []byte, h Header, mem []byte) ([]*Batch, []byte, error) {
 	if h.Count == 0 {
-		return dst, nil
+		return dst, mem, nil
 	}
-	payload, err := e.compress(lines)
+	start := len(mem)
+	mem, err := e.compress(mem, lines)
 	if err != nil {
-		return dst, err
+		return dst, mem, err
 	}
+	payload := mem[start:len(mem):len(mem)]
 	if len(payload) > MaxPayload && h.Count > 1 {
-		return e.halves(dst, lines, h)
+		return e.halves(dst, lines, h, mem[:start])
 	}
 	if len(payload) > MaxPayload {
 		if len(payload) > MaxSingle {
-			return dst, fmt.Errorf("record %d: %d bytes compressed: %w", h.First, len(payload), ErrTooLarge)
+			return dst, mem, fmt.Errorf("record %d: %d bytes compressed: %w", h.First, len(payload), ErrTooLarge)
 		}
 		h.Flags |= Single
 	}
 	h.Length, h.Raw = uint32(len(payload)), uint32(len(lines))
 	h.CRC, h.Sum = CRC32C(payload), sha256.Sum256(payload)
-	return append(dst, &Batch{Header: h, Payload: payload}), nil
+	return append(dst, &Batch{Header: h, Payload: payload}), mem, nil
 }
 
-// halves cuts lines at the line end nearest below the middle of their number.
-func (e *Encoder) halves(dst []*Batch, lines []byte, h Header) ([]*Batch, error) {
+// halves cuts lines at the line end behind half of their number.
+func (e *Encoder) halves(dst []*Batch, lines []byte, h Header, mem []byte) ([]*Batch, []byte, error) {
 	n, cut := h.Count/2, 0
 	for range n {
 		cut += bytes.IndexByte(lines[cut:], '\n') + 1
@@ -90,29 +93,28 @@ func (e *Encoder) halves(dst []*Batch, lines []byte, h Header) ([]*Batch, error)
 	a.Count = n
 	b.First, b.Count, b.FirstTime = h.First+uint64(n), h.Count-n, h.LastTime
 	a.LastTime = b.FirstTime
-	dst, err := e.encode(dst, lines[:cut], a)
+	dst, mem, err := e.encode(dst, lines[:cut], a, mem)
 	if err != nil {
-		return dst, err
+		return dst, mem, err
 	}
-	return e.encode(dst, lines[cut:], b)
+	return e.encode(dst, lines[cut:], b, mem)
 }
 
-func (e *Encoder) compress(lines []byte) ([]byte, error) {
+// compress appends the payload of lines to dst.
+func (e *Encoder) compress(dst, lines []byte) ([]byte, error) {
 	switch e.codec {
 	case Zstd:
-		return e.zstd.EncodeAll(lines, make([]byte, 0, len(lines)/6+512)), nil
+		return e.zstd.EncodeAll(lines, dst), nil
 	case Gzip:
-		e.buf.Reset()
-		e.gzip.Reset(&e.buf)
+		buf := bytes.NewBuffer(dst)
+		e.gzip.Reset(buf)
 		if _, err := e.gzip.Write(lines); err != nil {
-			return nil, err
+			return dst, err
 		}
-		if err := e.gzip.Close(); err != nil {
-			return nil, err
-		}
-		return bytes.Clone(e.buf.Bytes()), nil
+		err := e.gzip.Close()
+		return buf.Bytes(), err
 	}
-	return bytes.Clone(lines), nil
+	return append(dst, lines...), nil
 }
 
 // Sealer chains seals over the batches of one epoch, in their order. One

@@ -89,7 +89,7 @@ func (s *sink) setPeer(peer netip.AddrPort) {
 func (s *sink) Message(m framing.Message, from netip.AddrPort, now time.Time) {
 	b := s.block
 	if b == nil {
-		b = blockPool.Get().(*block)
+		b = s.in.o.Lane.block()
 		b.time = now.UnixNano()
 		s.block = b
 	}
@@ -174,7 +174,7 @@ func (s *sink) drop(b *block, reason string) {
 	n := len(b.ends)
 	s.in.Dropped.Add(int64(n))
 	s.in.o.Lane.drops.add(s.in.o.Name, reason, uint64(n), time.Unix(0, b.time))
-	b.release()
+	s.in.o.Lane.release(b)
 }
 
 // Close flushes nothing: its caller has.

@@ -37,7 +37,12 @@ type LaneOptions struct {
 	Batch   batch.BuilderOptions
 	AgeHeld time.Duration // replaces Batch.Age while batches gain nothing by being small
 	Raw     bool          // SPILLWAY_ENCODING=raw
-	Log     *slog.Logger
+
+	// BufferKeeps says that the buffer keeps payloads beyond Append (SyncInterval),
+	// so that their memory can't be used again.
+	BufferKeeps bool
+
+	Log *slog.Logger
 }
 
 // Lane is a buffer with all that belongs to it.
@@ -46,9 +51,11 @@ type Lane struct {
 	start buffer.Start
 
 	blocks chan *block // from sinks to fill
+	spare  chan *block // blocks to use again
 	free   chan *batch.Open
-	jobs   chan *job // to the encoders
-	order  chan *job // the same jobs, to store, in the order of their numbers
+	mem    chan []byte // of payloads, to use again
+	jobs   chan *job   // to the encoders
+	order  chan *job   // the same jobs, to store, in the order of their numbers
 
 	held      atomic.Int64 // bytes of lines in batches that are closed and not durable yet
 	ratio     atomic.Int64 // recent compression ratio × 1024
@@ -71,33 +78,43 @@ type block struct {
 	time  int64    // unix ns
 }
 
-// job is one open batch on its way to the disk.
+// job is one open batch on its way to the disk. From fill to the end of its
+// encoding the encoder owns open, which is used again after that.
 type job struct {
 	open    *batch.Open
-	gaps    int // how many of the buffer's gaps it tells
+	gaps    int   // how many of the buffer's gaps it tells
+	raw     int64 // bytes of its lines
 	batches []*batch.Batch
+	mem     []byte // of the payloads
 	err     error
 	done    chan struct{} // closed when batches or err is set
 }
 
-const (
-	openBatches = 4           // filling, encoding and waiting to be sealed
-	fullAfter   = time.Second // how long a datagram input waits before it drops
-	maxBlock    = 4 << 20     // larger blocks are not kept for reuse
-)
+// openBatches is how many open batches a lane has: one that is filled and one for
+// each encoder.
+func openBatches() int { return 1 + min(runtime.GOMAXPROCS(0), maxEncoders) }
 
-var blockPool = sync.Pool{New: func() any { return new(block) }}
+const (
+	maxEncoders = 3
+	groupMax    = 16          // encoded batches that may wait for the fsync before theirs
+	fullAfter   = time.Second // how long a datagram input waits before it drops
+	spareBlocks = 8           // kept for reuse
+	maxBlock    = 1 << 20     // larger ones are not kept
+	maxMem      = 2 * batch.MaxPayload
+)
 
 // NewLane returns a lane over an open buffer. Run does the work.
 func NewLane(o LaneOptions) *Lane {
 	l := &Lane{
 		o: o, start: o.Buffer.Start(),
 		blocks: make(chan *block, 2),
-		free:   make(chan *batch.Open, openBatches),
-		jobs:   make(chan *job, openBatches),
-		order:  make(chan *job, openBatches),
+		spare:  make(chan *block, spareBlocks),
+		mem:    make(chan []byte, groupMax),
+		free:   make(chan *batch.Open, openBatches()),
+		jobs:   make(chan *job, openBatches()),
+		order:  make(chan *job, groupMax),
 	}
-	for range openBatches {
+	for range openBatches() {
 		l.free <- new(batch.Open)
 	}
 	l.ratio.Store(4 << 10)
@@ -111,9 +128,8 @@ func (l *Lane) Run(ctx context.Context) {
 	var ingest, rest sync.WaitGroup
 	coming, ended := context.WithCancel(ctx) // while batches still come
 	defer ended()
-	encoders := max(1, min(runtime.GOMAXPROCS(0), openBatches-1))
 	ingest.Go(func() { l.fill(ctx) })
-	for range encoders {
+	for range openBatches() - 1 {
 		ingest.Go(l.encode)
 	}
 	ingest.Go(func() { l.store(ctx) })
@@ -142,13 +158,13 @@ func (l *Lane) fill(ctx context.Context) {
 		select {
 		case b, ok := <-l.blocks:
 			if !ok {
-				f.tellDrops()
+				f.finish()
 				f.seal()
 				return
 			}
 			f.admit(ctx, b)
 			f.add(b)
-			b.release()
+			l.release(b)
 		case <-f.timer.C:
 			f.seal()
 		}
@@ -180,12 +196,25 @@ func (f *filler) admit(ctx context.Context, b *block) {
 	l.o.Log.Info("the buffer has room again", "lane", l.o.Name, "full_for", time.Since(since).Round(time.Millisecond))
 }
 
-func (b *block) release() {
+// block returns an empty block; release gives it back.
+func (l *Lane) block() *block {
+	select {
+	case b := <-l.spare:
+		return b
+	default:
+		return new(block)
+	}
+}
+
+func (l *Lane) release(b *block) {
 	if cap(b.lines) > maxBlock {
 		return
 	}
 	b.lines, b.ends = b.lines[:0], b.ends[:0]
-	blockPool.Put(b)
+	select {
+	case l.spare <- b:
+	default:
+	}
 }
 
 // filler is the state of Lane.fill.
@@ -245,25 +274,28 @@ func (f *filler) begin() {
 			f.record(gapRecord(*g))
 		}
 	}
+	f.tell()
+}
+
+// tell writes what is missing and not told yet into the open batch: holes that
+// the buffer knows of, and records that inputs dropped.
+func (f *filler) tell() {
 	for _, g := range f.l.untold() {
 		f.record(gapRecord(g))
 		f.gaps++
 	}
-	f.dropRecords()
-}
-
-// tellDrops makes sure that drops nobody asked about any more are told at the stop.
-func (f *filler) tellDrops() {
-	if f.l.drops.any() && f.open == nil {
-		f.begin()
-	} else if f.open != nil {
-		f.dropRecords()
+	for _, g := range f.l.drops.take() {
+		f.record(g)
 	}
 }
 
-func (f *filler) dropRecords() {
-	for _, g := range f.l.drops.take() {
-		f.record(g)
+// finish tells at the stop what no later batch will.
+func (f *filler) finish() {
+	switch {
+	case f.open != nil:
+		f.tell()
+	case f.l.drops.any() || f.l.mustTell():
+		f.begin()
 	}
 }
 
@@ -288,6 +320,13 @@ func (l *Lane) untold() []buffer.Gap {
 	return gaps
 }
 
+// mustTell reports whether untold would return any.
+func (l *Lane) mustTell() bool {
+	l.gapMu.Lock()
+	defer l.gapMu.Unlock()
+	return len(l.o.Buffer.Gaps()) > l.telling
+}
+
 // told says that n gaps are durable in batches, oldest first.
 func (l *Lane) told(n int) {
 	l.gapMu.Lock()
@@ -307,8 +346,8 @@ func (f *filler) seal() {
 		return
 	}
 	f.timer.Stop()
-	f.l.held.Add(int64(len(f.open.Lines)))
-	j := &job{open: f.open, gaps: f.gaps, done: make(chan struct{})}
+	j := &job{open: f.open, gaps: f.gaps, raw: int64(len(f.open.Lines)), done: make(chan struct{})}
+	f.l.held.Add(j.raw)
 	f.open, f.gaps = nil, 0
 	f.l.jobs <- j
 	f.l.order <- j
@@ -332,17 +371,27 @@ func (l *Lane) encode() {
 	e, err := batch.NewEncoder(l.o.Codec, l.o.Level)
 	for j := range l.jobs {
 		if j.err = err; err == nil {
-			j.batches, j.err = e.Encode(nil, j.open)
+			var mem []byte
+			select {
+			case mem = <-l.mem:
+			default:
+			}
+			j.batches, j.mem, j.err = e.Encode(nil, j.open, mem[:0])
 		}
 		if j.err == nil {
 			n := 0
 			for _, b := range j.batches {
 				n += len(b.Payload)
 			}
-			if raw := len(j.open.Lines); raw > 4<<10 {
-				l.ratio.Store(max(1024, int64(raw)*1024/int64(n)))
+			if j.raw > 4<<10 {
+				l.ratio.Store(max(1024, j.raw*1024/int64(n)))
 			}
+		} else {
+			// One record beyond every limit, which sinks don't let pass, or a codec that
+			// can't be made: the numbers show the hole.
+			l.o.Log.Error("records can't be encoded and are lost", "lane", l.o.Name, "first", j.open.First, "records", j.open.Count, "error", j.err)
 		}
+		l.free <- j.open
 		close(j.done)
 	}
 }
@@ -351,16 +400,20 @@ func (l *Lane) encode() {
 func (l *Lane) store(ctx context.Context) {
 	sealer := batch.Sealer{Epoch: l.start.Epoch, Prev: l.start.Seal}
 	var group []*batch.Batch
+	var mems [][]byte
 	for j := range l.order {
-		group = group[:0]
+		group, mems = group[:0], mems[:0]
 		var raw int64
 		gaps := 0
 		for more := true; more; {
 			<-j.done
-			l.take(j, &sealer, &group)
-			raw += int64(len(j.open.Lines))
+			for _, b := range j.batches {
+				sealer.Seal(b)
+				group = append(group, b)
+			}
+			raw += j.raw
 			gaps += j.gaps
-			l.free <- j.open
+			mems = append(mems, j.mem)
 			more = false
 			select { // what is encoded already shares the fsync
 			case next, ok := <-l.order:
@@ -371,6 +424,7 @@ func (l *Lane) store(ctx context.Context) {
 			}
 		}
 		l.append(ctx, group)
+		l.reuse(mems)
 		l.held.Add(-raw)
 		if gaps > 0 {
 			l.told(gaps)
@@ -378,16 +432,19 @@ func (l *Lane) store(ctx context.Context) {
 	}
 }
 
-// take seals what j holds and adds it to group.
-func (l *Lane) take(j *job, sealer *batch.Sealer, group *[]*batch.Batch) {
-	if j.err != nil {
-		// One record beyond every limit: the sender's size limit is far below, so this
-		// can only be a fault here. It is told, and the numbers show the hole.
-		l.o.Log.Error("records can't be encoded and are lost", "lane", l.o.Name, "first", j.open.First, "records", j.open.Count, "error", j.err)
+// reuse gives the memory of stored payloads back to the encoders, unless the
+// buffer keeps it.
+func (l *Lane) reuse(mems [][]byte) {
+	if l.o.BufferKeeps {
+		return
 	}
-	for _, b := range j.batches {
-		sealer.Seal(b)
-		*group = append(*group, b)
+	for _, m := range mems {
+		if cap(m) <= maxMem {
+			select {
+			case l.mem <- m:
+			default:
+			}
+		}
 	}
 }
 

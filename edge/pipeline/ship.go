@@ -71,7 +71,19 @@ func (a *attempts) of(run *batch.Run) int {
 // long to pause.
 func (l *Lane) publish(ctx context.Context, o outputs.Output, reason string, run *batch.Run, a *attempts) time.Duration {
 	run.Lane = l.o.Name
-	if p, ok := o.(outputs.Planner); ok && run.Key == "" {
+	p, plans := o.(outputs.Planner)
+	if plans && run.Key != "" {
+		// The plan of an earlier life: it must still be what these records give.
+		if planned, err := outputs.ParseKey(run.Key); err == nil {
+			run.Reason = planned.Reason
+		}
+		if key := p.Key(run); key != run.Key {
+			l.o.Log.Warn("the planned object can't be repeated under its key; its records go out under another one and may arrive twice, with the same identities",
+				"lane", l.o.Name, "output", o.Name(), "planned", run.Key, "now", key, "hint", "SPILLWAY_SITE or the output's URL was changed")
+			run.Key = ""
+		}
+	}
+	if plans && run.Key == "" {
 		// The plan is on disk before the object is handed over, so that a restart
 		// repeats this object and no other with the same records in it.
 		run.Reason = reason

@@ -58,7 +58,7 @@ func (l *lane) run(n, records int) *batch.Run {
 			open.Added(l.now.UnixNano())
 			l.now = l.now.Add(time.Microsecond)
 		}
-		bs, err := l.enc.Encode(nil, &open)
+		bs, _, err := l.enc.Encode(nil, &open, nil)
 		if err != nil || len(bs) != 1 {
 			l.t.Fatalf("encode: %d batches, %v", len(bs), err)
 		}

@@ -132,7 +132,7 @@ func s3Run(t *testing.T, o *s3.Output, epoch batch.Epoch, n int) *batch.Run {
 			open.Added(time.Date(2026, 11, 20, 14, 0, i, 0, time.UTC).UnixNano())
 		}
 		next = open.Next()
-		bs, err := enc.Encode(nil, &open)
+		bs, _, err := enc.Encode(nil, &open, nil)
 		if err != nil || len(bs) != 1 {
 			t.Fatalf("%d batches, %v", len(bs), err)
 		}
