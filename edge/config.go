@@ -1,0 +1,620 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/edge/pipeline"
+	"spillway/framing"
+	"spillway/framing/ecs"
+	"spillway/framing/syslog"
+	"spillway/outputs"
+)
+
+// Config is the whole configuration, read from the environment alone. Defaults
+// and the reference come from the tags; see environment.parse.
+type Config struct {
+	EnvFile string `env:"ENV_FILE" doc:"file of KEY=VALUE lines; the environment wins over it"`
+	Strict  bool   `env:"STRICT" envDefault:"true" doc:"false: an unknown name that begins with SPILLWAY_ is a warning, not an error"`
+
+	StateDir string `env:"STATE_DIR" envDefault:"./spillway-data" doc:"directory of everything the agent keeps: a buffer for each lane, and the outbox if there is no other output"`
+	Agent    string `env:"AGENT" doc:"stable name of this agent, part of every identity, at most 64 characters; any outside A-Z, a-z, 0-9, _ and - becomes _" default:"the host name"`
+	Site     string `env:"SITE" envDefault:"default" doc:"name of the place, part of subjects and keys; the same characters as AGENT"`
+
+	InputNames  list `env:"INPUTS" envDefault:"tcp,udp" doc:"names of the inputs, with commas between them"`
+	OutputNames list `env:"OUTPUTS" envDefault:"outbox" doc:"names of the outputs, in failover order; this version holds to the first"`
+
+	Encoding         string      `env:"ENCODING" envDefault:"ndjson" doc:"ndjson: records are JSON lines with ECS names; raw: the message bytes only"`
+	Compression      batch.Codec `env:"COMPRESSION" envDefault:"zstd" doc:"zstd, gzip or none"`
+	CompressionLevel int         `env:"COMPRESSION_LEVEL" envDefault:"1" doc:"1 (fast) to 4 for zstd, to 9 for gzip"`
+
+	AdminAddress  string        `env:"ADMIN_ADDRESS" envDefault:"localhost:8514" doc:"host:port of /metrics, /healthz, /readyz and /debug/pprof/"`
+	LogLevelName  string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error"`
+	LogFormat     string        `env:"LOG_FORMAT" envDefault:"text" doc:"text or json"`
+	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"10s" doc:"how long a stop goes on sending; what is left waits in the buffer"`
+
+	Buffer  BufferConfig   `env:"-"` // SPILLWAY_BUFFER_*
+	Batch   BatchConfig    `env:"-"` // SPILLWAY_BATCH_*
+	Inputs  []Input        `env:"-"` // SPILLWAY_INPUT_<NAME>_*, in the order of INPUTS
+	Outputs []OutputConfig `env:"-"` // SPILLWAY_OUTPUT_<NAME>_*, in the order of OUTPUTS
+
+	LogLevel slog.Level `env:"-"`
+	Notes    []string   `env:"-"` // to be said at start: what was changed, what stands idle
+
+	settings []*setting // every variable with its value and origin
+}
+
+// BufferConfig is SPILLWAY_BUFFER_*: the limits of each lane's buffer.
+type BufferConfig struct {
+	MaxBytes     outputs.Size      `env:"MAX_BYTES" doc:"disk space of one lane, at least 4MiB" default:"1GiB, at most 10 % of the file system"`
+	MinFree      *outputs.Size     `env:"MIN_FREE" doc:"free space that is left to others; 0: all may be used" default:"256MiB, at most 5 % of the file system"`
+	FullName     string            `env:"FULL" envDefault:"hold" doc:"hold: a full buffer takes nothing more; drop_oldest: its oldest segments make room, and a gap record tells"`
+	SyncName     string            `env:"SYNC" envDefault:"group" doc:"group: what was taken in is on disk, several batches share an fsync; interval: fsync every SYNC_INTERVAL; never: when the kernel likes"`
+	SyncInterval time.Duration     `env:"SYNC_INTERVAL" envDefault:"1s" doc:"how much a power cut may cost with SYNC=interval"`
+	KeepAcked    time.Duration     `env:"KEEP_ACKED" envDefault:"10m" doc:"how long delivered segments are kept; 0: not at all"`
+	MaxUnsynced  outputs.Size      `env:"MAX_UNSYNCED" envDefault:"8MiB" doc:"bytes that may wait for it"`
+	Quarantine   outputs.Size      `env:"QUARANTINE_MAX_BYTES" envDefault:"64MiB" doc:"damaged segments that are kept aside, once what is good in them is delivered; 0: none"`
+	NetworkFS    bool              `env:"NETWORK_FS" envDefault:"false" doc:"true: allow a buffer on a network file system, whose locks and fsyncs are weaker"`
+	Full         buffer.Policy     `env:"-"`
+	Sync         buffer.SyncPolicy `env:"-"`
+}
+
+// BatchConfig is SPILLWAY_BATCH_*: when an open batch is sealed.
+type BatchConfig struct {
+	MaxBytes   outputs.Size  `env:"MAX_BYTES" envDefault:"512KiB" doc:"compressed size to aim at, at most 900KiB"`
+	MaxRaw     outputs.Size  `env:"MAX_RAW" envDefault:"4MiB" doc:"size before compression"`
+	MaxRecords int           `env:"MAX_RECORDS" envDefault:"5000" doc:"records"`
+	MaxAge     time.Duration `env:"MAX_AGE" envDefault:"1s" doc:"time since its first record"`
+	MaxAgeHeld time.Duration `env:"MAX_AGE_HELD" envDefault:"5s" doc:"the same while the output fails, or gathers for longer than this anyway"`
+}
+
+// Input is SPILLWAY_INPUT_<NAME>_*.
+type Input struct {
+	Name string `env:"-"`
+
+	URL              string           `env:"URL" doc:"tcp://host:port or udp://host:port; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"tcp://localhost:5514 and udp://localhost:5514 for inputs called tcp and udp"`
+	Framing          framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
+	Delimiter        []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
+	ParseName        string           `env:"PARSE" envDefault:"auto" doc:"header of messages: auto, rfc3164, rfc5424 or none"`
+	Dataset          string           `env:"DATASET" doc:"event.dataset of the records" default:"tcp.generic or udp.generic"`
+	Pipeline         string           `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
+	Tags             list             `env:"TAGS" doc:"tags of the records, with commas between them"`
+	TimezoneName     string           `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
+	PreserveOriginal ecs.Original     `env:"PRESERVE_ORIGINAL" envDefault:"false" doc:"true: records also carry the message as it was received, in event.original; base64: as base64, every byte"`
+	Lane             string           `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
+	MaxMessageSize   outputs.Size     `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
+	Oversize         framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
+	MaxConnections   int              `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; one more is closed at once; 0: no limit"`
+	IdleTimeout      time.Duration    `env:"IDLE_TIMEOUT" envDefault:"300s" doc:"a connection that sends nothing for so long is closed; 0: never"`
+	SoRcvbuf         outputs.Size     `env:"SO_RCVBUF" envDefault:"8MiB" doc:"receive buffer to ask of the kernel (udp)"`
+	OnFullName       string           `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait) or drop (after 1s; counted, and a gap record tells)" default:"block for tcp, drop for udp"`
+
+	// Derived.
+	Scheme   string          `env:"-"` // tcp or udp
+	Address  string          `env:"-"` // host:port
+	Parse    bool            `env:"-"` // false: the message is the text
+	Format   syslog.Format   `env:"-"` // when Parse
+	Timezone *time.Location  `env:"-"`
+	OnFull   pipeline.OnFull `env:"-"`
+}
+
+// datagram reports whether the input is one of datagrams, not of streams.
+func (in *Input) datagram() bool { return in.Scheme == "udp" }
+
+// framing are the options of the input's splitters.
+func (in *Input) framing() framing.Options {
+	return framing.Options{Mode: in.Framing, Delimiter: in.Delimiter, MaxMessageSize: int(in.MaxMessageSize), Oversize: in.Oversize, NonSyslog: !in.Parse}
+}
+
+// OutputConfig is one output of SPILLWAY_OUTPUTS.
+type OutputConfig struct {
+	Name string
+	URL  string // as it was set: it may hold a password
+	Kind string // jetstream, s3 or file
+
+	Largest outputs.Size // batch that it takes as a rule; 0: any
+
+	// Open makes the output. It waits for nobody.
+	Open func(OpenEnv) (outputs.Output, error)
+}
+
+// outputURL is the variable that all outputs share.
+type outputURL struct {
+	URL string `env:"URL" doc:"the far side; it says which kind of output this is" default:"file://<STATE_DIR>/outbox for an output called outbox"`
+}
+
+// OpenEnv is what an output must know beyond its own variables.
+type OpenEnv struct {
+	Site, Agent string
+	Log         *slog.Logger
+}
+
+// kind is a kind of outputs. Each is in a file of its own with a build tag.
+type kind struct {
+	name    string
+	schemes []string // of URLs
+	example string   // a URL
+
+	// config returns a pointer to the kind's Config, whose tags are its variables.
+	config func() any
+	// url puts the output's URL into config.
+	url func(config any, url string) error
+	// largest is the largest batch that such an output takes as a rule; 0: any.
+	largest func(config any) outputs.Size
+	// open makes an output. It waits for nobody.
+	open func(config any, name string, env OpenEnv) (outputs.Output, error)
+	// source reads back what such outputs stored.
+	source func(ctx context.Context, url string) (outputs.Source, error)
+}
+
+// kinds are those of this binary. They are added by the init of their files.
+var kinds []kind
+
+// schemes are all URL schemes of outputs and the kind that speaks them, also
+// when this binary was built without it.
+var schemes = map[string]string{
+	"nats": "jetstream", "tls": "jetstream", "ws": "jetstream", "wss": "jetstream", "s3": "s3", "file": "file",
+}
+
+// inputURLs are the URLs of inputs whose name says all.
+var inputURLs = map[string]string{"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514"}
+
+var (
+	nameRule  = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
+	tokenRule = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+)
+
+const (
+	maxMessageSize = 64 << 20
+	minBuffer      = 4 << 20
+)
+
+// loadConfig reads the configuration from environ ("KEY=VALUE"). It looks at the
+// host name and at files that variables name, and at nothing else. Its error has
+// one line for each problem, and each begins with the variable.
+func loadConfig(environ []string) (*Config, error) {
+	e := newEnvironment(environ)
+	c := &Config{}
+	host, _ := os.Hostname()
+	e.parse(c, prefix, map[string]string{"AGENT": cmp.Or(host, "localhost")})
+	e.parse(&c.Buffer, prefix+"BUFFER_", nil)
+	e.parse(&c.Batch, prefix+"BATCH_", nil)
+	c.general(e)
+	c.limits(e)
+
+	inputs := c.names(e, "INPUTS", c.InputNames)
+	outs := c.names(e, "OUTPUTS", c.OutputNames)
+	for _, name := range inputs {
+		c.Inputs = append(c.Inputs, c.input(e, name))
+	}
+	var blind []string // outputs whose kind is not known
+	for _, name := range outs {
+		o, ok := c.output(e, name)
+		if !ok {
+			blind = append(blind, name)
+			continue
+		}
+		c.Outputs = append(c.Outputs, o)
+	}
+	if len(c.Outputs) > 1 {
+		e.notes = append(e.notes, fmt.Sprintf("SPILLWAY_OUTPUTS=%s: this version does not fail over: %s gets everything, and the rest stands idle",
+			strings.Join(outs, ","), c.Outputs[0].Name))
+	}
+	e.unknown(c.Strict || e.bad[prefix+"STRICT"], map[string]list{"INPUT": inputs, "OUTPUT": outs}, blind)
+	c.settings, c.Notes = e.settings, e.notes
+	return c, errors.Join(e.problems...)
+}
+
+// general checks what stands alone.
+func (c *Config) general(e *environment) {
+	if dir, err := filepath.Abs(c.StateDir); err != nil {
+		e.problem(prefix+"STATE_DIR", "%v: give an absolute path", err)
+	} else {
+		c.StateDir = dir
+	}
+	if agent := cleanAgent(c.Agent); agent != c.Agent {
+		e.notes = append(e.notes, fmt.Sprintf("SPILLWAY_AGENT: this agent is called %q, not %q: names are 1 to 64 of A-Z, a-z, 0-9, _ and -", agent, c.Agent))
+		c.Agent = agent
+		e.setting(prefix + "AGENT").Value = agent
+	}
+	if !tokenRule.MatchString(c.Site) {
+		e.problem(prefix+"SITE", "not a name: use 1 to 64 of A-Z, a-z, 0-9, _ and -")
+	}
+	c.Encoding = e.oneOf(prefix+"ENCODING", c.Encoding, "ndjson", "raw")
+	const level = prefix + "COMPRESSION_LEVEL"
+	switch most := map[batch.Codec]int{batch.Zstd: 4, batch.Gzip: 9}[c.Compression]; {
+	case most == 0 && e.has(level):
+		e.problem(level, "changes nothing with SPILLWAY_COMPRESSION=none: remove it")
+	case most != 0 && (c.CompressionLevel < 1 || c.CompressionLevel > most):
+		e.problem(level, "out of bounds: %v has levels 1 (fast) to %d", c.Compression, most)
+	}
+	c.LogFormat = e.oneOf(prefix+"LOG_FORMAT", c.LogFormat, "text", "json")
+	if err := c.LogLevel.UnmarshalText([]byte(e.oneOf(prefix+"LOG_LEVEL", c.LogLevelName, "debug", "info", "warn", "error"))); err != nil {
+		e.problem(prefix+"LOG_LEVEL", "%v", err)
+	}
+	if _, err := checkAddress(c.AdminAddress); err != nil {
+		e.problem(prefix+"ADMIN_ADDRESS", "%v", err)
+	}
+}
+
+// cleanAgent makes a name that may be part of identities, subjects and keys.
+func cleanAgent(s string) string {
+	b := []byte(s)
+	if len(b) > 64 {
+		b = b[:64]
+	}
+	for i, c := range b {
+		if !tokenRule.Match([]byte{c}) {
+			b[i] = '_'
+		}
+	}
+	return string(b)
+}
+
+// limits checks the buffer's and the batches'.
+func (c *Config) limits(e *environment) {
+	const buf, bat = prefix + "BUFFER_", prefix + "BATCH_"
+	b := &c.Buffer
+	if e.has(buf + "MAX_BYTES") {
+		e.between(buf+"MAX_BYTES", b.MaxBytes, minBuffer, 1<<50)
+	}
+	var err error
+	if b.Full, err = buffer.ParsePolicy(strings.ToLower(b.FullName)); err != nil {
+		e.problem(buf+"FULL", "unknown: use hold or drop_oldest")
+	}
+	if b.Sync, err = buffer.ParseSync(strings.ToLower(b.SyncName)); err != nil {
+		e.problem(buf+"SYNC", "unknown: use group, interval or never")
+	} else if b.Sync != buffer.SyncInterval {
+		for _, o := range []string{"SYNC_INTERVAL", "MAX_UNSYNCED"} {
+			if e.has(buf + o) {
+				e.problem(buf+o, "changes nothing with SPILLWAY_BUFFER_SYNC=%v: remove it, or set SPILLWAY_BUFFER_SYNC=interval", b.Sync)
+			}
+		}
+	} else if b.SyncInterval == 0 {
+		e.problem(buf+"SYNC_INTERVAL", "must be more than 0: use SPILLWAY_BUFFER_SYNC=group to sync at once")
+	}
+	e.between(buf+"MAX_UNSYNCED", b.MaxUnsynced, 64<<10, 1<<30)
+
+	e.between(bat+"MAX_BYTES", c.Batch.MaxBytes, 1<<10, batch.MaxPayload)
+	e.between(bat+"MAX_RAW", c.Batch.MaxRaw, 1<<10, 64<<20)
+	if c.Batch.MaxRecords < 1 || c.Batch.MaxRecords > 1_000_000 {
+		e.problem(bat+"MAX_RECORDS", "out of bounds: use 1 to 1000000")
+	}
+	if c.Batch.MaxAge == 0 {
+		e.problem(bat+"MAX_AGE", "must be more than 0: 10ms is as good as none")
+	}
+	if c.Batch.MaxAgeHeld < c.Batch.MaxAge {
+		if e.has(bat + "MAX_AGE_HELD") {
+			e.problem(bat+"MAX_AGE_HELD", "less than SPILLWAY_BATCH_MAX_AGE (%v): raise it, or lower that", c.Batch.MaxAge)
+		}
+		c.Batch.MaxAgeHeld = c.Batch.MaxAge
+	}
+}
+
+// options are what Open of every lane's buffer gets.
+func (b *BufferConfig) options(c *Config) buffer.Options {
+	o := buffer.Options{Agent: c.Agent, MaxBytes: int64(b.MaxBytes), Full: b.Full, Sync: b.Sync, SyncInterval: b.SyncInterval,
+		KeepAcked: b.KeepAcked, MaxUnsynced: int64(b.MaxUnsynced), QuarantineBytes: int64(b.Quarantine), NetworkFS: b.NetworkFS}
+	// 0 is a default there.
+	if b.KeepAcked == 0 {
+		o.KeepAcked = -1
+	}
+	if b.Quarantine == 0 {
+		o.QuarantineBytes = -1
+	}
+	if b.MinFree != nil {
+		o.MinFree = int64(*b.MinFree)
+		if o.MinFree == 0 {
+			o.MinFree = -1
+		}
+	}
+	return o
+}
+
+// names checks the names of inputs or outputs and returns the good ones.
+func (c *Config) names(e *environment, variable string, names list) (good list) {
+	for _, n := range names {
+		if nameRule.MatchString(n) {
+			good = append(good, n)
+		} else if low := strings.ToLower(n); nameRule.MatchString(low) {
+			e.problem(prefix+variable, "%q is not lower case: write %s", n, low)
+		} else {
+			e.problem(prefix+variable, "%q is no name: use 1 to 16 of a-z and 0-9, a letter first", n)
+		}
+	}
+	return good
+}
+
+// input reads SPILLWAY_INPUT_<NAME>_*.
+func (c *Config) input(e *environment, name string) Input {
+	under := prefix + "INPUT_" + strings.ToUpper(name) + "_"
+	defaults := map[string]string{"URL": inputURLs[name]}
+	switch scheme, _, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, inputURLs[name]), "://"); scheme {
+	case "tcp":
+		defaults["DATASET"], defaults["ON_FULL"] = "tcp.generic", "block"
+	case "udp":
+		defaults["DATASET"], defaults["ON_FULL"] = "udp.generic", "drop"
+	}
+	in := Input{Name: name}
+	e.parse(&in, under, defaults)
+	if in.URL == "" {
+		e.problem(under+"URL", "not set: say where input %s listens, as in tcp://localhost:5514 or udp://localhost:5514", name)
+	} else if !in.url(e, under) {
+		in.URL = ""
+	}
+
+	if !nameRule.MatchString(in.Lane) || in.Lane == "failover" || in.Lane == "large" {
+		e.problem(under+"LANE", "no name for a lane: use 1 to 16 of a-z and 0-9, a letter first, and neither failover nor large")
+	}
+	e.between(under+"MAX_MESSAGE_SIZE", in.MaxMessageSize, 1, maxMessageSize)
+	in.parseOptions(e, under)
+	if in.URL == "" {
+		return in // what follows depends on the scheme
+	}
+	in.onFull(e, under)
+	in.records(e, under, c)
+	why := "has no effect on a stream: remove it"
+	idle := []string{"SO_RCVBUF"}
+	if in.datagram() {
+		why = "has no effect on datagrams, each of which is one message: remove it"
+		idle = []string{"FRAMING", "DELIMITER", "MAX_CONNECTIONS", "IDLE_TIMEOUT"}
+	}
+	for _, o := range idle {
+		if e.has(under + o) {
+			e.problem(under+o, "%s", why)
+		} else {
+			e.hide(under + o)
+		}
+	}
+	if in.datagram() {
+		if in.Oversize == framing.Split || in.Oversize == framing.Close {
+			e.problem(under+"OVERSIZE", "not for datagrams: use truncate or drop")
+		}
+		e.between(under+"SO_RCVBUF", in.SoRcvbuf, 4<<10, 1<<30)
+	} else if (in.Framing == framing.Octet || in.Framing == framing.NUL) && e.has(under+"DELIMITER") {
+		e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
+	}
+	return in
+}
+
+// url takes the input's URL apart.
+func (in *Input) url(e *environment, under string) bool {
+	name := under + "URL"
+	u, err := url.Parse(in.URL)
+	if err != nil {
+		e.problem(name, "%v: write it as in tcp://localhost:5514", urlCause(err))
+		return false
+	}
+	switch u.Scheme {
+	case "tcp", "udp":
+	case "tls":
+		e.problem(name, "this version has no tls inputs: use tcp:// on localhost with a TLS proxy before it")
+		return false
+	case "unix", "unixgram", "unixpacket", "http", "fd":
+		e.problem(name, "this version has no %s inputs: use tcp:// or udp://", u.Scheme)
+		return false
+	case "":
+		e.problem(name, "has no scheme: write it as in tcp://localhost:5514")
+		return false
+	default:
+		e.problem(name, "%s is no kind of input: use tcp:// or udp://", u.Scheme)
+		return false
+	}
+	if u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
+		e.problem(name, "has more than a host and a port: write it as in %s://localhost:5514", u.Scheme)
+		return false
+	}
+	if in.Address, err = checkAddress(u.Host); err != nil {
+		e.problem(name, "%v", err)
+		return false
+	}
+	in.Scheme = u.Scheme
+	return true
+}
+
+// urlCause is what url.Parse found, without the URL, which may hold a secret.
+func urlCause(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+// checkAddress returns address with localhost for no host.
+func checkAddress(address string) (string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		var a *net.AddrError
+		if errors.As(err, &a) {
+			return "", fmt.Errorf("%s: write host:port, as in localhost:5514 or [::1]:5514", a.Err)
+		}
+		return "", err
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return "", fmt.Errorf("port %q: use 0 to 65535", port)
+	}
+	if host == "*" {
+		return "", errors.New("host *: use 0.0.0.0 or [::] to listen on all addresses")
+	}
+	return net.JoinHostPort(cmp.Or(host, "localhost"), port), nil
+}
+
+func (in *Input) parseOptions(e *environment, under string) {
+	switch p := strings.ToLower(in.ParseName); p {
+	case "none":
+	case "vault":
+		e.problem(under+"PARSE", "this version does not know Vault's entries: use none, and the entries are kept as they are")
+	default:
+		f, err := syslog.ParseFormat(p)
+		if err != nil {
+			e.problem(under+"PARSE", "unknown: use auto, rfc3164, rfc5424 or none")
+		}
+		in.Parse, in.Format = true, f
+	}
+	loc, err := time.LoadLocation(in.TimezoneName)
+	if err != nil {
+		e.problem(under+"TIMEZONE", "%v: use Local, UTC or a name such as Europe/Berlin (names need the system's tzdata)", err)
+		loc = time.Local
+	}
+	in.Timezone = loc
+}
+
+func (in *Input) onFull(e *environment, under string) {
+	switch strings.ToLower(in.OnFullName) {
+	case "block":
+		in.OnFull = pipeline.Block
+	case "drop":
+		in.OnFull = pipeline.Drop
+	case "refuse":
+		e.problem(under+"ON_FULL", "not in this version: use block (senders wait) or drop")
+	default:
+		e.problem(under+"ON_FULL", "unknown: use block or drop")
+	}
+}
+
+// records checks what goes into the records.
+func (in *Input) records(e *environment, under string, c *Config) {
+	// Each is looked at alone, so that the problem has a name.
+	for _, o := range []struct {
+		variable string
+		options  ecs.Options
+	}{
+		{"DATASET", ecs.Options{Dataset: in.Dataset}},
+		{"TAGS", ecs.Options{Tags: in.Tags}},
+		{"PIPELINE", ecs.Options{Pipeline: in.Pipeline}},
+	} {
+		o.options.Agent = "agent"
+		o.options.Dataset = cmp.Or(o.options.Dataset, "generic")
+		if err := o.options.Validate(); err != nil {
+			e.problem(under+o.variable, "%v", err)
+		}
+	}
+	if c.Encoding == "raw" {
+		for _, o := range []string{"PARSE", "DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL"} {
+			if e.has(under + o) {
+				e.problem(under+o, "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it")
+			}
+		}
+	} else if !in.Parse && e.has(under+"TIMEZONE") {
+		e.problem(under+"TIMEZONE", "changes nothing with %sPARSE=none: remove it", under)
+	}
+}
+
+// output reads SPILLWAY_OUTPUT_<NAME>_*. It returns false when the URL does not
+// say which kind of output it is.
+func (c *Config) output(e *environment, name string) (OutputConfig, bool) {
+	under := prefix + "OUTPUT_" + strings.ToUpper(name) + "_"
+	defaults := map[string]string{"URL": ""}
+	if name == "outbox" {
+		defaults["URL"] = (&url.URL{Scheme: "file", Path: filepath.Join(c.StateDir, "outbox")}).String()
+	}
+	var u outputURL
+	e.parse(&u, under, defaults)
+	if u.URL == "" {
+		e.problem(under+"URL", "not set: say where output %s sends to, as in %s", name, or(examples()))
+		return OutputConfig{}, false
+	}
+	k := c.kindOf(e, under+"URL", u.URL)
+	if k == nil {
+		return OutputConfig{}, false
+	}
+	return c.open(e, k, name, u.URL), true
+}
+
+// kindOf returns the kind of outputs that url is for, nil after a problem.
+func (c *Config) kindOf(e *environment, variable, raw string) *kind {
+	scheme, _, ok := strings.Cut(raw, "://")
+	scheme = strings.ToLower(scheme)
+	switch i := slices.IndexFunc(kinds, func(k kind) bool { return slices.Contains(k.schemes, scheme) }); {
+	case i >= 0 && ok:
+		return &kinds[i]
+	case !ok:
+		e.problem(variable, "has no scheme: write it as in %s", or(examples()))
+	case schemes[scheme] != "":
+		e.problem(variable, "this binary was built without %s (tag no_%s): use one with it", schemes[scheme], schemes[scheme])
+	case strings.HasPrefix(scheme, "syslog"):
+		e.problem(variable, "this version has no syslog outputs: use %s", or(examples()))
+	default:
+		e.problem(variable, "%s is no kind of output: use %s", scheme, or(examples()))
+	}
+	return nil
+}
+
+func examples() (s []string) {
+	for _, k := range kinds {
+		s = append(s, k.example)
+	}
+	return s
+}
+
+// open reads the variables of one output of kind k.
+func (c *Config) open(e *environment, k *kind, name, url string) OutputConfig {
+	under := prefix + "OUTPUT_" + strings.ToUpper(name) + "_"
+	config, before := k.config(), len(e.problems)
+	e.parse(config, under, nil)
+	if err := k.url(config, url); err != nil {
+		e.problem(under+"URL", "%v", err)
+	} else if v, ok := config.(validator); ok && len(e.problems) == before {
+		for line := range strings.Lines(errorText(v.Validate())) {
+			option, what, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			option, _, _ = strings.Cut(option, "=")
+			e.problem(under+option, "%s", what)
+		}
+	}
+	return OutputConfig{Name: name, URL: url, Kind: k.name, Largest: k.largest(config), Open: func(env OpenEnv) (outputs.Output, error) { return k.open(config, name, env) }}
+}
+
+// validator is an output's Config that can judge itself. Its error has a line
+// for each problem, each beginning with the variable behind SPILLWAY_OUTPUT_<NAME>_.
+type validator interface{ Validate() error }
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// otherKind returns the kind of outputs that has the option of variable, "" when
+// there is none.
+func otherKind(variable, label string) string {
+	option := strings.TrimPrefix(variable, prefix+"OUTPUT_"+strings.ToUpper(label)+"_")
+	for _, k := range kinds {
+		if slices.ContainsFunc(k.options(""), func(s *setting) bool { return s.Name == option }) {
+			return k.name
+		}
+	}
+	return ""
+}
+
+// options are the variables of outputs of kind k.
+func (k *kind) options(under string) []*setting {
+	e := newEnvironment(nil)
+	e.parse(k.config(), under, nil)
+	return e.settings
+}
+
+// laneNames are the lanes of all inputs, each once, in their order.
+func laneNames(c *Config) (names []string) {
+	for _, in := range c.Inputs {
+		if !slices.Contains(names, in.Lane) {
+			names = append(names, in.Lane)
+		}
+	}
+	return names
+}

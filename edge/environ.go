@@ -1,0 +1,524 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"spillway/buffer/batch"
+	"spillway/framing"
+	"spillway/outputs"
+)
+
+// prefix is the beginning of every name that is ours.
+const prefix = "SPILLWAY_"
+
+// setting is one variable, as `spillway env` and the reference show it.
+type setting struct {
+	Name    string
+	Value   string // effective
+	Default string
+	Origin  string // "default", "environment" or "file <name>"
+	Doc     string
+	Secret  bool
+
+	field string // of the struct that holds it
+}
+
+// variable is a value that somebody set.
+type variable struct{ text, origin string }
+
+// environment is the variables that were set, and what the structs that were
+// filled from them asked for. Problems are gathered, not returned, so that a
+// person sees all of them at once.
+type environment struct {
+	vars     map[string]variable // SPILLWAY_* only; an empty value counts as not set
+	settings []*setting          // in the order of parsing
+	problems []error
+	bad      map[string]bool // has a problem: what else is said of it would follow from that
+	notes    []string
+}
+
+// newEnvironment reads the process environment and the file that
+// SPILLWAY_ENV_FILE names. The environment wins over the file.
+func newEnvironment(environ []string) *environment {
+	e := &environment{vars: map[string]variable{}, bad: map[string]bool{}}
+	for _, kv := range environ {
+		if k, v, _ := strings.Cut(kv, "="); strings.HasPrefix(k, prefix) && v != "" {
+			e.vars[k] = variable{v, "environment"}
+		}
+	}
+	const name = prefix + "ENV_FILE"
+	file, ok := e.vars[name]
+	if !ok {
+		return e
+	}
+	text, err := readSmall(file.text)
+	if err != nil {
+		e.problem(name, "%v: name a file that this user may read", err)
+		return e
+	}
+	fromFile, errs := parseEnvFile(file.text, text)
+	for _, err := range errs {
+		e.problems = append(e.problems, fmt.Errorf("%s: %w", name, err))
+	}
+	for k, v := range fromFile {
+		if _, set := e.vars[k]; k == name {
+			e.problem(name, "an env file can't name another one: remove the line from %s", file.text)
+		} else if !set && v != "" {
+			e.vars[k] = variable{v, "file " + file.text}
+		}
+	}
+	return e
+}
+
+// readSmall returns the content of a file that a variable names: at most 1 MiB,
+// so that a wrong path can't take all memory.
+func readSmall(name string) (string, error) {
+	const limit = 1 << 20
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && len(text) > limit {
+		err = fmt.Errorf("%s is larger than 1 MiB", name)
+	}
+	return string(text), err
+}
+
+// parseEnvFile reads lines of KEY=VALUE. Empty lines and lines that begin with #
+// are skipped, blanks around key and value are cut, and a value in ” or "" is
+// taken without them and otherwise as it is: nothing is expanded.
+func parseEnvFile(name, text string) (vars map[string]string, errs []error) {
+	vars = map[string]string{}
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		// The line itself is not shown: it may hold a secret.
+		k, v, ok := strings.Cut(line, "=")
+		k, v = strings.TrimSpace(k), strings.TrimSpace(v)
+		_, twice := vars[k]
+		switch {
+		case !ok:
+			errs = append(errs, fmt.Errorf("%s:%d: want KEY=VALUE, or # before a comment", name, n))
+			continue
+		case !strings.HasPrefix(k, prefix):
+			errs = append(errs, fmt.Errorf("%s:%d: %q does not begin with %s: an env file holds Spillway's own names only, set others in the environment", name, n, k, prefix))
+			continue
+		case twice:
+			errs = append(errs, fmt.Errorf("%s:%d: %s is there twice: remove one", name, n, k))
+			continue
+		}
+		if len(v) > 0 && (v[0] == '"' || v[0] == '\'') {
+			if len(v) < 2 || v[len(v)-1] != v[0] {
+				errs = append(errs, fmt.Errorf("%s:%d: the quote %c before the value of %s is not closed", name, n, v[0], k))
+				continue
+			}
+			v = v[1 : len(v)-1]
+		}
+		vars[k] = v
+	}
+	return vars, errs
+}
+
+// has reports whether name was set, by the environment or the file.
+func (e *environment) has(name string) bool {
+	_, ok := e.vars[name]
+	return ok
+}
+
+// setting returns the setting called name, nil when no struct asked for it.
+func (e *environment) setting(name string) *setting {
+	for _, s := range e.settings {
+		if s.Name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// hide takes a setting that is none here out of the list.
+func (e *environment) hide(name string) {
+	e.settings = slices.DeleteFunc(e.settings, func(s *setting) bool { return s.Name == name })
+}
+
+// problem adds a line that begins with name and, when it has one, its value. Only
+// the first of a variable counts.
+func (e *environment) problem(name, format string, args ...any) {
+	if e.bad[name] {
+		return
+	}
+	e.bad[name] = true
+	e.problems = append(e.problems, errors.New(e.subject(name)+": "+fmt.Sprintf(format, args...)))
+}
+
+// subject is `NAME`, or `NAME="value"` and where it comes from.
+func (e *environment) subject(name string) string {
+	v, set := e.vars[name]
+	s := e.setting(name)
+	if !set && s != nil {
+		v.text = s.Value
+	}
+	switch {
+	case v.text == "":
+		return name
+	case s != nil && s.Secret:
+		v.text = mask
+	default:
+		v.text = redact(v.text)
+	}
+	text := name + "=" + strconv.Quote(v.text)
+	if file, ok := strings.CutPrefix(v.origin, "file "); ok {
+		text += " (in " + file + ")"
+	}
+	return text
+}
+
+// mask stands for a secret wherever values are shown.
+const mask = "***"
+
+var userinfo = regexp.MustCompile(`://[^,\s]*@`)
+
+// redact hides what stands before the @ of a URL: a password, or a token.
+func redact(v string) string {
+	if strings.HasPrefix(v, "file:") {
+		return v
+	}
+	return userinfo.ReplaceAllString(v, "://"+mask+"@")
+}
+
+// shown is the value of s as people may see it.
+func (s *setting) shown() string {
+	if s.Secret && s.Value != "" {
+		return mask
+	}
+	return redact(s.Value)
+}
+
+// parse fills dst, a pointer to a struct, from the variables whose names are
+// under followed by its env tags. defaults are by tag and win over envDefault.
+//
+// Tags: env, envDefault, envPrefix as caarlos0/env has them; doc is for the
+// reference; default says there what no envDefault can; secret:"true" hides the
+// value and adds a variable with _FILE at its end.
+func (e *environment) parse(dst any, under string, defaults map[string]string) {
+	values := map[string]string{}
+	var own []*setting
+	walk(reflect.TypeOf(dst).Elem(), under, func(f reflect.StructField, name string) {
+		s := &setting{Name: name, Doc: f.Tag.Get("doc"), Secret: f.Tag.Get("secret") == "true", Origin: "default", field: f.Name}
+		s.Default = f.Tag.Get("envDefault")
+		d, given := defaults[strings.TrimPrefix(name, under)]
+		if given {
+			s.Default = d
+		}
+		s.Value = s.Default
+		if s.Default == "" && !given {
+			s.Default = f.Tag.Get("default")
+		}
+		own = append(own, s)
+		e.settings = append(e.settings, s)
+		if v, ok := e.vars[name]; ok {
+			s.Value, s.Origin = v.text, v.origin
+		}
+		if s.Secret {
+			e.secretFile(s)
+		}
+		values[name] = s.Value
+	})
+	err := env.ParseWithOptions(dst, env.Options{Environment: values, Prefix: under, FuncMap: parsers})
+	var all env.AggregateError
+	if err == nil {
+		return
+	}
+	if !errors.As(err, &all) {
+		all.Errors = []error{err}
+	}
+	for _, err := range all.Errors {
+		var p env.ParseError
+		if !errors.As(err, &p) {
+			e.problems = append(e.problems, err)
+			continue
+		}
+		i := slices.IndexFunc(own, func(s *setting) bool { return s.field == p.Name && s.Value != "" })
+		if i < 0 {
+			e.problems = append(e.problems, err)
+			continue
+		}
+		e.problem(own[i].Name, "%v", p.Err)
+	}
+}
+
+// secretFile takes s from the file that its _FILE form names, if that is set.
+func (e *environment) secretFile(s *setting) {
+	name := s.Name + "_FILE"
+	file := &setting{Name: name, Origin: "default", Doc: "file that holds `" + path.Base(s.Name) + "`; a line feed at its end is cut"}
+	e.settings = append(e.settings, file)
+	v, ok := e.vars[name]
+	if !ok {
+		return
+	}
+	file.Value, file.Origin = v.text, v.origin
+	if e.has(s.Name) {
+		e.problem(name, "%s is set too: set one of them", s.Name)
+		return
+	}
+	text, err := readSmall(v.text)
+	if err != nil {
+		e.problem(name, "%v: name a file that this user may read", err)
+		return
+	}
+	s.Value, s.Origin = strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r"), "file "+v.text
+	if s.Value == "" {
+		e.problem(name, "the file is empty: it should hold the secret")
+	}
+}
+
+// walk calls f for every field of t that is a variable, with its full name.
+func walk(t reflect.Type, under string, f func(f reflect.StructField, name string)) {
+	for i := range t.NumField() {
+		field := t.Field(i)
+		key, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		switch {
+		case key == "-" || !field.IsExported():
+		case key != "":
+			f(field, under+key)
+		case field.Type.Kind() == reflect.Struct:
+			walk(field.Type, under+field.Tag.Get("envPrefix"), f)
+		}
+	}
+}
+
+// list is values with commas between them; blanks around them do not count.
+type list []string
+
+// UnmarshalText reads "a, b".
+func (l *list) UnmarshalText(text []byte) error {
+	*l = nil
+	for v := range strings.SplitSeq(string(text), ",") {
+		if v = strings.TrimSpace(v); v == "" {
+			return errors.New("an empty name between commas: remove it")
+		} else if slices.Contains(*l, v) {
+			return fmt.Errorf("%q is there twice: remove one", v)
+		}
+		*l = append(*l, v)
+	}
+	return nil
+}
+
+// parsers read types that can't read themselves, or not with errors for people.
+var parsers = map[reflect.Type]env.ParserFunc{
+	reflect.TypeFor[bool]():             asParser(parseBool),
+	reflect.TypeFor[int]():              asParser(parseInt),
+	reflect.TypeFor[time.Duration]():    asParser(parseDuration),
+	reflect.TypeFor[[]byte]():           asParser(framing.ParseDelimiter),
+	reflect.TypeFor[framing.Mode]():     asParser(framing.ParseMode),
+	reflect.TypeFor[framing.Oversize](): asParser(framing.ParseOversize),
+	reflect.TypeFor[batch.Codec]():      asParser(batch.ParseCodec),
+}
+
+func asParser[T any](f func(string) (T, error)) env.ParserFunc {
+	return func(v string) (any, error) { return f(v) }
+}
+
+func parseBool(v string) (bool, error) {
+	switch strings.ToLower(v) {
+	case "true", "yes", "on", "1":
+		return true, nil
+	case "false", "no", "off", "0":
+		return false, nil
+	}
+	return false, errors.New("not a boolean: use true or false (also yes, no, on, off, 1, 0)")
+}
+
+func parseInt(v string) (int, error) {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 {
+		return 0, errors.New("not a whole number: write digits only, as in 5000")
+	}
+	return n, nil
+}
+
+func parseDuration(v string) (time.Duration, error) {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		if _, err := strconv.ParseFloat(v, 64); err == nil {
+			return 0, fmt.Errorf("a duration needs a unit: write %sms, %ss, %sm or %sh", v, v, v, v)
+		}
+		return 0, errors.New("not a duration: write a number and ms, s, m or h, as in 500ms, 10s or 1m30s")
+	}
+	if d < 0 {
+		return 0, errors.New("a duration can't be negative: write it without the minus")
+	}
+	return d, nil
+}
+
+// oneOf reports v in lower case if it is one of the choices, else a problem.
+func (e *environment) oneOf(name, v string, choices ...string) string {
+	if low := strings.ToLower(v); slices.Contains(choices, low) {
+		return low
+	}
+	e.problem(name, "unknown: use %s", or(choices))
+	return choices[0]
+}
+
+// or is "a, b or c".
+func or(s []string) string {
+	if len(s) < 2 {
+		return strings.Join(s, "")
+	}
+	return strings.Join(s[:len(s)-1], ", ") + " or " + s[len(s)-1]
+}
+
+// between adds a problem unless low ≤ v ≤ high.
+func (e *environment) between(name string, v, low, high outputs.Size) {
+	if v < low || v > high {
+		e.problem(name, "out of bounds: use %v to %v", low, high)
+	}
+}
+
+// absent are options of the design that this version does not have. A variable
+// that changes nothing must not be taken in silence.
+var absent = []struct{ pattern, what string }{
+	{"SPILLWAY_FAILOVER_*", "this version does not fail over: it holds to the first of SPILLWAY_OUTPUTS and the buffer waits for it; remove this variable"},
+	{"SPILLWAY_FAILBACK*", "this version does not fail over: it holds to the first of SPILLWAY_OUTPUTS and the buffer waits for it; remove this variable"},
+	{"SPILLWAY_BUFFER_RESERVE", "not in this version, which has no inputs that refuse: remove this variable"},
+	{"SPILLWAY_BUFFER_MAX_AGE", "not in this version: bound the buffer by SPILLWAY_BUFFER_MAX_BYTES"},
+	{"SPILLWAY_BUFFER_MEMORY", "not in this version, which keeps nothing in memory instead of the disk: remove this variable"},
+	{"SPILLWAY_BUFFER_DRAIN_RATE", "not in this version, which sends as fast as the output takes: remove this variable"},
+	{"SPILLWAY_BUFFER_REJECTED_MAX_BYTES", "not in this version: remove this variable"},
+	{"SPILLWAY_BUFFER_DIR", "the buffer is <SPILLWAY_STATE_DIR>/buffer: set SPILLWAY_STATE_DIR"},
+	{"SPILLWAY_INPUT_*_TLS_*", "this version has no TLS inputs: remove this variable, and put a TLS proxy before a tcp:// input on localhost"},
+	{"SPILLWAY_INPUT_*_ALLOW", "not in this version: bind the input to the address that may reach it, or use the firewall"},
+	{"SPILLWAY_INPUT_*_SOCKET_*", "this version has no unix inputs: use tcp:// or udp:// on localhost"},
+	{"SPILLWAY_INPUT_*_PROXY_PROTOCOL", "not in this version: remove this variable"},
+}
+
+// kubernetes matches what Kubernetes injects for a service called spillway.
+var kubernetes = regexp.MustCompile(`^SPILLWAY_(SERVICE_|PORT(_|$))`)
+
+// kubernetesOther matches what it injects for services called spillway-….
+var kubernetesOther = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_.*)?)?)$`)
+
+// unknown adds a problem, or a note when strict is off, for every variable that
+// no struct asked for. listed are the names in SPILLWAY_INPUTS and _OUTPUTS;
+// blind are the outputs of which nothing more is known, as their URL is missing.
+func (e *environment) unknown(strict bool, listed map[string]list, blind []string) {
+	var known []string
+	for _, s := range e.settings {
+		known = append(known, s.Name)
+	}
+	unlisted := map[string][]string{} // "INPUT_X" → its variables
+	for _, name := range slices.Sorted(maps.Keys(e.vars)) {
+		if slices.Contains(known, name) || kubernetes.MatchString(name) {
+			continue
+		}
+		what := ""
+		for _, a := range absent {
+			if ok, _ := path.Match(a.pattern, name); ok {
+				what = a.what
+			}
+		}
+		side, label, isLabelled := labelled(name)
+		near := nearest(name, known)
+		switch {
+		case isLabelled && !slices.Contains(listed[side], label) && (near == "" || distance(near, name) > 1):
+			unlisted[side+"_"+strings.ToUpper(label)] = append(unlisted[side+"_"+strings.ToUpper(label)], name)
+			continue
+		case isLabelled && side == "OUTPUT" && slices.Contains(blind, label):
+			continue
+		case what != "":
+		case near != "":
+			what = "no such variable: did you mean " + near + "?"
+		case isLabelled && side == "OUTPUT" && otherKind(name, label) != "":
+			what = fmt.Sprintf("an option of %s outputs, and %s is none: see SPILLWAY_OUTPUT_%s_URL", otherKind(name, label), label, strings.ToUpper(label))
+		case kubernetesOther.MatchString(name):
+			what = "no such variable; Kubernetes injects it: set enableServiceLinks: false in the pod, or SPILLWAY_STRICT=false"
+		default:
+			what = "no such variable: remove it; `spillway env` prints all there are"
+		}
+		e.complain(strict, e.subject(name)+": "+what)
+	}
+	for _, key := range slices.Sorted(maps.Keys(unlisted)) {
+		side, label, _ := strings.Cut(key, "_")
+		label = strings.ToLower(label)
+		lists := prefix + side + "S"
+		if e.bad[lists] {
+			continue // it may well be meant
+		}
+		e.complain(strict, fmt.Sprintf("%s: no %s is called %s: %s=%s does not list it; add it there, or remove what is set for it",
+			strings.Join(unlisted[key], ", "), strings.ToLower(side), label, lists, strings.Join(listed[side], ",")))
+	}
+}
+
+func (e *environment) complain(strict bool, text string) {
+	if strict {
+		e.problems = append(e.problems, errors.New(text))
+	} else {
+		e.notes = append(e.notes, text)
+	}
+}
+
+// labelled splits SPILLWAY_INPUT_<LABEL>_<OPTION> and its OUTPUT twin.
+func labelled(name string) (side, label string, ok bool) {
+	for _, side := range []string{"INPUT", "OUTPUT"} {
+		if rest, ok := strings.CutPrefix(name, prefix+side+"_"); ok {
+			label, option, ok := strings.Cut(rest, "_")
+			if label = strings.ToLower(label); ok && option != "" && nameRule.MatchString(label) {
+				return side, label, true
+			}
+		}
+	}
+	return "", "", false
+}
+
+// nearest returns the known name that is most likely meant, "" when none is near.
+func nearest(name string, known []string) string {
+	best, most := "", max(1, min(3, (len(name)-len(prefix))/4))
+	for _, k := range known {
+		if d := distance(name, k); d <= most {
+			best, most = k, d-1
+		}
+	}
+	return best
+}
+
+// distance is the number of inserted, deleted, changed and swapped characters
+// that make b of a.
+func distance(a, b string) int {
+	prev2, prev, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := range len(a) {
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			row[j+1] = min(prev[j+1]+1, row[j]+1, prev[j]+cost)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], prev2[j-1]+1)
+			}
+		}
+		prev2, prev, row = prev, row, prev2
+	}
+	return prev[len(b)]
+}
