@@ -19,6 +19,7 @@ func (n named) Name() string                                     { return string
 func (n named) Limits() batch.Limits                             { return batch.Limits{} }
 func (n named) Publish(context.Context, *batch.Run) (int, error) { return 0, nil }
 func (n named) Probe(context.Context) error                      { return nil }
+func (n named) Counts() Counts                                   { return Counts{} }
 func (n named) Close() error                                     { return nil }
 
 // A failing output is told once, reminded of each minute, and its recovery is

@@ -43,8 +43,18 @@ type Output interface {
 	// leaving data that a reader would take for records.
 	Probe(ctx context.Context) error
 
+	// Counts is what the far side acknowledged since the start. It never waits.
+	Counts() Counts
+
 	// Close ends connections. Nothing may be in flight. Idempotent.
 	Close() error
+}
+
+// Counts are objects or messages that a far side acknowledged, and their bytes.
+type Counts struct {
+	Delivered    uint64 // stored anew
+	AlreadyThere uint64 // had been there: repeats whose first answer was lost
+	Bytes        uint64 // of those delivered
 }
 
 // Planner is an output that stores a run as one object. Key is pure: the same

@@ -79,13 +79,6 @@ type Output struct {
 	delivered, alreadyThere, bytes atomic.Uint64
 }
 
-// Stats counts what was accepted since New.
-type Stats struct {
-	Delivered    uint64 // objects written
-	AlreadyThere uint64 // objects found with the same bytes: a repeat whose first answer was lost
-	Bytes        uint64 // of the objects written
-}
-
 // New returns the output name for c. It removes what an earlier life left half
 // written in c.Dir, which need not exist yet.
 func New(name, site string, c Config) (*Output, error) {
@@ -113,9 +106,9 @@ func (o *Output) Limits() batch.Limits {
 // Key is the object's path below the directory, with slashes.
 func (o *Output) Key(run *batch.Run) string { return outputs.Key("", o.site, run) }
 
-// Stats returns the counters.
-func (o *Output) Stats() Stats {
-	return Stats{Delivered: o.delivered.Load(), AlreadyThere: o.alreadyThere.Load(), Bytes: o.bytes.Load()}
+// Counts returns what was accepted since New.
+func (o *Output) Counts() outputs.Counts {
+	return outputs.Counts{Delivered: o.delivered.Load(), AlreadyThere: o.alreadyThere.Load(), Bytes: o.bytes.Load()}
 }
 
 // Close does nothing: no call leaves anything open.

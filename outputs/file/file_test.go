@@ -106,7 +106,7 @@ func TestRacingPlans(t *testing.T) {
 	if n := len(tree(t, dir)); n != 50 {
 		t.Errorf("%d files after 50 plans", n)
 	}
-	s, r := a.Stats(), b.Stats()
+	s, r := a.Counts(), b.Counts()
 	if s.Delivered+r.Delivered != 50 || s.AlreadyThere+r.AlreadyThere != 50 || s.Bytes+r.Bytes != 100 {
 		t.Errorf("counted %+v and %+v", s, r)
 	}
@@ -261,7 +261,7 @@ func TestDirectoriesTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if s := o.Stats(); s.Delivered != 3 || s.AlreadyThere != 0 {
+	if s := o.Counts(); s.Delivered != 3 || s.AlreadyThere != 0 {
 		t.Errorf("counted %+v", s)
 	}
 }

@@ -103,6 +103,10 @@ func (o *Output) Limits() batch.Limits {
 // for each acknowledgement, as far as MAX_INFLIGHT and MAX_INFLIGHT_BYTES allow,
 // and sends nothing more after the first that fails. For an Unfit error, Stored
 // speaks of the batch that does not fit; those behind it are in doubt.
+//
+// A server that refuses one batch and takes the next one, already on its way (it
+// is smaller, or a limit was raised in between), stores them out of order, as the
+// refused one follows later. Readers order by number.
 func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err error) {
 	o.lane.Store(&run.Lane)
 	subject := o.fill(o.c.Subject, run.Lane)
@@ -183,10 +187,10 @@ func (o *Output) settleRest(ctx context.Context, l *link, err error, rest []sent
 	if c.stored != outputs.StoredNo || len(rest) == 0 {
 		return c.stored
 	}
-	stored := outputs.StoredNo
 	if errors.Is(err, errDenied) {
 		return outputs.StoredMaybe // the refusal names a subject, not a message
 	}
+	stored := outputs.StoredNo
 	for _, s := range rest {
 		_, err := l.wait(ctx, s, subject, o.c.AckTimeout)
 		if err == nil || classify(err).stored != outputs.StoredNo {
@@ -249,6 +253,10 @@ func (l *link) send(ctx context.Context, msg *nats.Msg) (jetstream.PubAckFuture,
 	close(done)
 	stop()
 	msg.Data = nil // the future keeps msg, but no payload
+	if errors.Is(err, nats.ErrReconnectBufExceeded) {
+		// nats.go's word for "not now": there is no such buffer, see connect.
+		err = &notSent{fmt.Errorf("not connected: %w", nats.ErrConnectionReconnecting)}
+	}
 	return f, err
 }
 
@@ -367,6 +375,12 @@ func (o *Output) Stats() Stats {
 	defer l.mu.Unlock()
 	return Stats{Connected: l.up, Messages: o.messages.Load(), Bytes: o.bytes.Load(), Duplicates: o.duplicates.Load(),
 		LastError: outputs.Action(o.last.Load())}
+}
+
+// Counts implements outputs.Output: messages that the stream acknowledged.
+func (o *Output) Counts() outputs.Counts {
+	s := o.Stats()
+	return outputs.Counts{Delivered: s.Messages - s.Duplicates, AlreadyThere: s.Duplicates, Bytes: s.Bytes}
 }
 
 // Close implements outputs.Output.

@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -38,25 +39,15 @@ import (
 type Output struct {
 	name, site, agent string
 	c                 Config
+	log               *slog.Logger
 	*client
 
 	unconditional                  atomic.Bool // the server knows no If-None-Match
 	delivered, alreadyThere, bytes atomic.Uint64
 }
 
-// Stats counts what was accepted since New.
-type Stats struct {
-	Delivered    uint64 // objects that the server acknowledged as new
-	AlreadyThere uint64 // 412: a repeat whose first answer was lost
-	Bytes        uint64 // of the objects delivered
-
-	// Unconditional says that CONDITIONAL=auto found a server without
-	// If-None-Match: a repeat replaces its object by the same bytes.
-	Unconditional bool
-}
-
 // New returns the output name for c, as used by agent. It talks to nobody yet.
-func New(name, site, agent string, c Config) (*Output, error) {
+func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("output %s: %w", name, err)
 	}
@@ -64,7 +55,7 @@ func New(name, site, agent string, c Config) (*Output, error) {
 	if err != nil {
 		return nil, fmt.Errorf("output %s: %w", name, err)
 	}
-	return &Output{name: name, site: site, agent: agent, c: c, client: cl}, nil
+	return &Output{name: name, site: site, agent: agent, c: c, log: log, client: cl}, nil
 }
 
 // Name is the output's name in SPILLWAY_OUTPUTS.
@@ -78,9 +69,9 @@ func (o *Output) Limits() batch.Limits {
 // Key is the object's key in the bucket.
 func (o *Output) Key(run *batch.Run) string { return outputs.Key(o.c.Prefix, o.site, run) }
 
-// Stats returns the counters.
-func (o *Output) Stats() Stats {
-	return Stats{Delivered: o.delivered.Load(), AlreadyThere: o.alreadyThere.Load(), Bytes: o.bytes.Load(), Unconditional: o.unconditional.Load()}
+// Counts returns what was accepted since New. AlreadyThere is the answer 412.
+func (o *Output) Counts() outputs.Counts {
+	return outputs.Counts{Delivered: o.delivered.Load(), AlreadyThere: o.alreadyThere.Load(), Bytes: o.bytes.Load()}
 }
 
 // Close closes idle connections.
@@ -143,8 +134,9 @@ func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) (do
 	}
 	if o.c.Conditional == Auto && in.IfNoneMatch != nil && isNotImplemented(err) {
 		in.IfNoneMatch = nil
-		if err = o.attempts(ctx, in, size, &doubt); err == nil {
-			o.unconditional.Store(true)
+		if err = o.attempts(ctx, in, size, &doubt); err == nil && !o.unconditional.Swap(true) {
+			o.log.Warn("the server knows no If-None-Match; a repeated object replaces itself with the same bytes from now on", "output", o.name,
+				"hint", "set CONDITIONAL=off of the output to accept that silently, CONDITIONAL=on to refuse such a server")
 		}
 	}
 	return doubt, err

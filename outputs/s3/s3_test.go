@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -46,7 +47,7 @@ func setenv(t testing.TB) {
 // open returns an output that retries as the SDK does, without the pauses.
 func open(t testing.TB, c Config) *Output {
 	t.Helper()
-	o, err := New("archive", "plant", "gw1", c)
+	o, err := New("archive", "plant", "gw1", c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,8 +192,8 @@ func TestAnswers(t *testing.T) {
 			if !strings.Contains(e.Error(), fmt.Sprint(c.status)) || !strings.Contains(e.Error(), c.code) {
 				t.Errorf("the error does not say the answer: %v", e)
 			}
-			if (o.Probe(t.Context()) == nil) || o.Stats() != (Stats{}) {
-				t.Errorf("the probe succeeds, or something is counted: %+v", o.Stats())
+			if (o.Probe(t.Context()) == nil) || o.Counts() != (outputs.Counts{}) {
+				t.Errorf("the probe succeeds, or something is counted: %+v", o.Counts())
 			}
 		})
 	}
@@ -244,8 +245,8 @@ func TestAlreadyThere(t *testing.T) {
 	setenv(t)
 	f := newFar(t, false, func(_ int, w http.ResponseWriter, _ *http.Request) { refuse(w, 412, "PreconditionFailed") })
 	o := open(t, settings(f.URL))
-	if n, err := o.Publish(t.Context(), newRun(o, "a\n", "b\n")); n != 2 || err != nil || o.Stats() != (Stats{AlreadyThere: 1}) {
-		t.Errorf("accepted %d, %v, counted %+v", n, err, o.Stats())
+	if n, err := o.Publish(t.Context(), newRun(o, "a\n", "b\n")); n != 2 || err != nil || o.Counts() != (outputs.Counts{AlreadyThere: 1}) {
+		t.Errorf("accepted %d, %v, counted %+v", n, err, o.Counts())
 	}
 	c := settings(f.URL)
 	c.Conditional = Off
@@ -270,8 +271,8 @@ func TestUnconditional(t *testing.T) {
 			t.Fatalf("accepted %d: %v", n, err)
 		}
 	}
-	if f.asked() != 4 || o.Stats() != (Stats{Delivered: 3, Bytes: 6, Unconditional: true}) {
-		t.Errorf("%d requests, counted %+v", f.asked(), o.Stats())
+	if f.asked() != 4 || o.Counts() != (outputs.Counts{Delivered: 3, Bytes: 6}) {
+		t.Errorf("%d requests, counted %+v", f.asked(), o.Counts())
 	}
 	c := settings(f.URL)
 	c.Conditional = On
@@ -357,8 +358,8 @@ func TestRequest(t *testing.T) {
 		if n, err := o.Publish(t.Context(), run); n != 2 || err != nil {
 			t.Fatalf("accepted %d: %v", n, err)
 		}
-		if o.Stats() != (Stats{Delivered: 1, Bytes: 5}) {
-			t.Errorf("counted %+v", o.Stats())
+		if o.Counts() != (outputs.Counts{Delivered: 1, Bytes: 5}) {
+			t.Errorf("counted %+v", o.Counts())
 		}
 		if f.asked() != 2 {
 			t.Fatalf("%d requests", f.asked())
@@ -483,7 +484,7 @@ func TestConfig(t *testing.T) {
 	} {
 		c := settings("http://localhost:9")
 		change(&c)
-		if _, err := New("archive", "plant", "gw1", c); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := New("archive", "plant", "gw1", c, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

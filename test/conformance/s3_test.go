@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -35,7 +36,7 @@ func s3Config(endpoint, bucket string) s3.Config {
 
 func openS3(t *testing.T, c s3.Config) *s3.Output {
 	t.Helper()
-	o, err := s3.New("archive", "plant", "gw1", c)
+	o, err := s3.New("archive", "plant", "gw1", c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func TestS3(t *testing.T) {
 		return &outputtest.FarSide{
 			Agent: "gw1", Site: "plant", Source: source,
 			Output: func(t *testing.T) outputs.Output {
-				o, err := s3.New("archive", "plant", "gw1", c)
+				o, err := s3.New("archive", "plant", "gw1", c, slog.New(slog.DiscardHandler))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -285,7 +286,7 @@ func TestS3RacingPlans(t *testing.T) {
 	if n := len(server.Keys(t, "logs")); n != plans {
 		t.Errorf("%d objects after %d plans", n, plans)
 	}
-	x, y := a.Stats(), b.Stats()
+	x, y := a.Counts(), b.Counts()
 	if x.Delivered+y.Delivered != plans || x.AlreadyThere+y.AlreadyThere != plans {
 		t.Errorf("counted %+v and %+v", x, y)
 	}
@@ -368,7 +369,7 @@ func TestS3TLS(t *testing.T) {
 			t.Fatalf("accepted %d: %v", n, err)
 		}
 	}
-	if s := o.Stats(); s.Delivered != 1 || s.AlreadyThere != 1 || s.Unconditional {
+	if s := o.Counts(); s.Delivered != 1 || s.AlreadyThere != 1 {
 		t.Errorf("counted %+v", s)
 	}
 	source, err := s3.NewSource(t.Context(), "logs", c.Prefix, c)
