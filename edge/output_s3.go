@@ -25,7 +25,7 @@ func init() {
 		},
 		largest: func(any) outputs.Size { return 0 },
 		open: func(config any, name string, env OpenEnv) (outputs.Output, error) {
-			return s3.New(name, env.Site, env.Agent, *config.(*s3.Config))
+			return s3.New(name, env.Site, env.Agent, *config.(*s3.Config), env.Log)
 		},
 		source: s3Source,
 	})

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/edge/admin"
+	"spillway/edge/listen"
+	"spillway/edge/pipeline"
+	"spillway/framing/ecs"
+	"spillway/outputs"
+)
+
+// cmdRun is `spillway run`: it starts the parts in the order in which data goes
+// through them backwards (nothing is accepted before it can be stored), waits for
+// a signal, and stops them in the mirror order.
+func cmdRun(ctx context.Context, args []string, stdout, stderr io.Writer, environ []string) int {
+	if len(args) > 0 {
+		fmt.Fprintf(stderr, "spillway run: unexpected %q: it takes no arguments, only the environment (see spillway env)\n", args[0])
+		return exitUsage
+	}
+	cfg, err := loadConfig(environ)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
+	log := newLogger(cfg, stderr)
+	// Memory is a gateway's scarce good, and next to nothing is allocated per
+	// record: collecting twice as often costs little. GOGC and GOMEMLIMIT win.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	for _, n := range cfg.Notes {
+		log.Warn(n)
+	}
+	// The first signal begins the stop, the second ends all waiting.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	a := &agent{cfg: cfg, log: log}
+	if err := a.open(); err != nil {
+		a.close()
+		fmt.Fprintln(stderr, "spillway:", err)
+		return exitFailure
+	}
+	return a.run(ctx, signals)
+}
+
+// agent is the running program: everything that was opened, in order.
+type agent struct {
+	cfg     *Config
+	log     *slog.Logger
+	buffers []*buffer.Buffer
+	outs    []outputs.Output
+	chain   *outputs.Chain
+	lanes   []*lane
+	inputs  []*input
+	admin   net.Listener
+}
+
+type lane struct {
+	name   string
+	buffer *buffer.Buffer
+	*pipeline.Lane
+}
+
+// input is a listening socket and what turns its messages into records.
+type input struct {
+	cfg    Input
+	server interface {
+		Addrs() []net.Addr
+		Close()
+		Serve(ctx, hard context.Context)
+	}
+	stats   *listen.Stats
+	records *pipeline.Input
+}
+
+func (a *agent) open() error {
+	c := a.cfg
+	for _, oc := range c.Outputs {
+		o, err := oc.Open(OpenEnv{Site: c.Site, Agent: c.Agent, Log: a.log})
+		if err != nil {
+			return err
+		}
+		a.outs = append(a.outs, o)
+	}
+	a.chain = outputs.NewChain(outputs.ChainOptions{Log: a.log}, a.outs...)
+	host, _ := os.Hostname()
+	byName := map[string]*lane{}
+	for _, name := range laneNames(c) {
+		dir := filepath.Join(c.StateDir, "buffer", name)
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return fmt.Errorf("SPILLWAY_STATE_DIR: %w: give spillway a directory that it may write", err)
+		}
+		b, err := buffer.Open(dir, c.Buffer.options(c))
+		if err != nil {
+			return fmt.Errorf("buffer of lane %s: %w", name, err)
+		}
+		a.buffers = append(a.buffers, b)
+		s := b.Start()
+		a.log.Info("buffer open", "lane", name, "dir", dir, "epoch", s.Epoch.String(), "next", s.Next, "pending", b.Stats().PendingRecords, "unclean", s.Unclean)
+		flags := batch.Flags(0)
+		if c.Encoding == "raw" {
+			flags = batch.RawLines
+		}
+		l := &lane{name: name, buffer: b, Lane: pipeline.NewLane(pipeline.LaneOptions{
+			Name: name, Agent: c.Agent, Host: host, Buffer: b, Chain: a.chain, Codec: c.Compression, Level: c.CompressionLevel,
+			Batch:   batch.BuilderOptions{Bytes: int(c.Batch.MaxBytes), Raw: int(c.Batch.MaxRaw), Records: c.Batch.MaxRecords, Age: c.Batch.MaxAge, Flags: flags},
+			AgeHeld: c.Batch.MaxAgeHeld, Raw: c.Encoding == "raw", BufferKeeps: c.Buffer.Sync == buffer.SyncInterval, Log: a.log,
+		})}
+		a.lanes = append(a.lanes, l)
+		byName[name] = l
+	}
+	for _, ic := range c.Inputs {
+		in, err := openInput(ic, c, byName[ic.Lane].Lane, host, a.log)
+		if err != nil {
+			return fmt.Errorf("SPILLWAY_INPUT_%s_URL: %w", strings.ToUpper(ic.Name), err)
+		}
+		a.inputs = append(a.inputs, in)
+	}
+	var err error
+	if a.admin, err = net.Listen("tcp", c.AdminAddress); err != nil {
+		return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", err)
+	}
+	return nil
+}
+
+func openInput(ic Input, c *Config, l *pipeline.Lane, host string, log *slog.Logger) (*input, error) {
+	in := &input{cfg: ic}
+	in.records = pipeline.NewInput(pipeline.InputOptions{
+		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,
+		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: ic.Scheme, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
+	})
+	switch ic.Scheme {
+	case "tcp":
+		s, err := listen.ListenTCP(listen.TCPOptions{Name: ic.Name, Address: ic.Address, Framing: ic.framing(), MaxConnections: ic.MaxConnections,
+			IdleTimeout: ic.IdleTimeout, Open: in.records.Open, Log: log})
+		if err != nil {
+			return nil, err
+		}
+		in.server, in.stats = s, &s.Stats
+	case "udp":
+		s, err := listen.ListenUDP(listen.UDPOptions{Name: ic.Name, Address: ic.Address, Framing: ic.framing(), ReceiveBuffer: int(ic.SoRcvbuf),
+			Open: in.records.OpenDatagrams, Log: log})
+		if err != nil {
+			return nil, err
+		}
+		in.server, in.stats = s, &s.Stats
+	default:
+		return nil, errors.New("no such kind of input: " + ic.Scheme)
+	}
+	return in, nil
+}
+
+// run starts all goroutines, waits for the stop, and waits for all of them.
+func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
+	// Three ends: of accepting, of shipping (grace over or second signal), of admin.
+	accepting, stopAccepting := context.WithCancel(ctx)
+	hard, endAll := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAccepting()
+	defer endAll()
+
+	var inputs, lanes, adm sync.WaitGroup
+	for _, l := range a.lanes {
+		lanes.Go(func() { l.Run(hard) })
+	}
+	for _, in := range a.inputs {
+		inputs.Go(func() { in.server.Serve(accepting, hard) })
+		a.log.Info("listening", "input", in.cfg.Name, "address", fmt.Sprint(in.server.Addrs()), "lane", in.cfg.Lane)
+	}
+	srv := &http.Server{Handler: admin.Handler(a.sources()), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
+	adm.Go(func() { srv.Serve(a.admin) })
+	a.log.Info("ready", "version", version, "agent", a.cfg.Agent, "output", a.outs[0].Name(), "standing_by", names(a.outs[1:]), "admin", a.admin.Addr().String())
+
+	select {
+	case s := <-signals:
+		a.log.Info("stopping; a second signal stops at once", "signal", s.String(), "grace", a.cfg.ShutdownGrace)
+	case <-ctx.Done():
+	}
+	stopAccepting()
+	stopped := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		grace := time.NewTimer(a.cfg.ShutdownGrace)
+		defer grace.Stop()
+		select {
+		case <-grace.C:
+			a.log.Warn("grace is over; what is pending goes out after the next start", "pending", a.pending())
+		case <-signals:
+			a.log.Warn("second signal; what is pending goes out after the next start", "pending", a.pending())
+		case <-stopped:
+		}
+		endAll()
+	})
+	inputs.Wait()
+	for _, l := range a.lanes {
+		l.Close()
+	}
+	lanes.Wait()
+	close(stopped)
+	watch.Wait()
+	code := exitOK
+	if err := a.close(); err != nil {
+		a.log.Error("close", "error", err)
+		code = exitFailure
+	}
+	srv.Close()
+	adm.Wait()
+	a.log.Info("stopped")
+	return code
+}
+
+// close closes what open opened, last first, the admin server excepted: it
+// answers until the end.
+func (a *agent) close() error {
+	var errs []error
+	for _, in := range a.inputs {
+		in.server.Close()
+	}
+	for _, b := range a.buffers {
+		errs = append(errs, b.Close())
+	}
+	for i := len(a.outs) - 1; i >= 0; i-- {
+		errs = append(errs, a.outs[i].Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (a *agent) pending() (n uint64) {
+	for _, b := range a.buffers {
+		n += b.Stats().PendingRecords
+	}
+	return n
+}
+
+func names(outs []outputs.Output) string {
+	var s []string
+	for _, o := range outs {
+		s = append(s, o.Name())
+	}
+	return strings.Join(s, ",")
+}
+
+func newLogger(c *Config, w io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
