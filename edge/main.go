@@ -26,8 +26,9 @@ type command struct {
 	run              func(ctx context.Context, args []string, stdout, stderr io.Writer, environ []string) int
 }
 
-// commands are in the order in which help prints them.
+// commands are in the order in which help prints them. The first is the default.
 var commands = []command{
+	{"run", "", "run the agent (also without a command)", cmdRun},
 	{"check", "[--probe]", "look at configuration and host; --probe: also at the far sides", cmdCheck},
 	{"env", "[--markdown]", "print every variable, its value and where that is from", cmdEnv},
 	{"cat", "SOURCE...", "print what a directory, file, bucket or stream holds, as NDJSON", cmdCat},
@@ -40,7 +41,7 @@ func main() { os.Exit(realMain()) }
 func realMain() int {
 	ctx, args := context.Background(), os.Args[1:]
 	if len(args) == 0 {
-		args = []string{"help"}
+		args = []string{"run"}
 	}
 	switch args[0] {
 	case "help", "-h", "-help", "--help":
