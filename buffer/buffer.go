@@ -240,6 +240,10 @@ type Buffer struct {
 	spare int      // runs in a row that needed much less than slab
 	run   []batch.Batch
 	load  []entry
+	// where a read error was met, and how often in a row
+	faultSeg *segment
+	faultOff int64
+	faults   int
 
 	mu       sync.Mutex // guards what follows
 	closed   bool       // Close has begun
@@ -569,6 +573,7 @@ func (b *Buffer) write(batches []*batch.Batch) error {
 	bytes := size(batches)
 	full := b.off >= b.o.SegmentBytes
 	if full {
+		b.foot.SyncedOff = uint32(b.synced)
 		if err := b.writeAt(appendFooter(b.scratch[:0], &b.foot)); err != nil {
 			return fmt.Errorf("append to %s: %w", seg.name(), err)
 		}
@@ -715,12 +720,18 @@ func (b *Buffer) writeAt(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
-	n, err := b.activeFile.WriteAt(p, b.off)
+	n, err := writeAt(b.activeFile, p, b.off)
 	b.off += int64(n)
+	return err
+}
+
+// writeAt is f.WriteAt; a short count is an error.
+func writeAt(f File, p []byte, off int64) (int, error) {
+	n, err := f.WriteAt(p, off)
 	if err == nil && n < len(p) {
 		err = io.ErrShortWrite
 	}
-	return err
+	return n, err
 }
 
 // giveUp closes the active segment after an error. It is never written or synced
@@ -862,6 +873,7 @@ func (b *Buffer) Close() error {
 	b.storeQueue()
 	err := b.flush()
 	if b.active != nil {
+		b.foot.SyncedOff = uint32(b.synced)
 		b.scratch = appendFooter(b.scratch[:0], &b.foot)
 		ferr := b.writeAt(b.scratch)
 		if ferr == nil {

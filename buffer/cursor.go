@@ -3,6 +3,7 @@ package buffer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"time"
@@ -338,6 +339,8 @@ type cursor struct {
 	named      bool   // the file's name is durable, as far as this life knows
 	slot       int    // which slot holds the newest durable position
 	generation uint64 // of that slot
+	failures   int    // saves that failed in a row
+	failed     bool   // read met a read error, which says nothing about what is there
 }
 
 // read returns the newest valid slot. certain is false if there is none, or if
@@ -346,11 +349,13 @@ type cursor struct {
 func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 	f, err := dir.Open(cursorFile, false)
 	if err != nil {
+		c.failed = !errors.Is(err, fs.ErrNotExist)
 		return p, false, false
 	}
 	defer f.Close()
 	var buf [2 * slotSize]byte
-	n, _ := readAt(f, buf[:], 0)
+	n, err := readAt(f, buf[:], 0)
+	c.failed = err != nil && err != io.EOF
 	certain = true
 	for i := range 2 {
 		slot := buf[min(n, i*slotSize):min(n, (i+1)*slotSize)]
@@ -363,29 +368,20 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 			certain = false
 		}
 	}
-	return p, ok, ok && certain
+	return p, ok, ok && certain && !c.failed
 }
 
 // save writes p to the slot that does not hold the newest durable position and
 // makes it durable. After an error nothing is known about that slot; the next
 // save writes the same one again, so that the good one is never touched.
 func (c *cursor) save(dir FS, p *position) error {
-	if c.f == nil {
-		f, err := dir.Open(cursorFile, true)
-		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				dir.Remove(cursorFile) // what can't be opened can't be read at the next start either
-			}
-			if f, err = dir.Create(cursorFile); err != nil {
-				return fmt.Errorf("create cursor: %w", err)
-			}
-			c.named = false
-		}
-		c.f = f
+	if err := c.open(dir); err != nil {
+		c.failures++
+		return err
 	}
 	p.generation = c.generation + 1
 	buf := appendSlot(make([]byte, 0, slotSize), p)
-	_, err := c.f.WriteAt(buf, int64(1-c.slot)*slotSize)
+	_, err := writeAt(c.f, buf, int64(1-c.slot)*slotSize)
 	if err == nil {
 		err = c.f.Sync()
 	}
@@ -395,8 +391,35 @@ func (c *cursor) save(dir FS, p *position) error {
 	if err != nil {
 		c.f.Close()
 		c.f = nil
+		if !isFull(err) {
+			c.failures++
+		}
 		return fmt.Errorf("save cursor: %w", err)
 	}
+	c.failures = 0
 	c.named, c.slot, c.generation = true, 1-c.slot, p.generation
+	return nil
+}
+
+// open opens the file if it is not, and creates it if it does not exist. One that
+// could not be saved three times is replaced: a bad block in it must not keep
+// delivered segments on the disk for ever.
+func (c *cursor) open(dir FS) error {
+	if c.f != nil {
+		return nil
+	}
+	if c.failures >= 3 {
+		dir.Remove(cursorFile)
+		c.failures = 0
+	}
+	f, err := dir.Open(cursorFile, true)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.named = false
+		f, err = dir.Create(cursorFile)
+	}
+	if err != nil {
+		return fmt.Errorf("open cursor: %w", err)
+	}
+	c.f = f
 	return nil
 }

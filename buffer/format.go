@@ -148,6 +148,7 @@ type Footer struct {
 	LastTime  int64  // receive time of the last record, unix ns
 	Raw       uint64 // bytes before compression
 	Salt      uint64
+	SyncedOff uint32 // every byte below this offset was fsynced when this was written
 }
 
 // appendFooter appends the footer in its 80 bytes, little-endian:
@@ -164,7 +165,8 @@ type Footer struct {
 //	40  8  last time, unix ns
 //	48  8  raw bytes
 //	56  8  salt
-//	64 12  zero
+//	64  4  synced offset: the footer of a full segment goes out with its last batches
+//	68  8  zero
 //	76  4  CRC32C(bytes 0..75)
 func appendFooter(dst []byte, f *Footer) []byte {
 	n := len(dst)
@@ -180,6 +182,7 @@ func appendFooter(dst []byte, f *Footer) []byte {
 	le.PutUint64(b[40:], uint64(f.LastTime))
 	le.PutUint64(b[48:], f.Raw)
 	le.PutUint64(b[56:], f.Salt)
+	le.PutUint32(b[64:], f.SyncedOff)
 	le.PutUint32(b[76:], batch.CRC32C(b[:76]))
 	return dst
 }
@@ -192,7 +195,7 @@ func parseFooter(b []byte, off int64) (f Footer, ok bool) {
 	}
 	f = Footer{
 		Batches: le.Uint32(b[12:]), Last: le.Uint64(b[16:]), End: int64(le.Uint64(b[24:])), FirstTime: int64(le.Uint64(b[32:])),
-		LastTime: int64(le.Uint64(b[40:])), Raw: le.Uint64(b[48:]), Salt: le.Uint64(b[56:]),
+		LastTime: int64(le.Uint64(b[40:])), Raw: le.Uint64(b[48:]), Salt: le.Uint64(b[56:]), SyncedOff: le.Uint32(b[64:]),
 	}
 	return f, f.End == off
 }

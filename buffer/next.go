@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"sort"
@@ -17,11 +18,12 @@ type entry struct {
 	seg    *segment
 	off    int64 // of the payload
 	h      batch.Header
-	expect uint64 // the number that should have come here; lower than h.First behind a hole
-	before batch.Seal
-	damage damage // in the hole
-	since  int64  // receive time of the last record before it, unix ns
-	ended  []Gap  // told before the hole
+	expect uint64     // the number that should have come here; lower than h.First behind a hole
+	before batch.Seal // of the last batch before the hole
+	prev   batch.Seal // the seal before this batch, as far as it is known; differs from before behind a hole
+	damage damage     // in the hole
+	since  int64      // receive time of the last record before it, unix ns
+	ended  []Gap      // told before the hole
 }
 
 const (
@@ -40,15 +42,18 @@ const (
 // hour; a batch above l.BatchBytes is alone), when l.Age has passed since Next
 // first saw its first batch, or at once if that is of an earlier life. Without
 // l.Bytes a run has at most 64 MiB. Until one is due, Next blocks; it ends with
-// ctx.Err() or ErrClosed.
+// ctx.Err() or ErrClosed. A run that is due is returned even if ctx has ended.
 //
 // A stored plan is repeated exactly, whatever l says, with Key filled in. If that
 // is not possible (damage, a position inside it) the plan is dropped and the run
 // has no Key.
 //
 // Payloads are checked and are the buffer's memory: valid until the next call of
-// Next. Run.Before is the seal before the run; behind a hole it is the last seal
-// that is known. Lane, Reason and Attempt are the caller's to fill in.
+// Next. Run.Before is the seal before the run, also behind a hole, as long as a
+// header says it; else it is the last seal that is known. Lane, Reason and Attempt are the caller's to fill in.
+//
+// A place that can't be read is an error twice, a pause between the calls is the
+// caller's to make; the third time it counts as damaged.
 //
 // Holes are told by Gaps when they come to the head of the line.
 func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
@@ -66,9 +71,6 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 	}
 	var p pick
 	for {
-		if err := ctx.Err(); err != nil {
-			return batch.Run{}, err
-		}
 		b.mu.Lock()
 		if b.closed {
 			b.mu.Unlock()
@@ -222,34 +224,46 @@ func (b *Buffer) tell(e *entry) {
 		b.pass(g.Last)
 	}
 	e.ended = nil
-	if p := b.pos.passed; e.expect < e.h.First && p.First <= e.expect && e.expect <= p.Last {
-		e.expect = min(p.Last+1, e.h.First) // told when it was dropped
+	first, last := e.expect, e.h.First-1
+	if p := b.pos.passed; p.First <= last && p.Last >= first { // told when it was dropped
+		b.tellHole(e, first, p.First-1)
+		first = max(first, p.Last+1)
 	}
-	if e.expect < e.h.First {
-		g := Gap{Epoch: e.seg.epoch, First: e.expect, Last: e.h.First - 1, Count: e.h.First - e.expect,
-			Since: instant(e.since), Until: instant(e.h.FirstTime), Before: e.before, After: e.h.Seal}
-		switch {
-		case e.damage == corrupt:
-			g.Reason = ReasonDamaged
-		case e.damage == torn:
-			g.Reason = ReasonTorn
-		case e.h.Chain(e.before, e.seg.epoch) == e.h.Seal:
-			g.Reason = ReasonSkipped
-		default:
-			g.Reason = ReasonMissing
-		}
-		b.addGap(g)
-		e.expect = e.h.First
-	}
+	b.tellHole(e, first, last)
+	e.expect = e.h.First
 	b.pass(e.h.First - 1)
+}
+
+// tellHole notes that first to last are missing before e, if that is anything. mu is held.
+func (b *Buffer) tellHole(e *entry, first, last uint64) {
+	if first > last {
+		return
+	}
+	g := Gap{Epoch: e.seg.epoch, First: first, Last: last, Count: last - first + 1,
+		Since: instant(e.since), Until: instant(e.h.FirstTime), Before: e.before, After: e.h.Seal}
+	switch {
+	case e.damage == corrupt:
+		g.Reason = ReasonDamaged
+	case e.damage == torn:
+		g.Reason = ReasonTorn
+	case e.h.Chain(e.before, e.seg.epoch) == e.h.Seal:
+		g.Reason = ReasonSkipped
+	default:
+		g.Reason = ReasonMissing
+	}
+	b.addGap(g)
 }
 
 // pass moves the position over numbers that will never be delivered. mu is held.
 func (b *Buffer) pass(last uint64) {
-	if last > b.pos.committed {
-		b.pos.committed = last
-		b.soil()
+	if last <= b.pos.committed {
+		return
 	}
+	b.pos.committed = last
+	if b.pos.passed.Last <= last {
+		b.pos.passed = Range{}
+	}
+	b.soil()
 }
 
 // extend scans one more extent behind the tail. It returns false if there is none.
@@ -278,6 +292,9 @@ func (b *Buffer) extend() (bool, error) {
 	}
 	b.scan.reset(f, off, end, seg.salt)
 	e, ok := b.scan.next()
+	if b.scan.bad && b.doubtRead(seg, off) {
+		return false, fmt.Errorf("read buffer: %w", &CorruptError{seg.name(), off, b.scan.ioe})
+	}
 	if ok && e.Kind == KindDamage {
 		b.judge(seg, f, e.End)
 	}
@@ -324,6 +341,7 @@ func (b *Buffer) enter(seg *segment) {
 		}
 		t.next = max(t.next, seg.first)
 		t.seal, t.sealOf, t.damage, t.lost = batch.Seal{}, t.next-1, intact, 0
+		t.join, t.joinOf = batch.Seal{}, 0
 	}
 	t.seg, t.off, t.known = seg, 0, false
 }
@@ -340,17 +358,29 @@ func (b *Buffer) apply(e *Extent) {
 	switch e.Kind {
 	case KindHeader:
 		t.before, t.known = e.header.Before, e.header.First == t.seg.first
+		if t.known {
+			t.join, t.joinOf = t.before, t.seg.first-1
+		}
 	case KindFooter:
 		if t.damage != intact {
-			t.lost = max(t.lost, e.Footer.Last)
+			t.lost = max(t.lost, min(e.Footer.Last, t.seg.last))
 		}
 	case KindDamage:
 		b.hurt(t.seg, e.Off, e.End-e.Off)
 		if e.Batch.Count > 0 {
 			t.lost = max(t.lost, e.Batch.Last())
+			t.join, t.joinOf = e.Batch.Seal, e.Batch.Last()
 		}
 	case KindBatch:
 		h := &e.Batch.Header
+		if h.First > t.seg.last {
+			return // given up, and written again to the next segment; see parseNames
+		}
+		if p := b.pos.passed; h.First >= p.First && h.Last() <= p.Last {
+			return // told as dropped; the power went before it was
+		}
+		join, joinOf := t.join, t.joinOf
+		t.join, t.joinOf = h.Seal, h.Last()
 		if h.Last() < t.next { // delivered, or an earlier copy of it was seen
 			if h.Last() >= t.sealOf {
 				t.seal, t.sealOf, t.since = h.Seal, h.Last(), h.LastTime
@@ -362,7 +392,11 @@ func (b *Buffer) apply(e *Extent) {
 		if t.known && h.First == t.seg.first {
 			before = t.before
 		}
-		b.index = append(b.index, entry{seg: t.seg, off: e.Off + batch.HeaderSize, h: *h, expect: t.next, before: before, damage: t.damage, since: t.since, ended: t.ended})
+		prev := before
+		if joinOf+1 == h.First {
+			prev = join
+		}
+		b.index = append(b.index, entry{seg: t.seg, off: e.Off + batch.HeaderSize, h: *h, expect: t.next, before: before, prev: prev, damage: t.damage, since: t.since, ended: t.ended})
 		t.next, t.seal, t.sealOf, t.since = h.Last()+1, h.Seal, h.Last(), h.LastTime
 		t.damage, t.lost, t.ended = intact, 0, nil
 	}
@@ -437,7 +471,7 @@ func (b *Buffer) fetch(p *pick) (run batch.Run, ok bool, err error) {
 		return run, false, nil
 	}
 	e := &b.load[0]
-	run = batch.Run{Agent: e.seg.agent, Epoch: e.seg.epoch, Batches: b.run, Before: e.before, Attempt: 1}
+	run = batch.Run{Agent: e.seg.agent, Epoch: e.seg.epoch, Batches: b.run, Before: e.prev, Attempt: 1}
 	if p.plan {
 		run.Key = b.pos.plan.Key
 	}
@@ -457,19 +491,35 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("read buffer: %w", err)
 	}
-	n, _ := readAt(f, p, e.off)
+	n, err := readAt(f, p, e.off)
 	if n == len(p) && batch.CRC32C(p) == e.h.CRC {
 		return true, nil
 	}
+	if err != nil && err != io.EOF && b.doubtRead(e.seg, e.off) {
+		return false, fmt.Errorf("read buffer: %w", &CorruptError{e.seg.name(), e.off, err})
+	}
 	b.judge(e.seg, f, e.off+int64(e.h.Length))
 	return false, nil
+}
+
+// doubtRead says whether a read error is to be reported and tried again later: the
+// third time that a place can't be read it is damage.
+func (b *Buffer) doubtRead(seg *segment, off int64) bool {
+	if b.faultSeg != seg || b.faultOff != off {
+		b.faultSeg, b.faultOff, b.faults = seg, off, 0
+	}
+	b.faults++
+	return b.faults < 3
 }
 
 // judge finds out, once per segment, what of a segment with damage before off was
 // durable once. Only what lies behind the first damage can tell.
 func (b *Buffer) judge(seg *segment, f File, off int64) {
 	b.mu.Lock()
-	promise, end := seg.promise, seg.end
+	promise, end, next := seg.promise, seg.end, uint64(0)
+	if i := b.find(seg.ordinal + 1); i < len(b.segs) && b.segs[i].epoch == seg.epoch {
+		next = b.segs[i].first
+	}
 	b.mu.Unlock()
 	if promise >= 0 && !seg.ours {
 		return
@@ -477,7 +527,7 @@ func (b *Buffer) judge(seg *segment, f File, off int64) {
 	promise = end // in this life, readers see only what is safe
 	if !seg.ours {
 		rest := scanner{r: f, off: off, end: end, salt: seg.salt}
-		promise = rest.promise()
+		promise = rest.promise(next)
 	}
 	b.mu.Lock()
 	seg.promise = promise

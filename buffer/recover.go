@@ -1,7 +1,9 @@
 package buffer
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"sort"
 
 	"spillway/buffer/batch"
@@ -17,6 +19,10 @@ type tail struct {
 	before batch.Seal
 	known  bool
 	sealOf uint64
+	// join is the seal of the batch that ends with joinOf: the last batch header
+	// that was seen, whatever became of its payload.
+	join   batch.Seal
+	joinOf uint64
 	since  int64  // receive time of that batch's last record, unix ns
 	damage damage // since that batch
 	lost   uint64 // the highest number known to be lost in damage; 0: not known
@@ -38,10 +44,15 @@ type ending struct {
 	last   uint64     // highest number of a valid batch; 0: there is none
 	seal   batch.Seal // of that batch
 	time   int64      // of its last record
-	seen   uint64     // highest number in any intact header, of a lost payload too
+	seen   uint64     // highest number in any intact header or footer, of a lost payload too
 	exact  bool       // the segment ends right behind a valid batch or footer
 	footer bool       // … a footer
+	failed bool       // it could not be read, which says nothing about what is in it
 }
+
+// unreadable is how many numbers are left out for a segment or a cursor that gave
+// a read error when the buffer was opened.
+const unreadable = 1 << 32
 
 // recover looks at what is there and decides where numbering and delivery go on.
 // It writes nothing.
@@ -52,6 +63,7 @@ type ending struct {
 //  3. Read the end of the newest segment: its footer, else all of it. Read on
 //     backwards until a segment with a valid batch that begins at a lower number,
 //     because batches that were written again after an error may lie in both.
+//     A read error (not damage) makes numbering jump by 2^32: nothing is known.
 //  4. Go on with the numbers of the newest segment's epoch if that is certain;
 //     else begin a new epoch above every number found anywhere.
 //  5. Begin delivery behind the cursor; without one, behind the acked floor of the
@@ -70,6 +82,7 @@ func (b *Buffer) recover() error {
 		b.ordinal = max(b.ordinal, s.ordinal+1)
 	}
 	b.opens = 1
+	failed := b.cur.failed
 	var newest, best ending
 	if n := len(b.segs); n > 0 {
 		h, err := b.header(b.segs[n-1])
@@ -80,10 +93,12 @@ func (b *Buffer) recover() error {
 		newest = b.newestEnding(p)
 		best = newest
 		found = max(found, newest.seen)
+		failed = newest.failed
 		for i := n - 2; i >= 0; i-- {
 			s := b.segs[i]
 			e := b.ending(s)
 			found = max(found, e.seen)
+			failed = failed || e.failed
 			if e.last > best.last {
 				best = e
 			}
@@ -95,6 +110,11 @@ func (b *Buffer) recover() error {
 			b.pos.committed = b.floor()
 			found = max(found, b.pos.committed)
 		}
+	}
+	if failed {
+		// What could not be read just now may be readable again one day, and its
+		// numbers must not be those of another epoch.
+		found += unreadable
 	}
 	b.start = b.begin(newest, best, found, p, cursor)
 	b.next, b.seal = b.start.Next, b.start.Seal
@@ -120,8 +140,9 @@ func (b *Buffer) list() error {
 	return nil
 }
 
-// parseNames returns the segments among files, oldest first. What may lie in each
-// ends before the next one's first number.
+// parseNames returns the segments among files, oldest first. Where one begins, the
+// one before it ends: what lies there under a higher number is what could not be
+// made durable and was written again to the next, with or without parts missing.
 func parseNames(files []FileInfo) []*segment {
 	var segs []*segment
 	for _, f := range files {
@@ -204,6 +225,7 @@ func (b *Buffer) read(s *segment) ending {
 	e := ending{seg: s}
 	f, err := b.fs.Open(s.name(), false)
 	if err != nil {
+		e.failed = !errors.Is(err, fs.ErrNotExist)
 		return e
 	}
 	defer f.Close()
@@ -211,6 +233,7 @@ func (b *Buffer) read(s *segment) ending {
 	for {
 		x, ok := scan.next()
 		if !ok {
+			e.failed = scan.bad
 			return e
 		}
 		e.exact, e.footer = false, false
@@ -222,6 +245,7 @@ func (b *Buffer) read(s *segment) ending {
 			e.exact = true
 		case KindFooter:
 			e.exact, e.footer = true, true
+			e.seen = max(e.seen, x.Footer.Last)
 		}
 		if x.Batch.Count > 0 {
 			e.seen = max(e.seen, x.Batch.Last())
@@ -290,20 +314,13 @@ func (b *Buffer) aim(certain bool) {
 			i = j
 		}
 	}
-	// Batches that were written again after an error may lie in the segment before
-	// too, with more behind them than in the later copy.
-	for i > 0 && b.segs[i-1].first == b.segs[i].first {
-		i--
-	}
-	if i > 0 {
-		if f, ok := b.footer(b.segs[i-1]); !ok || f.Last >= next {
-			i--
-		}
-	}
 	s := b.segs[i]
 	b.tail.seg = s
 	if s.first <= next {
 		return
+	}
+	if s.first > b.pos.passed.Last {
+		b.tail.next = max(b.tail.next, b.pos.passed.Last+1)
 	}
 	// The oldest segment begins behind the position. If it does not begin an epoch
 	// and the position is certain, segments are missing; the reader will tell.

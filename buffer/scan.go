@@ -63,11 +63,12 @@ type scanner struct {
 	head [batch.HeaderSize]byte
 	win  []byte
 	buf  []byte
-	ioe  error // the last read error
+	ioe  error // the last read error since next was called
+	bad  bool  // there was a read error since reset
 }
 
 func (s *scanner) reset(r io.ReaderAt, off, end int64, salt uint64) {
-	s.r, s.off, s.end, s.salt, s.ioe = r, off, end, salt, nil
+	s.r, s.off, s.end, s.salt, s.ioe, s.bad = r, off, end, salt, nil, false
 }
 
 // next returns the next extent, or false at the end.
@@ -198,7 +199,7 @@ func (s *scanner) read(p []byte, off int64) []byte {
 	if err == nil || err == io.EOF {
 		return p[:n]
 	}
-	s.ioe = err
+	s.ioe, s.bad = err, true
 	clear(p)
 	for i := 0; i < len(p); {
 		next := min(len(p), i+block-int((off+int64(i))%block))
@@ -232,8 +233,10 @@ func readAt(r io.ReaderAt, p []byte, off int64) (n int, err error) {
 
 // promise returns the offset below which every byte of the segment was durable
 // once, as far as what follows off tells: damage below it is corruption, damage
-// above it a write that was cut off.
-func (s *scanner) promise() (below int64) {
+// above it a write that was cut off. next is the first number of the next segment
+// of the same epoch, 0 if there is none: it was begun when this one was durable up
+// to its footer, unless this one was given up and its end written again.
+func (s *scanner) promise(next uint64) (below int64) {
 	s.payloads = false
 	for {
 		e, ok := s.next()
@@ -243,7 +246,10 @@ func (s *scanner) promise() (below int64) {
 		case e.Kind == KindBatch:
 			below = max(below, int64(e.Batch.SyncedOff))
 		case e.Kind == KindFooter:
-			below = max(below, e.Footer.End)
+			below = max(below, int64(e.Footer.SyncedOff))
+			if e.Footer.Last < next {
+				below = max(below, e.Footer.End)
+			}
 		}
 	}
 }

@@ -392,23 +392,21 @@ func (b *Buffer) freeDone() (int64, error) {
 	}
 	s := b.segs[0]
 	b.mu.Unlock()
-	if err := b.saveBeforeRemove(); err != nil {
+	// A position must not point before a segment that was removed. Where a full disk
+	// takes no overwrite either (btrfs, f2fs), removing is the only way out, and
+	// what it may cost is repeats.
+	if err := b.saveDirty(); err != nil && !isFull(err) {
 		return 0, err
 	}
 	return s.size, b.remove(s, s.damaged)
 }
 
-// saveBeforeRemove makes the position durable if it is not: a position must never
-// point before a segment that was removed. Where a full disk takes no overwrite
-// either (btrfs, f2fs), removing is the way out and repeats are its price.
-func (b *Buffer) saveBeforeRemove() error {
+// saveDirty makes the position durable if it is not. w is held.
+func (b *Buffer) saveDirty() error {
 	if !b.isDirty() {
 		return nil
 	}
-	if err := b.saveCursor(); err != nil && !isFull(err) {
-		return err
-	}
-	return nil
+	return b.saveCursor()
 }
 
 // remove unlinks a segment or puts it aside. w is held.
@@ -470,10 +468,7 @@ func (b *Buffer) setAside(s *segment) error {
 // nothing to drop. w is held.
 func (b *Buffer) dropOldest() (int64, error) {
 	b.mu.Lock()
-	i := b.head
-	for i < len(b.segs) && b.spared(b.segs[i]) {
-		i++
-	}
+	i := b.oldest()
 	if i >= len(b.segs)-1 {
 		b.mu.Unlock()
 		return 0, nil
@@ -506,15 +501,22 @@ func (b *Buffer) dropOldest() (int64, error) {
 		b.index[j].ended = outside(b.index[j].ended, g)
 	}
 	b.tail.ended = outside(b.tail.ended, g)
+	passed := &b.pos.passed
+	if passed.First > g.First {
+		g.Last = min(g.Last, passed.First-1)
+	} else if !atHead {
+		g.First = max(g.First, passed.Last+1) // it may be there only because the power went
+	}
 	if g.First <= g.Last {
 		g.Count = g.Last - g.First + 1
 		b.addGap(g)
 		if atHead {
-			b.skip(s, g)
-		} else if p := &b.pos.passed; p.Last+1 == g.First {
-			p.Last = g.Last
+			b.skip(s, next, g)
 		} else {
-			*p = Range{g.First, g.Last}
+			if *passed == (Range{}) {
+				*passed = Range{g.First, g.Last}
+			}
+			*passed = Range{min(passed.First, g.First), max(passed.Last, g.Last)}
 		}
 	}
 	if b.tail.seg == s {
@@ -522,25 +524,46 @@ func (b *Buffer) dropOldest() (int64, error) {
 		b.tail.damage, b.tail.lost = intact, 0
 	}
 	b.mu.Unlock()
-	if err := b.saveBeforeRemove(); err != nil {
-		return 0, err
+	if err := b.saveDirty(); err != nil {
+		return 0, err // the note comes first; what is in memory is true all the same
 	}
 	return s.size, b.remove(s, false)
 }
 
-// skip moves the head of the line behind the hole g, in place of which s was. mu is held.
-func (b *Buffer) skip(s *segment, g Gap) {
-	b.pass(g.Last)
+// oldest is the index of the segment to drop next. What is dropped behind a plan
+// must stay one range without anything left in it: segments right before that
+// range go before the ones behind it. mu is held.
+func (b *Buffer) oldest() int {
+	i := b.head
+	for i < len(b.segs) && b.spared(b.segs[i]) {
+		i++
+	}
+	if i > b.head && b.pos.passed != (Range{}) {
+		for i+1 < len(b.segs) && b.segs[i+1].first < b.pos.passed.First {
+			i++
+		}
+	}
+	return i
+}
+
+// skip moves the head of the line behind the hole g, in place of which s was,
+// before next. mu is held.
+func (b *Buffer) skip(s, next *segment, g Gap) {
+	last := g.Last
+	if next.first > b.pos.passed.Last {
+		last = max(last, b.pos.passed.Last) // dropped before, and nothing is left between
+	}
+	b.pass(last)
 	if len(b.index) > 0 {
 		e := &b.index[0]
 		if e.seg.epoch == s.epoch {
-			e.expect = max(e.expect, min(g.Last+1, e.h.First))
+			e.expect = max(e.expect, min(last+1, e.h.First))
 		}
 		return
 	}
 	t := &b.tail
-	if t.next <= g.Last {
-		t.next, t.seal, t.sealOf = g.Last+1, batch.Seal{}, g.Last
+	if t.next <= last {
+		t.next, t.seal, t.sealOf = last+1, batch.Seal{}, last
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"time"
 
 	"spillway/buffer/batch"
@@ -166,9 +167,10 @@ type walker struct {
 	find   func(Finding)
 	each   func(*batch.Batch, *segment, batch.Seal) error
 
-	epoch batch.Epoch
-	next  uint64 // expected; 0: nothing is
-	seal  batch.Seal
+	epoch    batch.Epoch
+	next     uint64 // expected; 0: nothing is
+	seal     batch.Seal
+	follower uint64 // first number of the next segment of this epoch; 0: there is none
 }
 
 // Verify reads every byte of the segments in dir and checks all that can be
@@ -205,7 +207,15 @@ func (w *walker) walk(dir string) error {
 	if err != nil {
 		return fmt.Errorf("list %s: %w", dir, err)
 	}
-	for _, s := range parseNames(files) {
+	segs := parseNames(files)
+	for i, s := range segs {
+		if i+1 == len(segs) {
+			s.last = math.MaxUint64 // nothing behind it says where it ends
+		}
+		w.follower = 0
+		if i+1 < len(segs) && segs[i+1].epoch == s.epoch {
+			w.follower = segs[i+1].first
+		}
 		f, err := d.Open(s.name(), false)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // delivered meanwhile
@@ -243,12 +253,12 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 		case KindDamage:
 			if promise < 0 {
 				rest := scanner{r: f, off: e.End, end: s.size, salt: s.salt}
-				promise = rest.promise()
+				promise = rest.promise(w.follower)
 			}
 			w.damage(s, &e, promise)
 		case KindBatch:
 			b := &e.Batch
-			if b.Last() < w.next {
+			if b.Last() < w.next || b.First > s.last { // the copy in the next segment counts
 				w.report.Duplicates++
 				continue
 			}

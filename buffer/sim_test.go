@@ -1,0 +1,599 @@
+package buffer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+// budget multiplies the number of rounds of the tests below.
+func budget(t testing.TB, n int) int {
+	if s := os.Getenv("SPILLWAY_CRASH_BUDGET"); s != "" {
+		f, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			t.Fatalf("SPILLWAY_CRASH_BUDGET=%q: want a factor", s)
+		}
+		n = max(1, int(float64(n)*f))
+	}
+	return n
+}
+
+// seedOf is SPILLWAY_CRASH_SEED, to repeat a run, or a fixed number.
+func seedOf(t testing.TB) uint64 {
+	if s := os.Getenv("SPILLWAY_CRASH_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatalf("SPILLWAY_CRASH_SEED=%q: want a number", s)
+		}
+		return n
+	}
+	return 1
+}
+
+// sent is a batch that Append was called for, and what became of it.
+type sent struct {
+	first, last uint64
+	epoch       batch.Epoch
+	id          string
+	seal        batch.Seal
+	payload     []byte
+	promised    bool // Append returned nil before the power went
+	stored      bool // Append returned nil
+	delivered   bool // Next returned it
+	told        bool // inside a Gap
+}
+
+// number is one position in the whole world.
+type number struct {
+	epoch batch.Epoch
+	first uint64
+}
+
+// world is what the outside knows over many lives of one directory; its methods
+// are the oracle. The invariants are those that the comments name:
+//
+//	I1 durable: what Append returned for before the power went is delivered, or told as dropped by policy
+//	I2 true: what is delivered was appended, byte for byte
+//	I3 order: numbers only grow for a reader
+//	I4 identity: one number is seen with one content only
+//	I5 position: it never goes back in a life, and nothing below it is undelivered
+//	I6 conservation: what is told as lost is counted exactly
+//	I7 opening never fails for damage and writes nothing
+//	I8 opening twice is opening once
+//	I9 every call ends
+type world struct {
+	rng   *rand.Rand
+	disk  *simDisk
+	o     Options
+	now   time.Time
+	all   []*sent
+	byID  map[string]*sent
+	seen  map[number]uint32 // CRC that the outside has seen under a number
+	plan  Plan              // SetPlan returned nil for it and nothing touched it since
+	maybe bool              // plan may be there or not
+	b     *Buffer
+	w     *writer
+
+	stats struct{ lives, appends, runs, cuts, kills, newEpochs, gaps int }
+	steps []string // what was done, for the report
+}
+
+func newWorld(seed uint64, o Options) *world {
+	rng := rand.New(rand.NewPCG(seed, seed))
+	w := &world{rng: rng, disk: newSimDisk(rng), o: o, now: time.Unix(1_800_000_000, 0), byID: map[string]*sent{}, seen: map[number]uint32{}}
+	w.o.FS = w.disk
+	w.o.Agent = "gw-1"
+	w.o.SyncGap = -1
+	w.o.Now = func() time.Time { return w.now }
+	w.o.random = rng.Uint64
+	return w
+}
+
+type violation struct{ text string }
+
+func (w *world) fail(format string, args ...any) {
+	panic(violation{fmt.Sprintf(format, args...)})
+}
+
+func (w *world) did(format string, args ...any) {
+	w.steps = append(w.steps, fmt.Sprintf(format, args...))
+}
+
+// open starts a life. It returns false if the power went or a fault was injected.
+func (w *world) open() bool {
+	w.stats.lives++
+	changes := w.disk.changes
+	b, err := Open("sim", w.o)
+	if changes != w.disk.changes {
+		w.fail("I7: opening changed the disk")
+	}
+	if err != nil {
+		if w.disk.dead || w.disk.fail != nil {
+			return false
+		}
+		w.fail("I7: open: %v", err)
+	}
+	if w.disk.dead {
+		return false
+	}
+	if w.disk.fail == nil && w.rng.IntN(4) == 0 { // I8; both read only
+		again, err := Open("sim", w.o)
+		if w.disk.dead {
+			return false
+		}
+		if err != nil {
+			w.fail("I8: second open: %v", err)
+		}
+		x, y := b.Start(), again.Start()
+		if x.Previous != nil || x.Next == 1 {
+			x.Epoch, y.Epoch = 0, 0 // random
+			if fmt.Sprint(x.Previous) != fmt.Sprint(y.Previous) {
+				w.fail("I8: %+v and %+v", x.Previous, y.Previous)
+			}
+			x.Previous, y.Previous = nil, nil
+		}
+		if x != y || b.pos.committed != again.pos.committed {
+			w.fail("I8: %+v and %+v", x, y)
+		}
+	}
+	w.b, w.w = b, newWriter(b.Start())
+	st := b.Start()
+	w.did("open: epoch %v next %d committed %d unclean %v", st.Epoch, st.Next, b.pos.committed, st.Unclean)
+	w.collect()
+	fresh := st.Previous != nil
+	if fresh {
+		w.stats.newEpochs++
+	}
+	for _, s := range w.all {
+		if s.promised && s.last >= st.Next {
+			w.fail("I4: record %d was promised, and numbering goes on at %d", s.last, st.Next)
+		}
+		if s.delivered && s.last >= st.Next && w.o.Sync != SyncNever {
+			w.fail("I4: record %d was seen, and numbering goes on at %d", s.last, st.Next)
+		}
+		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told {
+			w.fail("I5: position %d, but %s was never delivered", b.pos.committed, s.id)
+		}
+		if !fresh && s.epoch == st.Epoch && s.last == st.Next-1 && s.seal == st.Seal {
+			fresh = true // the seals join
+		}
+		if s.promised && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
+			w.fail("a new epoch says that %d was the last record, but %d was promised", st.Previous.Last, s.last)
+		}
+	}
+	if !fresh && len(w.all) > 0 && st.Next > 1 {
+		w.fail("the seal at %d is not that of the batch before", st.Next)
+	}
+	return true
+}
+
+// append stores a few batches.
+func (w *world) append() {
+	n := 1 + w.rng.IntN(3)
+	before := *w.w
+	var batches []*batch.Batch
+	var recs []*sent
+	for range n {
+		size := 1 + w.rng.IntN(900)
+		if w.rng.IntN(20) == 0 {
+			size += 3000
+		}
+		p := make([]byte, size)
+		for i := range p {
+			p[i] = byte(w.rng.Uint32())
+		}
+		x := w.w.seal(1+uint32(w.rng.IntN(5)), p)
+		s := &sent{first: x.First, last: x.Last(), epoch: w.w.Epoch, id: x.Identity(w.o.Agent, w.w.Epoch).String(), seal: x.Seal, payload: p}
+		batches, recs = append(batches, x), append(recs, s)
+		w.all, w.byID[s.id] = append(w.all, s), s
+	}
+	for try := 0; ; try++ {
+		err := w.b.Append(context.Background(), batches...)
+		w.did("append %d-%d: %v", batches[0].First, batches[n-1].Last(), err)
+		w.stats.appends++
+		if err == nil {
+			for _, s := range recs {
+				s.stored = true
+				s.promised = !w.disk.dead && w.o.Sync == SyncGroup
+			}
+			return
+		}
+		if w.disk.dead || try > 2 {
+			break
+		}
+		if errors.Is(err, ErrFull) {
+			w.deliver(true)
+			w.tick(w.o.KeepAcked + time.Minute)
+		} else if w.disk.fail == nil && w.disk.room < 0 {
+			w.fail("append: %v", err)
+		}
+	}
+	// The numbers come again, and so must the content: keep to it by ending the life.
+	*w.w = before
+	w.w = nil
+}
+
+// deliver takes one run, if there is one, and commits some of it.
+func (w *world) deliver(all bool) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	l := batch.Limits{Batches: 1 + w.rng.IntN(4)}
+	run, err := w.b.Next(ended, l)
+	if err != nil {
+		if !errors.Is(err, context.Canceled) && !w.disk.dead && w.disk.fail == nil {
+			w.fail("next: %v", err)
+		}
+		if !w.disk.dead {
+			w.collect()
+		}
+		return
+	}
+	w.did("next %d-%d key %q", run.First(), run.Last(), run.Key)
+	w.stats.runs++
+	if w.disk.dead {
+		return // nobody hears of it
+	}
+	w.collect()
+	w.check(&run)
+	switch {
+	case w.plan == (Plan{}):
+	case run.Key == w.plan.Key && run.First() == w.plan.First && run.Last() == w.plan.Last:
+	case run.Key != "":
+		w.fail("plan %+v came back as %q, %d to %d", w.plan, run.Key, run.First(), run.Last())
+	case !w.maybe:
+		w.fail("plan %+v is gone: next run is %d to %d", w.plan, run.First(), run.Last())
+	}
+	if run.Key == "" && w.rng.IntN(4) == 0 {
+		p := Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: fmt.Sprint("key-", w.rng.Uint32())}
+		err := w.b.SetPlan(p)
+		w.did("plan %d-%d %s: %v", p.First, p.Last, p.Key, err)
+		if err != nil {
+			w.plan, w.maybe = p, true
+			if got, _ := w.b.Plan(); got != p { // the one before may be there too
+				w.plan = Plan{}
+				w.maybe = true
+			}
+			return
+		}
+		w.plan, w.maybe = p, w.disk.dead
+	}
+	if w.disk.dead || !all && w.rng.IntN(3) == 0 {
+		return // as if the output had failed
+	}
+	last := run.Last()
+	if w.plan == (Plan{}) && !all {
+		last = run.Batches[w.rng.IntN(len(run.Batches))].Last()
+	}
+	was := w.b.Stats().Committed
+	if err := w.b.Commit(last, "s3"); err != nil {
+		w.fail("commit: %v", err)
+	}
+	w.did("commit %d", last)
+	if w.plan != (Plan{}) && last >= w.plan.Last {
+		w.maybe = true
+		if w.b.pos.plan != (Plan{}) {
+			w.fail("commit %d left plan %+v", last, w.b.pos.plan)
+		}
+	}
+	if got := w.b.Stats().Committed; got < was || got != last {
+		w.fail("I5: position went from %d to %d", was, got)
+	}
+}
+
+// check is what must hold for every run.
+func (w *world) check(run *batch.Run) {
+	committed := w.b.Stats().Committed
+	if run.First() <= committed {
+		w.fail("I3: record %d again, %d is committed", run.First(), committed)
+	}
+	prev := run.Before
+	for i := range run.Batches {
+		x := &run.Batches[i]
+		id := x.Identity(run.Agent, run.Epoch).String()
+		s := w.byID[id]
+		if s == nil {
+			w.fail("I2: %s was never appended", id)
+		}
+		if !bytes.Equal(x.Payload, s.payload) || x.Check() != nil {
+			w.fail("I2: %s has other bytes", id)
+		}
+		if i > 0 && x.First != run.Batches[i-1].Last()+1 {
+			w.fail("a run crosses a hole at %d", x.First)
+		}
+		if x.Seal != s.seal || x.Chain(prev, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || w.o.Sync == SyncNever)) {
+			w.fail("%s does not follow the seal before it", id)
+		}
+		prev = x.Seal
+		at := number{run.Epoch, x.First}
+		if crc, ok := w.seen[at]; ok && crc != x.CRC {
+			w.fail("I4: record %d of epoch %v was seen with other content", x.First, run.Epoch)
+		}
+		w.seen[at] = x.CRC
+		s.delivered = true
+	}
+}
+
+// broken reports whether the batch before s is told as lost, so that the seal
+// before s need not be known.
+func (w *world) broken(s *sent) bool {
+	for _, o := range w.all {
+		if o.epoch == s.epoch && o.last == s.first-1 && o.told {
+			return true
+		}
+	}
+	return false
+}
+
+// collect takes the gaps that were found.
+func (w *world) collect() {
+	gaps := w.b.Gaps()
+	for _, g := range gaps {
+		w.stats.gaps++
+		w.did("gap %s %d-%d (%d)", g.Reason, g.First, g.Last, g.Count)
+		var least, most uint64
+		for _, s := range w.all {
+			if s.epoch != g.Epoch || s.first < g.First || s.last > g.Last {
+				continue
+			}
+			if s.promised && g.Reason != ReasonFull {
+				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
+			}
+			most += s.last - s.first + 1
+			if s.stored {
+				least += s.last - s.first + 1
+			}
+			s.told = true
+		}
+		// What Append failed for may lie there and count, or not.
+		if g.Reason == ReasonFull && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most) {
+			w.fail("I6: %d records told as %s in %d to %d, but %d to %d were stored there", g.Count, g.Reason, g.First, g.Last, least, most)
+		}
+	}
+	if len(gaps) > 0 && w.rng.IntN(2) == 0 {
+		w.b.GapsTold(len(gaps))
+	}
+}
+
+func (w *world) tick(d time.Duration) {
+	w.now = w.now.Add(d)
+	w.b.Maintain(w.now)
+	if !slices.Contains(w.steps[max(0, len(w.steps)-1):], fmt.Sprintf("maintain +%v", d)) {
+		w.did("maintain +%v", d)
+	}
+}
+
+// life opens, works n steps and ends in one of four ways.
+func (w *world) life(n int) {
+	if w.open() {
+		for range n {
+			if w.disk.dead || w.w == nil {
+				break
+			}
+			w.step()
+		}
+		if !w.disk.dead && w.rng.IntN(3) == 0 {
+			err := w.b.Close()
+			w.did("close: %v", err)
+			if err != nil && !w.disk.dead && w.disk.fail == nil && w.disk.room < 0 {
+				w.fail("close: %v", err)
+			}
+			if !w.disk.dead && w.disk.fail == nil && err == nil && w.rng.IntN(2) == 0 {
+				w.disk.kill() // an orderly restart
+				return
+			}
+		}
+	}
+	w.disk.fail = nil
+	if !w.disk.dead && w.rng.IntN(3) == 0 {
+		w.did("kill")
+		w.stats.kills++
+		w.disk.kill()
+		w.disk.cutAt = 0
+		return
+	}
+	w.did("power cut")
+	w.stats.cuts++
+	w.disk.reboot()
+	w.maybe = w.maybe || w.o.Sync == SyncNever // what it covers may be gone
+	for _, s := range w.all {
+		s.stored = s.stored && (s.promised || s.delivered) // of the rest nothing is known
+	}
+}
+
+func (w *world) step() {
+	switch k := w.rng.IntN(20); {
+	case k < 9:
+		w.append()
+	case k < 16:
+		w.deliver(false)
+	case k < 18:
+		w.tick(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
+	case k < 19:
+		w.tick(w.o.KeepAcked + time.Minute)
+	default:
+		if w.plan != (Plan{}) && w.disk.fail == nil {
+			if w.b.SetPlan(Plan{}) == nil && !w.disk.dead {
+				w.plan, w.maybe = Plan{}, false
+			} else {
+				w.maybe = true
+			}
+			w.did("clear plan")
+		}
+	}
+}
+
+// finish drains everything in a healthy life and settles accounts.
+func (w *world) finish() {
+	w.disk.fail, w.disk.cutAt, w.disk.room = nil, 0, -1
+	if !w.open() {
+		w.fail("I7: the last open failed")
+	}
+	w.append()
+	for i := 0; w.b.Stats().PendingRecords > 0; i++ {
+		if i > 100_000 {
+			w.fail("I9: %d records are pending and never come", w.b.Stats().PendingRecords)
+		}
+		before := w.b.Stats().Committed
+		w.tick(time.Minute)
+		w.deliver(true)
+		if w.b.Stats().Committed == before && i > 1000 {
+			w.fail("I9: no progress at %d", before)
+		}
+	}
+	for _, s := range w.all {
+		if s.promised && !s.delivered && !s.told {
+			w.fail("I1: %s was promised and is lost", s.id)
+		}
+	}
+	if err := w.b.Close(); err != nil {
+		w.fail("close: %v", err)
+	}
+	w.disk.kill()
+}
+
+// try runs f and turns a violation into a failure with the way to it.
+func (w *world) try(t *testing.T, name string, f func()) {
+	t.Helper()
+	defer func() {
+		switch v := recover().(type) {
+		case nil:
+		case violation:
+			t.Fatalf("%s: %s\n%v", name, v.text, tailOf(w.steps, 60))
+		default:
+			t.Errorf("%s\n%v", name, tailOf(w.steps, 60))
+			panic(v)
+		}
+	}()
+	f()
+}
+
+func tailOf(s []string, n int) string {
+	out := ""
+	for _, x := range s[max(0, len(s)-n):] {
+		out += "  " + x + "\n"
+	}
+	return out
+}
+
+// policies are the buffers that the power is cut under.
+func policies() []Options {
+	return []Options{
+		{SegmentBytes: 4096, MaxBytes: 1 << 30, KeepAcked: -1},
+		{SegmentBytes: 1500, MaxBytes: 1 << 30, KeepAcked: 10 * time.Second},
+		{SegmentBytes: 4096, MaxBytes: 16 << 10, KeepAcked: time.Minute, Full: DropOldest},
+		{SegmentBytes: 3000, MaxBytes: 1 << 30, KeepAcked: -1, Sync: SyncInterval, MaxUnsynced: 6000},
+		{SegmentBytes: 4096, MaxBytes: 1 << 30, KeepAcked: -1, Sync: SyncNever},
+		{SegmentBytes: 2000, MaxBytes: 12 << 10, KeepAcked: -1, Sync: SyncInterval, Full: DropOldest},
+	}
+}
+
+func (w *world) total() string {
+	return fmt.Sprintf("%d lives, %d power cuts, %d kills, %d appends, %d runs, %d calls, %d new epochs, %d gaps", w.stats.lives, w.stats.cuts, w.stats.kills,
+		w.stats.appends, w.stats.runs, w.disk.calls, w.stats.newEpochs, w.stats.gaps)
+}
+
+// TestPowerCuts runs many directories through several lives each, with a power
+// cut at a random call of most of them, also while opening.
+func TestPowerCuts(t *testing.T) {
+	seed := seedOf(t)
+	cuts, want := 0, budget(t, 5000)
+	var sum [6]string
+	start := time.Now()
+	for n := seed; cuts < want; n++ {
+		o := policies()[n%6]
+		w := newWorld(n, o)
+		w.try(t, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d (%s, %s)", n, o.Sync, o.Full), func() {
+			for range 8 {
+				if w.rng.IntN(4) > 0 {
+					w.disk.cutAt = w.disk.calls + 1 + w.rng.IntN(1+w.rng.IntN(250))
+				}
+				w.life(1 + w.rng.IntN(30))
+			}
+			w.finish()
+		})
+		cuts += w.stats.cuts
+		sum[n%6] = w.total()
+	}
+	t.Logf("%d power cuts from seed %d in %v; the last of each kind: %q", cuts, seed, time.Since(start).Round(time.Millisecond), sum)
+}
+
+// TestEveryCall runs short scripts and cuts the power at every single call of
+// them, several times with different outcomes.
+func TestEveryCall(t *testing.T) {
+	seed := seedOf(t)
+	states, want := 0, budget(t, 2000)
+	start := time.Now()
+	for n := seed; states < want; n++ {
+		o := policies()[n%6]
+		for at := 1; ; at++ {
+			done := false
+			for outcome := range 3 {
+				w := newWorld(n, o)
+				w.try(t, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d, script %d, cut at call %d, outcome %d", seed, n, at, outcome), func() {
+					w.disk.cutAt = at
+					w.life(6)
+					done = w.disk.calls < at
+					for range outcome {
+						w.rng.Uint64() // another outcome of the next cut
+					}
+					w.life(4)
+					w.finish()
+				})
+				states++
+			}
+			if done {
+				break
+			}
+		}
+	}
+	t.Logf("%d states from seed %d in %v", states, seed, time.Since(start).Round(time.Millisecond))
+}
+
+// TestEveryFault fails every single call of scripts in turn, with every kind of
+// error, and cuts the power soon after.
+func TestEveryFault(t *testing.T) {
+	seed := seedOf(t)
+	states, want := 0, budget(t, 2000)
+	start := time.Now()
+	faults := []error{syscall.EIO, syscall.ENOSPC, errShort}
+	for n := seed; states < want; n++ {
+		o := policies()[n%6]
+		for at := 1; ; at++ {
+			done := false
+			for i, fault := range faults {
+				for length := 1; length <= 4; length += 3 { // one call, or a few in a row
+					w := newWorld(n, o)
+					name := fmt.Sprintf("SPILLWAY_CRASH_SEED=%d, script %d, %v at call %d, %d in a row", seed, n, fault, at, length)
+					w.try(t, name, func() {
+						w.disk.fail = func(op string, call int, name string) error {
+							if call < at || call >= at+length || fault == errShort && op != "write" {
+								return nil
+							}
+							w.did("fault %d in %s %s", i, op, name)
+							return fault
+						}
+						w.life(10)
+						done = w.disk.calls < at
+						w.life(4)
+						w.finish()
+					})
+					states++
+				}
+			}
+			if done {
+				break
+			}
+		}
+	}
+	t.Logf("%d states from seed %d in %v", states, seed, time.Since(start).Round(time.Millisecond))
+}

@@ -1,0 +1,385 @@
+package buffer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// simDisk is one directory on a disk that keeps only what it must. It is
+// stricter than ext4, xfs and f2fs:
+//
+//   - written bytes are pending per sector of 512 bytes until Sync. A power cut
+//     keeps any subset of them; a sector that was being written may hold garbage,
+//     though only in the bytes that were written (power-safe overwrite);
+//   - the size after a cut is anything between the durable and the present one, and
+//     what was never written in between is zero or garbage;
+//   - creates, removes and renames are pending until SyncDir; any subset of them,
+//     in order, survives, and of a rename either half;
+//   - after a failed Sync the bytes count as clean and are not on the disk: the
+//     next Sync says that all is well (Linux).
+//
+// Everything it decides comes from rng, so a seed repeats a run. One goroutine uses it.
+type simDisk struct {
+	rng     *rand.Rand
+	names   map[string]*inode // as processes see it
+	disk    map[string]*inode // as a power cut would leave it, without pending
+	pending []dirOp
+	life    int // files of earlier lives are gone
+
+	calls   int  // of any kind
+	changes int  // calls that would change the disk
+	cutAt   int  // the call at which the power fails; 0: none
+	dead    bool // it has failed
+	fail    func(op string, call int, name string) error
+	room    int64 // bytes that may still be written; < 0: no limit
+}
+
+type inode struct {
+	data  []byte // as processes see it
+	disk  []byte
+	dirty map[int]span // by sector
+}
+
+type span struct{ lo, hi int } // in the sector
+
+// dirOp is one pending change of a name: to an inode, or away.
+type dirOp struct {
+	name  string
+	inode *inode // nil: removed
+}
+
+const sector = 512
+
+var (
+	errCut   = errors.New("power fails") // during this call
+	errDead  = errors.New("power is off")
+	errShort = errors.New("write half of it")
+)
+
+func newSimDisk(rng *rand.Rand) *simDisk {
+	return &simDisk{rng: rng, names: map[string]*inode{}, disk: map[string]*inode{}, room: -1}
+}
+
+// call counts one call and says how it ends: nil, an injected error, or errCut.
+func (d *simDisk) call(op, name string, change bool) error {
+	if d.dead {
+		return errDead
+	}
+	d.calls++
+	if change {
+		d.changes++
+	}
+	if d.cutAt > 0 && d.calls >= d.cutAt {
+		d.dead = true
+		return errCut
+	}
+	if d.fail != nil {
+		return d.fail(op, d.calls, name)
+	}
+	return nil
+}
+
+// kill ends the process: open files are gone, the disk's memory is not.
+func (d *simDisk) kill() { d.life++ }
+
+// reboot is a power cut and what the disk has afterwards.
+func (d *simDisk) reboot() {
+	d.kill()
+	mode := d.rng.IntN(4)
+	for _, op := range d.pending {
+		if mode == 0 || mode != 1 && d.rng.IntN(2) == 0 {
+			if op.inode == nil {
+				delete(d.disk, op.name)
+			} else {
+				d.disk[op.name] = op.inode
+			}
+		}
+	}
+	d.pending = nil
+	done := map[*inode]bool{}
+	for _, name := range slices.Sorted(maps.Keys(d.disk)) {
+		if n := d.disk[name]; !done[n] {
+			done[n] = true
+			n.crash(d.rng)
+		}
+	}
+	d.names = maps.Clone(d.disk)
+	d.dead, d.cutAt = false, 0
+}
+
+// crash decides what of n's pending bytes a cut has kept.
+func (n *inode) crash(rng *rand.Rand) {
+	size := len(n.disk)
+	if d := len(n.data) - len(n.disk); d > 0 {
+		switch rng.IntN(3) {
+		case 0:
+			size = len(n.data)
+		case 1:
+			size += rng.IntN(d + 1)
+		}
+	}
+	out := make([]byte, size)
+	if k := copy(out, n.disk); rng.IntN(2) == 0 {
+		for i := k; i < size; i++ {
+			out[i] = byte(rng.Uint32())
+		}
+	}
+	mode := rng.IntN(4) // 0: all, 1: nothing, else any subset
+	for _, s := range slices.Sorted(maps.Keys(n.dirty)) {
+		at := n.dirty[s]
+		if mode == 3 && rng.IntN(4) == 0 {
+			at.lo += rng.IntN(at.hi - at.lo) // torn in the middle
+		}
+		what := rng.IntN(4)
+		for i := at.lo; i < at.hi; i++ {
+			off := s*sector + i
+			switch {
+			case off >= size || mode == 1:
+			case mode == 0 || what < 2:
+				out[off] = n.data[off]
+			case what == 2:
+				out[off] = byte(rng.Uint32())
+			}
+		}
+	}
+	n.data, n.disk, n.dirty = out, bytes.Clone(out), nil
+}
+
+// flip inverts one bit of a durable file.
+func (d *simDisk) flip(name string, bit int) {
+	n := d.names[name]
+	n.data[bit/8] ^= 1 << (bit % 8)
+	n.disk[bit/8] ^= 1 << (bit % 8)
+}
+
+// clone is a copy of a settled disk (right after reboot).
+func (d *simDisk) clone(rng *rand.Rand) *simDisk {
+	c := newSimDisk(rng)
+	for name, n := range d.names {
+		c.names[name] = &inode{data: bytes.Clone(n.data), disk: bytes.Clone(n.data)}
+	}
+	c.disk = maps.Clone(c.names)
+	return c
+}
+
+// segments are the names of the segments, oldest first.
+func (d *simDisk) segments() (out []string) {
+	for _, name := range slices.Sorted(maps.Keys(d.names)) {
+		if _, ok := parseName(name); ok {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func (d *simDisk) List(sub string) ([]FileInfo, error) {
+	if err := d.call("list", sub, false); err != nil {
+		return nil, err
+	}
+	var out []FileInfo
+	for _, name := range slices.Sorted(maps.Keys(d.names)) {
+		base := name
+		if sub != "" {
+			base = strings.TrimPrefix(name, sub+"/")
+			if base == name {
+				continue
+			}
+		}
+		if !strings.Contains(base, "/") {
+			out = append(out, FileInfo{base, int64(len(d.names[name].data))})
+		}
+	}
+	return out, nil
+}
+
+func (d *simDisk) set(name string, n *inode) {
+	if n == nil {
+		delete(d.names, name)
+	} else {
+		d.names[name] = n
+	}
+	d.pending = append(d.pending, dirOp{name, n})
+}
+
+func (d *simDisk) Create(name string) (File, error) {
+	err := d.call("create", name, true)
+	if err != nil && err != errCut {
+		return nil, err
+	}
+	if d.names[name] != nil {
+		return nil, &fs.PathError{Op: "create", Path: name, Err: fs.ErrExist}
+	}
+	n := &inode{}
+	d.set(name, n)
+	if err != nil {
+		return nil, err
+	}
+	return &simFile{d, n, name, d.life}, nil
+}
+
+func (d *simDisk) Open(name string, write bool) (File, error) {
+	if err := d.call("open", name, false); err != nil {
+		return nil, err
+	}
+	n := d.names[name]
+	if n == nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return &simFile{d, n, name, d.life}, nil
+}
+
+func (d *simDisk) Remove(name string) error {
+	err := d.call("remove", name, true)
+	if err != nil && err != errCut {
+		return err
+	}
+	if d.names[name] == nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrNotExist}
+	}
+	if d.room >= 0 {
+		d.room += int64(len(d.names[name].data))
+	}
+	d.set(name, nil)
+	return err
+}
+
+func (d *simDisk) Quarantine(name string) error {
+	err := d.call("quarantine", name, true)
+	if err != nil && err != errCut {
+		return err
+	}
+	n := d.names[name]
+	if n == nil {
+		return &fs.PathError{Op: "rename", Path: name, Err: fs.ErrNotExist}
+	}
+	d.set(quarantine+"/"+name, n)
+	d.set(name, nil)
+	return err
+}
+
+func (d *simDisk) SyncDir() error {
+	if err := d.call("syncdir", "", false); err != nil {
+		return err
+	}
+	d.disk = maps.Clone(d.names)
+	d.pending = nil
+	return nil
+}
+
+func (d *simDisk) Free() (free, total int64, err error) {
+	if err := d.call("free", "", false); err != nil {
+		return 0, 0, err
+	}
+	if d.room >= 0 {
+		return d.room, 1 << 40, nil
+	}
+	return 1 << 40, 1 << 40, nil
+}
+
+func (d *simDisk) Close() error { return nil }
+
+type simFile struct {
+	d    *simDisk
+	n    *inode
+	name string
+	life int
+}
+
+func (f *simFile) check(op string, change bool) error {
+	if f.life != f.d.life {
+		panic(fmt.Sprintf("%s %s: the process that opened it is dead", op, f.name))
+	}
+	return f.d.call(op, f.name, change)
+}
+
+func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.check("read", false); err != nil {
+		return 0, err
+	}
+	if off >= int64(len(f.n.data)) {
+		return 0, io.EOF
+	}
+	n := copy(p, f.n.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
+	err := f.check("write", true)
+	if err == nil && f.d.room >= 0 {
+		if grow := max(0, off+int64(len(p))-int64(len(f.n.data))); grow > f.d.room {
+			p, err = p[:max(0, int64(len(p))-(grow-f.d.room))], syscall.ENOSPC
+		}
+		f.d.room -= max(0, off+int64(len(p))-int64(len(f.n.data)))
+	} else if err == errDead {
+		return 0, err
+	} else if err != nil {
+		if err != errCut && err != errShort && f.d.rng.IntN(2) == 0 {
+			p = nil
+		}
+		p = p[:f.d.rng.IntN(len(p)+1)]
+		if err == errShort {
+			err = nil // a short count is all that it says
+		}
+	}
+	if need := int(off) + len(p); need > len(f.n.data) {
+		f.n.data = append(f.n.data, make([]byte, need-len(f.n.data))...)
+	}
+	copy(f.n.data[off:], p)
+	if f.n.dirty == nil {
+		f.n.dirty = map[int]span{}
+	}
+	for lo := int(off); lo < int(off)+len(p); {
+		s := lo / sector
+		hi := min((s+1)*sector, int(off)+len(p))
+		at, ok := f.n.dirty[s]
+		if !ok {
+			at = span{lo - s*sector, hi - s*sector}
+		}
+		f.n.dirty[s] = span{min(at.lo, lo-s*sector), max(at.hi, hi-s*sector)}
+		lo = hi
+	}
+	return len(p), err
+}
+
+func (f *simFile) Size() (int64, error) {
+	if err := f.check("size", false); err != nil {
+		return 0, err
+	}
+	return int64(len(f.n.data)), nil
+}
+
+func (f *simFile) Sync() error {
+	err := f.check("sync", false)
+	if err == errCut || err == errDead {
+		return err
+	}
+	if err != nil {
+		// The kernel reports once, calls the pages clean and keeps their content
+		// until it needs the memory.
+		f.n.dirty = nil
+		return err
+	}
+	// Bytes that an earlier failed Sync has lost stay lost.
+	if len(f.n.disk) < len(f.n.data) {
+		f.n.disk = append(f.n.disk, make([]byte, len(f.n.data)-len(f.n.disk))...)
+	}
+	for s, at := range f.n.dirty {
+		lo, hi := s*sector+at.lo, min(s*sector+at.hi, len(f.n.data))
+		copy(f.n.disk[lo:hi], f.n.data[lo:hi])
+	}
+	f.n.dirty = nil
+	return nil
+}
+
+func (f *simFile) Close() error { return nil }
