@@ -97,22 +97,6 @@ func (c *cat) source(ctx context.Context, source string) {
 	}
 }
 
-// queryOptions reads the query of a source's URL, which may hold the names given.
-func queryOptions(query string, names ...string) (map[string]string, error) {
-	values, err := url.ParseQuery(query)
-	if err != nil {
-		return nil, err
-	}
-	options := map[string]string{}
-	for k, v := range values {
-		if !slices.Contains(names, k) {
-			return nil, fmt.Errorf("no option %q: use %s", k, or(names))
-		}
-		options[k] = v[len(v)-1]
-	}
-	return options, nil
-}
-
 // buffer prints the batches in a lane's directory, in their order, each once.
 func (c *cat) buffer(dir string) {
 	_, err := buffer.Verify(dir, func(f buffer.Finding) {

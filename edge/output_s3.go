@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 	"strings"
 
 	"spillway/outputs"
@@ -49,4 +51,20 @@ func s3Source(ctx context.Context, raw string) (outputs.Source, error) {
 		}
 	}
 	return s3.NewSource(ctx, bucket, prefix, c)
+}
+
+// queryOptions reads the query of a source's URL, which may hold the names given.
+func queryOptions(query string, names ...string) (map[string]string, error) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, err
+	}
+	options := map[string]string{}
+	for k, v := range values {
+		if !slices.Contains(names, k) {
+			return nil, fmt.Errorf("no option %q: use %s", k, or(names))
+		}
+		options[k] = v[len(v)-1]
+	}
+	return options, nil
 }
