@@ -154,7 +154,7 @@ func TestNewDoesNotWait(t *testing.T) {
 		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("%s: New took %v", servers, took)
 		}
-		if s := o.Stats(); s.Connected {
+		if o.Connected() {
 			t.Errorf("%s: connected", servers)
 		}
 		if lim := o.Limits(); lim.Bytes != 8<<20 || lim.Batches != 16 || lim.BatchBytes != 1<<20-headerRoom || lim.Age != 0 {

@@ -37,11 +37,9 @@ type Output struct {
 	l      *link // guarded by mu
 	closed bool  // guarded by mu
 
-	lane       atomic.Pointer[string] // of the newest run, for Probe
-	messages   atomic.Uint64
-	bytes      atomic.Uint64
-	duplicates atomic.Uint64
-	last       atomic.Uint32 // outputs.Action of the newest call, 0 after a success
+	lane atomic.Pointer[string] // of the newest run, for Probe
+
+	delivered, already, bytes atomic.Uint64 // see outputs.Counts
 }
 
 var _ outputs.Output = (*Output)(nil)
@@ -152,7 +150,6 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err
 		flight = flight[1:]
 		accepted++
 	}
-	o.last.Store(0)
 	return accepted, nil
 }
 
@@ -173,9 +170,10 @@ func (o *Output) settle(ctx context.Context, l *link, s sent, subject string) er
 		return fmt.Errorf("%w: stream %q, domain %q", errWrongStream, ack.Stream, ack.Domain)
 	}
 	if ack.Duplicate {
-		o.duplicates.Add(1)
+		o.already.Add(1)
+		return nil
 	}
-	o.messages.Add(1)
+	o.delivered.Add(1)
 	o.bytes.Add(uint64(s.bytes))
 	return nil
 }
@@ -346,7 +344,6 @@ func (o *Output) fail(op, subject string, stored outputs.Stored, err error) erro
 	case errors.As(err, &n):
 		c.stored = outputs.StoredNo
 	}
-	o.last.Store(uint32(c.action))
 	stream := o.c.Stream
 	if stream == "" {
 		stream = "LOGS"
@@ -357,30 +354,19 @@ func (o *Output) fail(op, subject string, stored outputs.Stored, err error) erro
 	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: hint}
 }
 
-// Stats are counters since New, for metrics.
-type Stats struct {
-	Connected  bool
-	Messages   uint64         // acknowledged batches
-	Bytes      uint64         // of their payloads
-	Duplicates uint64         // of Messages, those that the stream had already
-	LastError  outputs.Action // what followed from the newest Publish or Probe, 0 when it succeeded
+// Counts implements outputs.Output.
+func (o *Output) Counts() outputs.Counts {
+	return outputs.Counts{Delivered: o.delivered.Load(), AlreadyThere: o.already.Load(), Bytes: o.bytes.Load()}
 }
 
-// Stats returns the counters. It never waits.
-func (o *Output) Stats() Stats {
+// Connected reports whether there is a connection to a server. It never waits.
+func (o *Output) Connected() bool {
 	o.mu.Lock()
 	l := o.l
 	o.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{Connected: l.up, Messages: o.messages.Load(), Bytes: o.bytes.Load(), Duplicates: o.duplicates.Load(),
-		LastError: outputs.Action(o.last.Load())}
-}
-
-// Counts implements outputs.Output: messages that the stream acknowledged.
-func (o *Output) Counts() outputs.Counts {
-	s := o.Stats()
-	return outputs.Counts{Delivered: s.Messages - s.Duplicates, AlreadyThere: s.Duplicates, Bytes: s.Bytes}
+	return l.up
 }
 
 // Close implements outputs.Output.

@@ -1,11 +1,9 @@
 package servers
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,7 +75,14 @@ func (n *NATS) Reload(t testing.TB, text string) {
 // Start starts the server again after Stop or Kill: same port, same streams.
 func (n *NATS) Start(t testing.TB) {
 	t.Helper()
-	n.process.start(t, n.ready, "-c", n.config)
+	const ready = "Server is ready" // JetStream is up and the port is open
+	lives := strings.Count(n.process.said(), ready)
+	n.process.start(t, func() error {
+		if strings.Count(n.process.said(), ready) == lives {
+			return errors.New("it has not said so")
+		}
+		return nil
+	}, "-c", n.config)
 }
 
 // Restart is Stop and Start.
@@ -85,27 +90,6 @@ func (n *NATS) Restart(t testing.TB) {
 	t.Helper()
 	n.Stop(t)
 	n.Start(t)
-}
-
-// ready returns nil when the server greets with JetStream enabled. It needs no
-// user: the greeting comes before any authentication.
-func (n *NATS) ready() error {
-	c, err := net.DialTimeout("tcp", n.address, time.Second)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
-		return err
-	}
-	info, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if !strings.Contains(info, `"jetstream":true`) {
-		return errors.New("JetStream is not enabled yet")
-	}
-	return nil
 }
 
 // Stop ends the server as an operator would (SIGTERM).
