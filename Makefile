@@ -28,9 +28,11 @@ build-small: ## bin/spillway-small, without S3
 	$(BUILD) -tags no_s3 -o $(BIN)/spillway-small ./edge
 	@ls -l $(BIN)/spillway-small
 
-run: build servers ## the agent on loopback with a real JetStream and a real S3 beside it; Ctrl-C stops all
-	@cd test && $(GO) build -o $(BIN)/local ./local
+run: build servers local ## the agent on loopback with a real JetStream and a real S3 beside it; Ctrl-C stops all
 	@exec $(BIN)/local
+
+local:
+	@cd test && $(GO) build -o $(BIN)/local ./local
 
 check: build $(BIN)/staticcheck ## build, vet, staticcheck, unit tests (seconds)
 	@test -z "$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go'))" || { gofmt -l $$(git ls-files -co --exclude-standard '*.go'); echo 'gofmt these files'; exit 1; }
@@ -45,7 +47,7 @@ test: tools check race e2e ## everything CI runs: unit, race, conformance and en
 race: ## unit tests under the race detector
 	$(GO) test -race -run '$(T)' $(P)
 
-e2e: build tools ## conformance and end-to-end tests against the real servers and senders
+e2e: build tools local ## conformance and end-to-end tests against the real servers and senders
 	cd test && $(GO) vet ./... && $(BIN)/staticcheck ./... && $(GO) test -count=1 -run '$(T)' $(P)
 
 tools: servers packages $(BIN)/staticcheck ## install what the tests need
@@ -93,4 +95,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run check test race e2e tools servers packages bench fuzz cross golden clean
+.PHONY: help build build-small run local check test race e2e tools servers packages bench fuzz cross golden clean

@@ -506,7 +506,7 @@ func (in *Input) records(e *environment, under string, c *Config) {
 	}
 	if c.Encoding == "raw" {
 		for _, o := range []string{"PARSE", "DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL"} {
-			if e.has(under + o) {
+			if e.has(under+o) && !(o == "PARSE" && !in.Parse) { // PARSE=none says the same
 				e.problem(under+o, "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it")
 			}
 		}

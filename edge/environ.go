@@ -462,7 +462,9 @@ func (e *environment) unknown(strict bool, listed map[string]list, blind []strin
 		if e.bad[lists] {
 			continue // it may well be meant
 		}
-		e.complain(strict, fmt.Sprintf("%s: no %s is called %s: %s=%s does not list it; add it there, or remove what is set for it",
+		// An input that has a default URL may be switched off and keep its settings.
+		idle := side == "INPUT" && inputURLs[label] != ""
+		e.complain(strict && !idle, fmt.Sprintf("%s: no %s is called %s: %s=%s does not list it; add it there, or remove what is set for it",
 			strings.Join(unlisted[key], ", "), strings.ToLower(side), label, lists, strings.Join(listed[side], ",")))
 	}
 }

@@ -29,7 +29,6 @@ type memory struct {
 	before  []batch.Seal
 	fail    error // when set, nothing is taken; guarded by mu
 	limits  batch.Limits
-	planner bool
 }
 
 func (m *memory) Name() string                { return "memory" }

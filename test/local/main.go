@@ -58,7 +58,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range []string{"nats", "s3", "s3meta", "agent"} {
+	for _, d := range []string{"nats", "objects", "attributes", "agent"} {
 		if err := os.MkdirAll(filepath.Join(state, d), 0o700); err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	if err := start("versitygw", []string{"ROOT_ACCESS_KEY=" + s3Key, "ROOT_SECRET_KEY=" + s3Secret},
-		"--port", s3Address, "--quiet", "--keep-alive", "--health", "/health", "posix", "--sidecar", filepath.Join(state, "s3meta"), filepath.Join(state, "s3")); err != nil {
+		"--port", s3Address, "--quiet", "--keep-alive", "--health", "/health", "posix", "--sidecar", filepath.Join(state, "attributes"), filepath.Join(state, "objects")); err != nil {
 		return err
 	}
 	if err := createStream(ctx); err != nil {
@@ -98,15 +98,23 @@ func run(ctx context.Context) error {
 	if err := createBucket(ctx); err != nil {
 		return fmt.Errorf("create bucket %s: %w (see %s)", bucket, err, filepath.Join(state, "versitygw.log"))
 	}
+	outputs := os.Getenv("SPILLWAY_OUTPUTS")
+	if outputs == "" {
+		outputs = "hub,archive"
+	}
 	env := []string{
 		"SPILLWAY_STATE_DIR=" + filepath.Join(state, "agent"),
-		"SPILLWAY_OUTPUTS=hub,archive",
-		"SPILLWAY_OUTPUT_HUB_URL=nats://" + natsAddress,
-		"SPILLWAY_OUTPUT_HUB_STREAM=" + stream,
-		"SPILLWAY_OUTPUT_ARCHIVE_URL=s3://" + bucket + "/edge",
-		"SPILLWAY_OUTPUT_ARCHIVE_ENDPOINT=http://" + s3Address,
+		"SPILLWAY_OUTPUTS=" + outputs,
 		"SPILLWAY_ADMIN_ADDRESS=" + adminAddress,
 		"AWS_ACCESS_KEY_ID=" + s3Key, "AWS_SECRET_ACCESS_KEY=" + s3Secret, "AWS_REGION=us-east-1",
+	}
+	for _, o := range strings.Split(outputs, ",") { // settings of an output that is not listed are an error
+		switch o {
+		case "hub":
+			env = append(env, "SPILLWAY_OUTPUT_HUB_URL=nats://"+natsAddress, "SPILLWAY_OUTPUT_HUB_STREAM="+stream)
+		case "archive":
+			env = append(env, "SPILLWAY_OUTPUT_ARCHIVE_URL=s3://"+bucket+"/edge", "SPILLWAY_OUTPUT_ARCHIVE_ENDPOINT=http://"+s3Address)
+		}
 	}
 	if err := start("spillway", env, "run"); err != nil {
 		return err
