@@ -27,9 +27,15 @@ func newWriter(s Start) *writer {
 
 // seal makes the next batch, of count records and with this payload.
 func (w *writer) seal(count uint32, payload []byte) *batch.Batch {
-	b := &batch.Batch{Payload: payload, Header: batch.Header{Codec: batch.None, First: w.next, Count: count, Length: uint32(len(payload)),
-		Raw: uint32(len(payload)), FirstTime: int64(w.next) * 1e9, LastTime: int64(w.next)*1e9 + 5, CRC: batch.CRC32C(payload), Sum: sha256.Sum256(payload)}}
+	b := w.make(batch.None, count, payload)
 	w.Seal(b)
+	return b
+}
+
+// make is seal without the seal.
+func (w *writer) make(codec batch.Codec, count uint32, payload []byte) *batch.Batch {
+	b := &batch.Batch{Payload: payload, Header: batch.Header{Codec: codec, First: w.next, Count: count, Length: uint32(len(payload)),
+		Raw: uint32(len(payload)), FirstTime: int64(w.next) * 1e9, LastTime: int64(w.next)*1e9 + 5, CRC: batch.CRC32C(payload), Sum: sha256.Sum256(payload)}}
 	w.next += uint64(count)
 	return b
 }

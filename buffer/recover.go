@@ -191,7 +191,7 @@ func (b *Buffer) newestEnding(p position) ending {
 		return ending{seg: s, last: f.Last, seal: p.seal, time: f.LastTime, seen: f.Last, exact: true, footer: true}
 	}
 	e := b.read(s)
-	s.last = max(s.last, e.last)
+	s.last = max(s.last, e.seen)
 	return e
 }
 
