@@ -150,7 +150,7 @@ func (c *Config) checkServers(problem func(option, format string, args ...any)) 
 		case u.Scheme == "ws" || u.Scheme == "wss":
 			ws++
 		case u.Scheme != "nats" && u.Scheme != "tls":
-			problem("URL", "%s is no scheme of a NATS server: use nats, tls, ws or wss, as in nats://host:4222", u.Scheme)
+			problem("URL", "%q is no scheme of a NATS server: use nats, tls, ws or wss, as in nats://host:4222", u.Scheme)
 			return auth
 		}
 		if u.Hostname() == "" {

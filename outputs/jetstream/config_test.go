@@ -77,7 +77,7 @@ func TestValidate(t *testing.T) {
 		{"user in URL", func(c *Config) { c.Servers = "tls://u:p%40ss@hub:4222" }, ""},
 		{"websocket path", func(c *Config) { c.Servers = "wss://hub/nats" }, ""},
 		{"no URL", func(c *Config) { c.Servers = "" }, "URL:"},
-		{"scheme", func(c *Config) { c.Servers = "http://hub" }, "URL: http is no scheme"},
+		{"scheme", func(c *Config) { c.Servers = "http://hub" }, `URL: "http" is no scheme`},
 		{"no host", func(c *Config) { c.Servers = "nats://:4222" }, "URL: names no host"},
 		{"stream in URL", func(c *Config) { c.Servers = "nats://hub/LOGS" }, "URL: has something behind"},
 		{"mixed", func(c *Config) { c.Servers = "ws://a,nats://b" }, "URL: mixes"},

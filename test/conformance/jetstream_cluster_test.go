@@ -1,0 +1,98 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"spillway/outputs/jetstream"
+	"spillway/test/servers"
+)
+
+// A stream of three replicas: the probe is answered as by one, and when the leader
+// is killed nothing is lost, doubled or out of order.
+func TestJetStreamCluster(t *testing.T) {
+	var routes []string
+	ports := []string{freePort(t), freePort(t), freePort(t)}
+	for _, p := range ports {
+		routes = append(routes, "nats://127.0.0.1:"+p)
+	}
+	cluster := map[string]*servers.NATS{} // by name
+	var urls []string
+	for i, p := range ports {
+		name := fmt.Sprintf("n%d", i+1)
+		n := servers.StartNATS(t, t.TempDir(), servers.Config(fmt.Sprintf("server_name: %s\ncluster: {name: c, listen: \"127.0.0.1:%s\", routes: [%s]}", name, p, strings.Join(routes, ", "))))
+		cluster[name] = n
+		urls = append(urls, n.URL)
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := natsjs.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := stream(func(c *servers.StreamConfig) { c.Replicas = 3 })
+	// A cluster without a leader answers nothing: ask again.
+	ask := func(f func(context.Context) error) {
+		t.Helper()
+		for {
+			short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+			err := f(short)
+			cancel()
+			if err == nil {
+				return
+			}
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	ask(func(ctx context.Context) error {
+		_, err := js.CreateStream(ctx, c)
+		return err
+	})
+	leader := func() (name string) {
+		ask(func(ctx context.Context) error {
+			s, err := js.Stream(ctx, "LOGS")
+			if err == nil {
+				if name = s.CachedInfo().Cluster.Leader; name == "" {
+					err = errors.New("no leader")
+				}
+			}
+			return err
+		})
+		return name
+	}
+	leader()
+	o := hub(t, cluster["n1"], func(config *jetstream.Config) { config.Servers = strings.Join(urls, ",") })
+	f := newFeed()
+	works(t, o, f.run(times(20, 1000)...))
+	for range 3 {
+		if err := o.Probe(ctx); err != nil {
+			t.Errorf("probe: %v", err)
+		}
+	}
+	killed := leader()
+	cluster[killed].Kill(t)
+	begin := time.Now()
+	works(t, o, f.run(times(20, 1000)...))
+	t.Logf("%s, the leader, was killed; the next run is accepted after %v", killed, time.Since(begin).Round(time.Millisecond))
+	cluster[killed].Start(t)
+	if err := o.Probe(ctx); err != nil {
+		t.Errorf("probe: %v", err)
+	}
+	leader()
+	stored(t, cluster["n1"], 40)
+}
