@@ -1,9 +1,7 @@
 package jetstream
 
 import (
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,50 +10,6 @@ import (
 
 	"spillway/outputs"
 )
-
-const stall = 200 * time.Millisecond
-
-// pipe returns the two ends of a TCP connection on loopback.
-func pipe(t *testing.T) (here, there net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if here, err = net.Dial("tcp", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if there, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { here.Close(); there.Close() })
-	return here, there
-}
-
-func readAll(r io.Reader) []byte {
-	b, _ := io.ReadAll(r)
-	return b
-}
-
-// A peer that takes nothing ends the write, and the connection, after stall.
-func TestWireStall(t *testing.T) {
-	here, there := pipe(t)
-	w := &wire{here, stall}
-	var err error
-	for range 1000 { // until all buffers between the two are full
-		if _, err = w.Write(make([]byte, 1<<20)); err != nil {
-			break
-		}
-	}
-	if !os.IsTimeout(err) {
-		t.Fatalf("a write to a peer that takes nothing ends with %v", err)
-	}
-	if _, err := here.Write([]byte("x")); err == nil {
-		t.Error("the connection is open after a write that failed")
-	}
-	there.Close()
-}
 
 func TestValidate(t *testing.T) {
 	dir := t.TempDir()
@@ -137,57 +91,12 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// New waits for nobody: neither for a server that is not there nor for one that
-// takes the connection and says nothing.
-func TestNewDoesNotWait(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	for _, servers := range []string{"nats://127.0.0.1:1", "nats://" + l.Addr().String(), "nats://127.0.0.1:1,127.0.0.1:2," + l.Addr().String()} {
-		begin := time.Now()
-		o, err := New("hub", "default", "gw1", Config{Servers: servers, ConnectTimeout: time.Minute}, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if took := time.Since(begin); took > 10*time.Second {
-			t.Errorf("%s: New took %v", servers, took)
-		}
-		if o.Connected() {
-			t.Errorf("%s: connected", servers)
-		}
-		if lim := o.Limits(); lim.Bytes != 8<<20 || lim.Batches != 16 || lim.BatchBytes != 1<<20-headerRoom || lim.Age != 0 {
-			t.Errorf("limits before a server is known: %+v", lim)
-		}
-		if err := o.Close(); err != nil {
-			t.Error(err)
-		}
-		if took := time.Since(begin); took > 10*time.Second {
-			t.Errorf("%s: Close took until %v", servers, took)
-		}
-	}
-}
-
 func TestNewRefuses(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for _, c := range []struct{ site, agent, url string }{{"a.b", "gw1", "nats://hub"}, {"default", "gw 1", "nats://hub"}, {"default", "gw1", "x://hub"}} {
 		if _, err := New("hub", c.site, c.agent, Config{Servers: c.url}, log); err == nil {
 			t.Errorf("%+v is taken", c)
 		}
-	}
-}
-
-func TestBackoff(t *testing.T) {
-	const least, most = 100 * time.Millisecond, 3 * time.Second
-	limit := least
-	for n := 1; n < 100; n++ {
-		for range 20 {
-			if d := backoff(n, least, most); d < limit/2 || d > limit {
-				t.Fatalf("pause %d is %v, want %v to %v", n, d, limit/2, limit)
-			}
-		}
-		limit = min(most, 2*limit)
 	}
 }
 

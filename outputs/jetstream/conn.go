@@ -30,7 +30,7 @@ type link struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every change below
 	up      bool
-	down    error            // why it is not up; nil when nothing is known yet
+	down    error            // why it is not up, nil while it is
 	closed  bool             // nats.go gave up; the link is of no more use
 	payload int64            // the server's max_payload, as of the last connect
 	denied  map[string]error // subject → the server's refusal to let us publish there
@@ -71,7 +71,7 @@ func connect(c *Config, name, inbox string, log *slog.Logger) (*link, error) {
 			// Called when all servers were tried in vain, without nats.go's lock. Only here
 			// can a failed handshake be learnt; failed dials come to ReconnectErrHandler.
 			if nc := conn.Load(); nc != nil {
-				if err := nc.LastError(); err != nil && passes > 1 {
+				if err := nc.LastError(); err != nil {
 					l.failed(err)
 				}
 			}
@@ -117,10 +117,11 @@ func connect(c *Config, name, inbox string, log *slog.Logger) (*link, error) {
 // backoff is the pause before pass number n over all servers: doubling, half of it
 // by chance, so that the agents of a fleet do not come back in step.
 func backoff(n int, least, most time.Duration) time.Duration {
-	d := most
-	if n < 32 && least<<(n-1) > 0 {
-		d = min(most, least<<(n-1))
+	d := least
+	for ; n > 1 && d < most; n-- {
+		d *= 2
 	}
+	d = min(d, most)
 	return d/2 + rand.N(d/2+1)
 }
 

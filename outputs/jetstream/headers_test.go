@@ -1,7 +1,6 @@
 package jetstream
 
 import (
-	"bytes"
 	"flag"
 	"os"
 	"path/filepath"
@@ -120,21 +119,5 @@ func BenchmarkHeader(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		header("default", "LOGS", run, 0)
-	}
-}
-
-// A write is cut into pieces with a deadline each, and nothing is lost between.
-func TestWire(t *testing.T) {
-	here, there := pipe(t)
-	w := &wire{here, stall}
-	sent := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
-	got := make(chan []byte, 1)
-	go func() { got <- readAll(there) }()
-	if n, err := w.Write(sent); n != len(sent) || err != nil {
-		t.Fatalf("wrote %d of %d: %v", n, len(sent), err)
-	}
-	here.Close()
-	if g := <-got; !bytes.Equal(g, sent) {
-		t.Errorf("%d bytes arrived, not the %d that were sent", len(g), len(sent))
 	}
 }

@@ -209,7 +209,7 @@ func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
 	o.mu.Lock()
 	l := o.l
 	l.mu.Lock()
-	ended := l.closed
+	ended, why := l.closed, l.down
 	l.mu.Unlock()
 	switch {
 	case o.closed:
@@ -217,7 +217,7 @@ func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
 		return nil, &notSent{nats.ErrConnectionClosed}
 	case ended:
 		// The server said something that nats.go takes for final.
-		o.log.Warn("connection closed for good; making another one", "error", l.down)
+		o.log.Warn("connection closed for good; making another one", "error", why)
 		l.close()
 		var err error
 		if l, err = o.connect(); err != nil {

@@ -244,6 +244,29 @@ func TestJetStreamMaxPayload(t *testing.T) {
 	}
 }
 
+// A server whose max_payload is lowered may end the connection for what it took
+// before, in words that nats.go takes for final. The output goes on all the same.
+func TestJetStreamPayloadLowered(t *testing.T) {
+	n := servers.StartNATS(t, t.TempDir())
+	servers.CreateStream(t, n.URL, logs)
+	o := hub(t, n)
+	f := newFeed()
+	works(t, o, f.run(200_000))
+	n.Reload(t, "max_payload: 64KB")
+	large := f.run(200_000)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		accepted, err := o.Publish(t.Context(), large)
+		t.Log(accepted, err)
+		if s, a := outputs.Classify(err); err != nil && s == outputs.StoredNo && a == outputs.Unfit {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("never unfit")
+		}
+	}
+	works(t, o, f.run(100))
+}
+
 // account is what the server knows of the user gw1.
 type account struct{ password, publish, subscribe string }
 
