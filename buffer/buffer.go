@@ -272,6 +272,7 @@ type Buffer struct {
 	headNum uint64  // for how long the head has been waiting: its first number
 	headAt  time.Time
 
+	credit  int64 // bytes dropped for a disk that is short, and not written yet
 	free    int64 // as last seen
 	freeAt  time.Time
 	stats   counters

@@ -107,6 +107,9 @@ type outcome struct {
 func (im *image) out(t testing.TB, disk *simDisk) (o outcome) {
 	t.Helper()
 	opts := im.o
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
 	opts.FS = disk
 	changes := disk.changes
 	b, err := Open("sim", opts)
@@ -151,6 +154,7 @@ func (im *image) out(t testing.TB, disk *simDisk) (o outcome) {
 	if o.stats.PendingRecords != 0 {
 		t.Fatalf("drained, but %d records are pending", o.stats.PendingRecords)
 	}
+	b.Maintain(opts.Now().Add(time.Hour))
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +216,9 @@ func TestBitFlips(t *testing.T) {
 				for _, y := range im.all[i+1:] {
 					tail = tail && hit[y.h.First]
 				}
-				told := slices.ContainsFunc(o.gaps, func(g Gap) bool { return g.First <= x.h.First && x.h.Last() <= g.Last && (g.Reason == ReasonDamaged || g.Reason == ReasonTorn && foot[x.name]) })
+				told := slices.ContainsFunc(o.gaps, func(g Gap) bool {
+					return g.First <= x.h.First && x.h.Last() <= g.Last && (g.Reason == ReasonDamaged || g.Reason == ReasonTorn && foot[x.name])
+				})
 				if !told && !tail {
 					fail("records %d to %d are lost and not told: %+v", x.h.First, x.h.Last(), o.gaps)
 				}

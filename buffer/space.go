@@ -260,20 +260,15 @@ func (b *Buffer) refuse(n int64) error {
 // refuseDisk is refuse as far as the disk is concerned. mu is held.
 func (b *Buffer) refuseDisk(n int64) error {
 	if lacks := b.lacks(n); lacks > 0 {
-		var can int64
+		can, mine := int64(0), b.credit
 		for _, s := range b.segs[:max(0, len(b.segs)-1)] {
 			if s.doneAt != 0 {
 				can += s.size
 			} else if b.o.Full == DropOldest && !b.spared(s) {
-				lacks -= s.size // our own old segments make room for our own new ones, one for one
-				lacks = max(lacks, 0)
-				n -= s.size
-				if n <= 0 {
-					return nil
-				}
+				mine += s.size
 			}
 		}
-		if lacks > can {
+		if lacks > can && mine < n {
 			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, b.free, b.o.MinFree)
 		}
 	}
@@ -319,16 +314,25 @@ func (b *Buffer) Room(ctx context.Context, n int64) error {
 }
 
 // makeRoom frees what n more bytes need: delivered segments first, then, under
-// DropOldest, the oldest. w is held.
+// DropOldest, the oldest. On a disk that others have filled, own old segments make
+// room for own new ones byte for byte, no more: others never shrink the buffer.
+// w is held.
 func (b *Buffer) makeRoom(n int64) error {
 	b.refreshFree(freeEvery)
-	var dropped int64
 	for {
 		b.mu.Lock()
 		over := b.total+n > b.o.MaxBytes || b.active == nil && len(b.segs) >= maxSegments
-		lacks := b.lacks(n)
+		short := b.lacks(n) > 0
+		switch {
+		case !short:
+			b.credit = 0
+		case b.credit >= n && !over:
+			b.credit -= n
+			short = false
+		}
+		credit := b.credit
 		b.mu.Unlock()
-		if !over && lacks == 0 {
+		if !over && !short {
 			return nil
 		}
 		size, err := b.freeDone()
@@ -338,16 +342,19 @@ func (b *Buffer) makeRoom(n int64) error {
 		if size > 0 {
 			continue
 		}
-		if b.o.Full == DropOldest && (over || dropped < n) {
+		if b.o.Full == DropOldest {
 			size, err = b.dropOldest()
 			if err != nil {
 				return err
 			}
-			if dropped += size; size > 0 {
+			if size > 0 {
+				b.mu.Lock()
+				b.credit += size
+				b.mu.Unlock()
 				continue
 			}
 		}
-		if lacks > 0 && dropped < n {
+		if short && credit < n {
 			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, b.free, b.o.MinFree)
 		}
 		if b.active == nil && len(b.segs) >= maxSegments {
