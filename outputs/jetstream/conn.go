@@ -202,12 +202,12 @@ func (l *link) ready(ctx context.Context, subject string, patience time.Duration
 			l.dial.cut()
 		}
 		delete(l.denied, subject)
-		up, down, changed := l.up, l.down, l.changed
+		up, down, closed, changed := l.up, l.down, l.closed, l.changed
 		l.mu.Unlock()
 		if up {
 			return nil
 		}
-		if classify(down).action != outputs.Retry {
+		if closed || classify(down).action != outputs.Retry {
 			return &notSent{fmt.Errorf("not connected: %w", down)}
 		}
 		select {
