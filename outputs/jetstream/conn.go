@@ -148,6 +148,9 @@ func (l *link) disconnected(_ *nats.Conn, err error) {
 		err = nats.ErrDisconnected
 	}
 	l.change(func() { l.up, l.down = false, err })
+	if l.dial.ctx.Err() != nil {
+		return // closed by us
+	}
 	l.log.Warn("connection lost; reconnecting", "error", err)
 }
 
