@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -28,6 +29,7 @@ import (
 //
 // Everything it decides comes from rng, so a seed repeats a run. One goroutine uses it.
 type simDisk struct {
+	mu      sync.Mutex // guards all, while several goroutines use the disk
 	rng     *rand.Rand
 	names   map[string]*inode // as processes see it
 	disk    map[string]*inode // as a power cut would leave it, without pending
@@ -68,7 +70,7 @@ func newSimDisk(rng *rand.Rand) *simDisk {
 	return &simDisk{rng: rng, names: map[string]*inode{}, disk: map[string]*inode{}, room: -1}
 }
 
-// call counts one call and says how it ends: nil, an injected error, or errCut.
+// call, with mu held, counts one call and says how it ends: nil, an injected error, or errCut.
 func (d *simDisk) call(op, name string, change bool) error {
 	if d.dead {
 		return errDead
@@ -181,6 +183,8 @@ func (d *simDisk) segments() (out []string) {
 }
 
 func (d *simDisk) List(sub string) ([]FileInfo, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := d.call("list", sub, false); err != nil {
 		return nil, err
 	}
@@ -210,6 +214,8 @@ func (d *simDisk) set(name string, n *inode) {
 }
 
 func (d *simDisk) Create(name string) (File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	err := d.call("create", name, true)
 	if err != nil && err != errCut {
 		return nil, err
@@ -226,6 +232,8 @@ func (d *simDisk) Create(name string) (File, error) {
 }
 
 func (d *simDisk) Open(name string, write bool) (File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := d.call("open", name, false); err != nil {
 		return nil, err
 	}
@@ -237,6 +245,8 @@ func (d *simDisk) Open(name string, write bool) (File, error) {
 }
 
 func (d *simDisk) Remove(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	err := d.call("remove", name, true)
 	if err != nil && err != errCut {
 		return err
@@ -252,6 +262,8 @@ func (d *simDisk) Remove(name string) error {
 }
 
 func (d *simDisk) Quarantine(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	err := d.call("quarantine", name, true)
 	if err != nil && err != errCut {
 		return err
@@ -266,6 +278,8 @@ func (d *simDisk) Quarantine(name string) error {
 }
 
 func (d *simDisk) SyncDir() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := d.call("syncdir", "", false); err != nil {
 		return err
 	}
@@ -275,6 +289,8 @@ func (d *simDisk) SyncDir() error {
 }
 
 func (d *simDisk) Free() (free, total int64, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := d.call("free", "", false); err != nil {
 		return 0, 0, err
 	}
@@ -301,6 +317,8 @@ func (f *simFile) check(op string, change bool) error {
 }
 
 func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
 	if err := f.check("read", false); err != nil {
 		return 0, err
 	}
@@ -315,6 +333,8 @@ func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
 	err := f.check("write", true)
 	if err == nil && f.d.room >= 0 {
 		if grow := max(0, off+int64(len(p))-int64(len(f.n.data))); grow > f.d.room {
@@ -353,6 +373,8 @@ func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *simFile) Size() (int64, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
 	if err := f.check("size", false); err != nil {
 		return 0, err
 	}
@@ -360,6 +382,8 @@ func (f *simFile) Size() (int64, error) {
 }
 
 func (f *simFile) Sync() error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
 	err := f.check("sync", false)
 	if err == errCut || err == errDead {
 		return err
