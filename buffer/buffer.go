@@ -798,26 +798,26 @@ func (b *Buffer) settle() {
 		return
 	}
 	b.settled = true
-	b.mu.Lock()
-	var newest *segment
-	if n := len(b.segs); n > 0 {
-		newest = b.segs[n-1]
-	}
-	b.mu.Unlock()
-	if newest == nil || !b.start.Unclean {
-		return
-	}
-	f, err := b.fs.Open(newest.name(), false)
-	if err == nil {
-		err = f.Sync()
-		f.Close()
-	}
-	if err == nil {
-		err = b.fs.SyncDir()
-	}
-	if err != nil {
+	if b.syncNewest() != nil {
 		b.saveCursor()
 	}
+}
+
+// syncNewest makes the newest segment and its name durable; it is not the active
+// one. w is held.
+func (b *Buffer) syncNewest() error {
+	b.mu.Lock()
+	newest := b.segs[len(b.segs)-1]
+	b.mu.Unlock()
+	f, err := b.fs.Open(newest.name(), false)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return b.fs.SyncDir()
 }
 
 // saveCursor makes the position durable. w is held.
@@ -873,7 +873,12 @@ func (b *Buffer) Close() error {
 	defer b.w.Unlock()
 	b.storeQueue()
 	err := b.flush()
+	durable := b.settled // the newest segment is
+	if b.active == nil && b.o.Sync == SyncNever && b.next != b.start.Next {
+		err = errors.Join(err, b.syncNewest())
+	}
 	if b.active != nil {
+		durable = true
 		b.foot.SyncedOff = uint32(b.synced)
 		b.scratch = appendFooter(b.scratch[:0], &b.foot)
 		ferr := b.writeAt(b.scratch)
@@ -885,6 +890,7 @@ func (b *Buffer) Close() error {
 	}
 	b.mu.Lock()
 	save := b.dirty || b.next != b.start.Next
+	b.pos.closed = err == nil && durable
 	b.mu.Unlock()
 	if save {
 		err = errors.Join(err, b.saveCursor())

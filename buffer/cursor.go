@@ -89,6 +89,7 @@ type position struct {
 	seal       batch.Seal  // of the batch before next
 	plan       Plan
 	passed     Range // dropped behind a planned range: a hole that is told already
+	closed     bool  // Close saved it, and everything before next was durable
 	drops      [8]uint64
 	acks       []handed // by output, newest last
 	doubts     []doubt
@@ -140,7 +141,8 @@ func (p *position) names() []string {
 //	 96 16  passed: first, last (0, 0: none)
 //	112 64  records lost: full_oldest, damaged, torn, missing, skipped, 3 × zero
 //	176  1  plan: output (index of a name; 255: none)
-//	177  7  zero
+//	177  1  1: saved by Close
+//	178  6  zero
 //	184     N × (length u8, name)
 //	        K bytes: the plan's key
 //	        A × (output u8, last u64)
@@ -182,6 +184,9 @@ func appendSlot(dst []byte, p *position) []byte {
 		le.PutUint64(b[112+8*i:], n)
 	}
 	b[176] = index(p.plan.Output)
+	if p.closed {
+		b[177] = 1
+	}
 	for _, s := range names {
 		dst = append(dst, byte(len(s)))
 		dst = append(dst, s...)
@@ -249,7 +254,7 @@ func parseSlot(b []byte) (p position, err error) {
 	p = position{
 		generation: le.Uint64(b[16:]), committed: le.Uint64(b[24:]), next: le.Uint64(b[32:]), epoch: batch.Epoch(le.Uint64(b[40:])),
 		seal: batch.Seal(b[48:80]), plan: Plan{First: le.Uint64(b[80:]), Last: le.Uint64(b[88:])},
-		passed: Range{le.Uint64(b[96:]), le.Uint64(b[104:])},
+		passed: Range{le.Uint64(b[96:]), le.Uint64(b[104:])}, closed: b[177] == 1,
 	}
 	for i := range p.drops {
 		p.drops[i] = le.Uint64(b[112+8*i:])

@@ -47,6 +47,7 @@ type ending struct {
 	seen   uint64     // highest number in any intact header or footer, of a lost payload too
 	exact  bool       // the segment ends right behind a valid batch or footer
 	footer bool       // … a footer
+	clean  bool       // and Close left it so: everything in it is durable
 	failed bool       // it could not be read, which says nothing about what is in it
 }
 
@@ -75,6 +76,7 @@ func (b *Buffer) recover() error {
 	p, cursor, certain := b.cur.read(b.fs)
 	if cursor {
 		b.pos = p
+		b.pos.closed = false
 	}
 	found := max(p.committed, max(p.next, 1)-1)
 	for _, s := range b.segs {
@@ -188,7 +190,7 @@ func (b *Buffer) newestEnding(p position) ending {
 	s := b.segs[len(b.segs)-1]
 	if f, ok := b.footer(s); ok && p.next == f.Last+1 && p.epoch == s.epoch {
 		s.last = f.Last
-		return ending{seg: s, last: f.Last, seal: p.seal, time: f.LastTime, seen: f.Last, exact: true, footer: true}
+		return ending{seg: s, last: f.Last, seal: p.seal, time: f.LastTime, seen: f.Last, exact: true, footer: true, clean: p.closed || int64(f.SyncedOff) == f.End}
 	}
 	e := b.read(s)
 	s.last = max(s.last, e.seen)
@@ -236,7 +238,7 @@ func (b *Buffer) read(s *segment) ending {
 			e.failed = scan.bad
 			return e
 		}
-		e.exact, e.footer = false, false
+		e.exact, e.footer, e.clean = false, false, false
 		switch x.Kind {
 		case KindBatch:
 			if x.Batch.Last() >= e.last {
@@ -245,6 +247,7 @@ func (b *Buffer) read(s *segment) ending {
 			e.exact = true
 		case KindFooter:
 			e.exact, e.footer = true, true
+			e.clean = int64(x.Footer.SyncedOff) == x.Footer.End // else it went out with its last batches
 			e.seen = max(e.seen, x.Footer.Last)
 		}
 		if x.Batch.Count > 0 {
@@ -270,7 +273,7 @@ func (b *Buffer) floor() uint64 {
 // ends right behind a valid batch; and if nothing knows of a higher number.
 func (b *Buffer) begin(newest, best ending, found uint64, p position, cursor bool) Start {
 	s := newest.seg
-	clean := s == nil || newest.exact && newest.footer
+	clean := s == nil || newest.clean
 	if s != nil && s.agent == b.o.Agent && newest.exact && (newest.footer || b.o.Sync == SyncGroup) &&
 		best.seg == s && newest.last > 0 && newest.last >= found && newest.seal != (batch.Seal{}) {
 		return Start{Epoch: s.epoch, Next: newest.last + 1, Seal: newest.seal, Unclean: !clean}

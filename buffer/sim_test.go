@@ -394,11 +394,11 @@ func (w *world) life(n int) {
 		}
 	}
 	w.disk.fail = nil
-	if !w.disk.dead && w.rng.IntN(3) == 0 {
-		w.did("kill")
+	if w.rng.IntN(3) == 0 {
+		w.did("kill") // between two calls, or in the middle of one
 		w.stats.kills++
 		w.disk.kill()
-		w.disk.cutAt = 0
+		w.disk.dead, w.disk.cutAt = false, 0
 		return
 	}
 	w.did("power cut")
@@ -563,7 +563,7 @@ func TestEveryCall(t *testing.T) {
 // error, and cuts the power soon after.
 func TestEveryFault(t *testing.T) {
 	seed := seedOf(t)
-	states, want := 0, budget(t, 2000)
+	states, want := 0, budget(t, 8000)
 	start := time.Now()
 	faults := []error{syscall.EIO, syscall.ENOSPC, errShort}
 	for n := seed; states < want; n++ {
