@@ -368,6 +368,12 @@ func (b *Buffer) Append(ctx context.Context, batches ...*batch.Batch) error {
 	if err != nil {
 		return err
 	}
+	return b.wait(ctx, req)
+}
+
+// wait returns when req is stored or has failed, and does the work for all that
+// wait if nobody else does.
+func (b *Buffer) wait(ctx context.Context, req *request) error {
 	select {
 	case b.lead <- struct{}{}:
 	case <-req.done:

@@ -51,6 +51,10 @@ type ending struct {
 	failed bool       // it could not be read, which says nothing about what is in it
 }
 
+// lookBack is how many segments before the newest are searched for the last valid
+// batch, if the newest holds none.
+const lookBack = 3
+
 // unreadable is how many numbers are left out for a segment or a cursor that gave
 // a read error when the buffer was opened.
 const unreadable = 1 << 32
@@ -61,9 +65,9 @@ const unreadable = 1 << 32
 //  1. List the directory. The names of the segments give their order, the epoch
 //     and the first number of each. Other names are left alone.
 //  2. Read the two slots of the cursor; the newest valid one counts.
-//  3. Read the end of the newest segment: its footer, else all of it. Read on
-//     backwards until a segment with a valid batch that begins at a lower number,
-//     because batches that were written again after an error may lie in both.
+//  3. Read the end of the newest segment: its footer, else all of it. Older ones
+//     end before its first number; one is read only if there is no valid batch in
+//     the newest, to say what was the last.
 //     A read error (not damage) makes numbering jump by 2^32: nothing is known.
 //  4. Go on with the numbers of the newest segment's epoch if that is certain;
 //     else begin a new epoch above every number found anywhere.
@@ -96,16 +100,10 @@ func (b *Buffer) recover() error {
 		best = newest
 		found = max(found, newest.seen)
 		failed = newest.failed
-		for i := n - 2; i >= 0; i-- {
-			s := b.segs[i]
-			e := b.ending(s)
-			found = max(found, e.seen)
-			failed = failed || e.failed
-			if e.last > best.last {
+		for i := n - 2; i >= max(0, n-1-lookBack) && best.last == 0; i-- {
+			if e := b.ending(b.segs[i]); e.last > 0 {
 				best = e
-			}
-			if e.last > 0 && s.first < newest.seg.first {
-				break
+				best.last = min(e.last, newest.seg.first-1)
 			}
 		}
 		if !cursor {

@@ -87,9 +87,9 @@ func (b *Builder) Full(o *Open) bool {
 	return int(o.Count) >= b.o.Records || len(o.Lines) >= b.rawLimit()
 }
 
-// RawLimit is how many raw bytes an open batch takes at present.
+// rawLimit is how many raw bytes an open batch takes at present.
 func (b *Builder) rawLimit() int {
-	return min(b.o.Raw, int(float64(b.o.Bytes)*b.ratio))
+	return int(min(float64(b.o.Raw), float64(b.o.Bytes)*b.ratio)) // the product may be above the largest int
 }
 
 // Age is how long a batch may stay open.
@@ -98,13 +98,11 @@ func (b *Builder) Age() time.Duration { return b.o.Age }
 // Flags are the flags every batch of this builder starts with.
 func (b *Builder) Flags() Flags { return b.o.Flags }
 
-// Learn tells the builder how a batch compressed; the estimate follows it,
-// downwards at once (the next batch must fit) and upwards slowly.
-func (b *Builder) Learn(raw, compressed int) {
-	if raw < 4<<10 || compressed == 0 {
-		return // small batches compress badly and say little
-	}
-	r := max(1, float64(raw)/float64(compressed))
+// Learn tells the builder how a batch compressed, in raw bytes per compressed
+// byte; the estimate follows it, downwards at once (the next batch must fit) and
+// upwards slowly. Batches of a few KiB compress badly and say little: leave them out.
+func (b *Builder) Learn(ratio float64) {
+	r := max(1, ratio)
 	if r > b.ratio {
 		r = b.ratio + (r-b.ratio)/4
 	}
