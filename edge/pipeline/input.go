@@ -150,7 +150,7 @@ func (s *sink) Flush(ctx context.Context) error {
 	}
 	var late <-chan time.Time
 	if in.o.OnFull == Drop {
-		if lane.full.Load() {
+		if lane.Full() {
 			s.drop(b, "buffer_full")
 			return nil
 		}

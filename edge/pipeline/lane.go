@@ -15,6 +15,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,11 +58,15 @@ type Lane struct {
 	jobs   chan *job   // to the encoders
 	order  chan *job   // the same jobs, to store, in the order of their numbers
 
-	held      atomic.Int64 // bytes of lines in batches that are closed and not durable yet
-	ratio     atomic.Int64 // recent compression ratio × 1024
-	full      atomic.Bool  // there has been no room for fullAfter
+	held      atomic.Int64  // bytes of lines in batches that are closed and not durable yet
+	stored    chan struct{} // signalled when held has become less
+	ratio     atomic.Int64  // recent compression ratio × 1024
+	began     time.Time
+	busy      atomic.Int64                       // when fill took the block it is at, since began; 0: none
+	waiting   atomic.Bool                        // fill waits for room
+	urge      atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
 	admitted  atomic.Uint64
-	durable   atomic.Uint64 // records that Append returned for
+	durable   atomic.Uint64 // number of the last record that Append returned for
 	delivered atomic.Uint64 // records that an output acknowledged
 
 	drops drops
@@ -96,11 +101,14 @@ func openBatches() int { return 1 + min(runtime.GOMAXPROCS(0), maxEncoders) }
 
 const (
 	maxEncoders = 3
-	groupMax    = 16          // encoded batches that may wait for the fsync before theirs
+	groupMax    = 16          // encoded batches that share an fsync, and as many may wait for the next
+	heldMax     = 64 << 20    // bytes of lines from which on fill waits for an fsync
 	fullAfter   = time.Second // how long a datagram input waits before it drops
+	remind      = time.Minute // how often a lane that is full again and again says so
 	spareBlocks = 8           // kept for reuse
 	maxBlock    = 1 << 20     // larger ones are not kept
 	maxMem      = 2 * batch.MaxPayload
+	maxOpen     = 2 * batch.DefaultRaw
 )
 
 // NewLane returns a lane over an open buffer. Run does the work.
@@ -113,11 +121,13 @@ func NewLane(o LaneOptions) *Lane {
 		free:   make(chan *batch.Open, openBatches()),
 		jobs:   make(chan *job, openBatches()),
 		order:  make(chan *job, groupMax),
+		stored: make(chan struct{}, 1),
+		began:  time.Now(),
 	}
 	for range openBatches() {
 		l.free <- new(batch.Open)
 	}
-	l.ratio.Store(4 << 10)
+	l.ratio.Store(1 << 10) // until it is known: what is admitted must fit
 	return l
 }
 
@@ -125,7 +135,7 @@ func NewLane(o LaneOptions) *Lane {
 // shipped or ctx has ended, whichever comes first. It returns when all its
 // goroutines have returned. The buffer stays open.
 func (l *Lane) Run(ctx context.Context) {
-	var ingest, rest sync.WaitGroup
+	var ingest, ship, upkeep sync.WaitGroup
 	coming, ended := context.WithCancel(ctx) // while batches still come
 	defer ended()
 	ingest.Go(func() { l.fill(ctx) })
@@ -133,11 +143,15 @@ func (l *Lane) Run(ctx context.Context) {
 		ingest.Go(l.encode)
 	}
 	ingest.Go(func() { l.store(ctx) })
-	rest.Go(func() { l.ship(ctx, coming) })
-	rest.Go(func() { l.maintain(coming) })
+	ship.Go(func() { l.ship(ctx, coming) })
+	maintaining, enough := context.WithCancel(ctx)
+	defer enough()
+	upkeep.Go(func() { l.maintain(maintaining) })
 	ingest.Wait()
 	ended()
-	rest.Wait()
+	ship.Wait()
+	enough() // last: under SyncInterval nothing is shipped that it did not sync
+	upkeep.Wait()
 }
 
 // Close says that no sink will flush any more. Run then finishes.
@@ -162,9 +176,11 @@ func (l *Lane) fill(ctx context.Context) {
 				f.seal()
 				return
 			}
+			l.busy.Store(int64(time.Since(l.began)) + 1)
 			f.admit(ctx, b)
 			f.add(b)
 			l.release(b)
+			l.busy.Store(0)
 		case <-f.timer.C:
 			f.seal()
 		}
@@ -182,18 +198,33 @@ func (f *filler) admit(ctx context.Context, b *block) {
 		}
 		return n * 1024 / l.ratio.Load()
 	}
-	if l.o.Buffer.Fits(need()) {
+	if ctx.Err() != nil || l.o.Buffer.Fits(need()) {
 		return
 	}
-	since := time.Now()
-	l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name,
-		"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
-	t := time.AfterFunc(fullAfter, func() { l.full.Store(true) })
-	for !l.o.Buffer.Fits(need()) && l.o.Buffer.Room(ctx, need()) == nil {
+	f.seal() // what has been admitted does not wait in memory for the room of others
+	since, told := time.Now(), false
+	l.waiting.Store(true)
+	defer l.waiting.Store(false)
+	if urge := l.urge.Load(); urge != nil {
+		(*urge)()
 	}
-	t.Stop()
-	l.full.Store(false)
-	l.o.Log.Info("the buffer has room again", "lane", l.o.Name, "full_for", time.Since(since).Round(time.Millisecond))
+	for ctx.Err() == nil && !l.o.Buffer.Fits(need()) {
+		// Not for longer: need gets less as Append takes what is held.
+		wait, cancel := context.WithTimeout(ctx, fullAfter/10)
+		err := l.o.Buffer.Room(wait, need())
+		cancel()
+		if errors.Is(err, buffer.ErrClosed) {
+			return
+		}
+		if now := time.Now(); err != nil && !told && now.Sub(since) >= fullAfter && (f.toldFull.IsZero() || now.Sub(f.toldFull) >= remind) {
+			told, f.toldFull = true, now
+			l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name,
+				"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
+		}
+	}
+	if told && ctx.Err() == nil {
+		l.o.Log.Info("the buffer has room again", "lane", l.o.Name, "full_for", time.Since(since).Round(time.Millisecond))
+	}
 }
 
 // block returns an empty block; release gives it back.
@@ -228,6 +259,15 @@ type filler struct {
 	gaps    int         // of the buffer's, told in the open batch
 	first   bool        // the record of a new epoch is written
 	timer   *time.Timer
+
+	told     []toldGap // gap records that are not delivered yet, by number
+	toldFull time.Time // when the log last said that the buffer is full
+}
+
+// toldGap is a gap record in a batch.
+type toldGap struct {
+	gap ecs.Gap
+	seq uint64
 }
 
 func (f *filler) add(b *block) {
@@ -264,7 +304,7 @@ func (f *filler) line(line []byte, t int64) {
 // begin opens a batch. What must be told about missing records comes first.
 func (f *filler) begin() {
 	f.open = <-f.l.free
-	f.builder.Learn(int(f.l.ratio.Load()), 1024)
+	f.builder.Learn(float64(f.l.ratio.Load()) / 1024)
 	f.open.Reset(f.next, f.builder.Flags()|f.unclean)
 	f.unclean = 0
 	f.timer.Reset(f.l.age(f.builder.Age()))
@@ -278,15 +318,49 @@ func (f *filler) begin() {
 }
 
 // tell writes what is missing and not told yet into the open batch: holes that
-// the buffer knows of, and records that inputs dropped.
+// the buffer knows of, records that inputs dropped, and what gap records told
+// that the buffer dropped (drop_oldest) before they were delivered.
 func (f *filler) tell() {
-	for _, g := range f.l.untold() {
-		f.record(gapRecord(g))
-		f.gaps++
+	l := f.l
+	var delivered uint64
+	if len(f.told) > 0 {
+		delivered = l.o.Buffer.Stats().Committed // before untold: what is dropped by now, that returns
 	}
-	for _, g := range f.l.drops.take() {
+	holes := l.untold()
+	f.gaps += len(holes)
+	var all []ecs.Gap
+	f.told = slices.DeleteFunc(f.told, func(t toldGap) bool {
+		lost := slices.ContainsFunc(holes, func(g buffer.Gap) bool {
+			return g.Epoch == l.start.Epoch && g.First <= t.seq && t.seq <= g.Last
+		})
+		if lost {
+			all = mergeGap(all, t.gap)
+		}
+		return lost || t.seq <= delivered
+	})
+	for _, g := range holes {
+		all = mergeGap(all, gapRecord(g))
+	}
+	for _, g := range l.drops.take() {
+		all = mergeGap(all, g)
+	}
+	for _, g := range all {
 		f.record(g)
 	}
+}
+
+// mergeGap adds g to gaps, or to that one of them that it goes on from.
+func mergeGap(gaps []ecs.Gap, g ecs.Gap) []ecs.Gap {
+	for i := range gaps {
+		p := &gaps[i]
+		if p.Reason != g.Reason || p.Input != g.Input || p.Epoch != g.Epoch || g.Last != 0 && p.Last+1 != g.First {
+			continue
+		}
+		p.Last, p.Until, p.SealAfter = g.Last, g.Until, g.SealAfter
+		p.Count += g.Count
+		return gaps
+	}
+	return append(gaps, g)
 }
 
 // finish tells at the stop what no later batch will.
@@ -305,6 +379,7 @@ func (f *filler) record(g ecs.Gap) {
 	o := f.open
 	o.Lines = f.gap.AppendGap(o.Lines, g, now)
 	o.Lines = ecs.AppendTail(o.Lines, uint64(f.l.start.Epoch), f.next)
+	f.told = append(f.told, toldGap{g, f.next})
 	o.Flags |= batch.HasGap
 	o.Added(now.UnixNano())
 	f.next++
@@ -329,6 +404,9 @@ func (l *Lane) mustTell() bool {
 
 // told says that n gaps are durable in batches, oldest first.
 func (l *Lane) told(n int) {
+	if n == 0 {
+		return
+	}
 	l.gapMu.Lock()
 	defer l.gapMu.Unlock()
 	l.o.Buffer.GapsTold(n)
@@ -351,6 +429,9 @@ func (f *filler) seal() {
 	f.open, f.gaps = nil, 0
 	f.l.jobs <- j
 	f.l.order <- j
+	for f.l.held.Load() > heldMax {
+		<-f.l.stored
+	}
 }
 
 // age is how long a batch stays open: longer while small batches gain nothing,
@@ -391,22 +472,26 @@ func (l *Lane) encode() {
 			// can't be made: the numbers show the hole.
 			l.o.Log.Error("records can't be encoded and are lost", "lane", l.o.Name, "first", j.open.First, "records", j.open.Count, "error", j.err)
 		}
+		if cap(j.open.Lines) > max(maxOpen, 2*l.o.Batch.Raw) {
+			j.open.Lines = nil
+		}
 		l.free <- j.open
 		close(j.done)
 	}
 }
 
-// store seals batches in the order of their numbers and makes them durable.
+// store seals batches in the order of their numbers and makes them durable. What
+// is encoded by then shares an fsync.
 func (l *Lane) store(ctx context.Context) {
 	sealer := batch.Sealer{Epoch: l.start.Epoch, Prev: l.start.Seal}
 	var group []*batch.Batch
 	var mems [][]byte
-	for j := range l.order {
+	for j := <-l.order; j != nil; {
+		<-j.done
 		group, mems = group[:0], mems[:0]
 		var raw int64
 		gaps := 0
-		for more := true; more; {
-			<-j.done
+		for j != nil && len(mems) < groupMax && j.isDone() {
 			for _, b := range j.batches {
 				sealer.Seal(b)
 				group = append(group, b)
@@ -414,21 +499,33 @@ func (l *Lane) store(ctx context.Context) {
 			raw += j.raw
 			gaps += j.gaps
 			mems = append(mems, j.mem)
-			more = false
-			select { // what is encoded already shares the fsync
-			case next, ok := <-l.order:
-				if ok {
-					j, more = next, true
-				}
+			select {
+			case j = <-l.order:
 			default:
+				j = nil
 			}
 		}
-		l.append(ctx, group)
-		l.reuse(mems)
-		l.held.Add(-raw)
-		if gaps > 0 {
+		if l.append(ctx, group) {
 			l.told(gaps)
 		}
+		l.reuse(mems)
+		l.held.Add(-raw)
+		select {
+		case l.stored <- struct{}{}:
+		default:
+		}
+		if j == nil {
+			j = <-l.order // nil when it is closed
+		}
+	}
+}
+
+func (j *job) isDone() bool {
+	select {
+	case <-j.done:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -450,10 +547,10 @@ func (l *Lane) reuse(mems [][]byte) {
 
 // append stores group and does not return before it is stored or ctx has ended:
 // while there is no room or the disk fails, batches wait in memory and, through
-// the bounded hand-overs, at the sockets.
-func (l *Lane) append(ctx context.Context, group []*batch.Batch) {
+// the bounded hand-overs, at the sockets. It reports whether group is stored.
+func (l *Lane) append(ctx context.Context, group []*batch.Batch) bool {
 	if len(group) == 0 {
-		return
+		return false
 	}
 	pause, since := time.Duration(0), time.Time{}
 	for {
@@ -464,7 +561,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) {
 		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
 			l.o.Log.Error("stopped before these records were stored; they are lost", "lane", l.o.Name,
 				"first", group[0].First, "last", group[len(group)-1].Last(), "error", err)
-			return
+			return false
 		}
 		if since.IsZero() {
 			since = time.Now()
@@ -483,6 +580,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) {
 	last := group[len(group)-1].Last()
 	l.durable.Store(last)
 	l.o.Log.Debug("durable", "lane", l.o.Name, "last", last)
+	return true
 }
 
 // maintain gives the buffer its time: it is the buffer's only clock.
@@ -510,5 +608,9 @@ func (l *Lane) Admitted() uint64 { return l.admitted.Load() }
 // Delivered is how many records an output acknowledged since the start.
 func (l *Lane) Delivered() uint64 { return l.delivered.Load() }
 
-// Full reports whether there has been no room for a second or longer.
-func (l *Lane) Full() bool { return l.full.Load() }
+// Full reports whether there has been no room for a second or longer: the buffer
+// is full, or its disk does not take what was admitted.
+func (l *Lane) Full() bool {
+	at := l.busy.Load()
+	return at != 0 && time.Since(l.began)-time.Duration(at) >= fullAfter
+}

@@ -134,7 +134,9 @@ func start(t *testing.T, dir string, out outputs.Output, full OnFull, edit func(
 	b := &bench{t: t, buf: buf, done: make(chan struct{}), log: &bytes.Buffer{}}
 	lo.Buffer = buf
 	lo.Log = slog.New(slog.NewTextHandler(&syncWriter{w: b.log}, nil))
-	lo.Chain = outputs.NewChain(outputs.ChainOptions{RetryMin: time.Millisecond, RetryMax: 20 * time.Millisecond, Log: lo.Log}, out)
+	if lo.Chain == nil {
+		lo.Chain = outputs.NewChain(outputs.ChainOptions{RetryMin: time.Millisecond, RetryMax: 20 * time.Millisecond, Log: lo.Log}, out)
+	}
 	b.lane = NewLane(lo)
 	b.in = NewInput(InputOptions{Name: "tcp", Lane: b.lane, Parse: true, Zone: time.UTC, OnFull: full,
 		Records: ecs.Options{Dataset: "tcp.generic", Agent: "gw1", Host: "h", InputType: "tcp"}})

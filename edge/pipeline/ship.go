@@ -34,20 +34,26 @@ func (l *Lane) ship(ctx, coming context.Context) {
 				continue
 			}
 		}
-		run, err := l.o.Buffer.Next(next, limits)
+		gather, cancel := context.WithCancel(next)
+		l.urge.Store(&cancel)
+		if l.waiting.Load() {
+			limits.Age = 0 // room comes first
+		}
+		run, err := l.o.Buffer.Next(gather, limits)
+		urged := gather.Err() != nil
+		cancel()
 		if err != nil {
 			if errors.Is(err, buffer.ErrClosed) {
 				return
 			}
-			if next.Err() == nil {
+			if !urged {
 				l.o.Log.Error("the buffer can't be read; trying again", "lane", l.o.Name, "error", err)
-				sleep(ctx, time.Second)
+				sleep(next, time.Second)
 			}
 			continue
 		}
-		pause := l.publish(ctx, o, reason, &run, &attempt)
-		if pause > 0 {
-			sleep(ctx, pause)
+		if pause := l.publish(ctx, o, reason, &run, &attempt); pause > 0 {
+			sleep(next, pause) // the stop tries once more
 		}
 	}
 }
@@ -103,6 +109,7 @@ func (l *Lane) publish(ctx context.Context, o outputs.Output, reason string, run
 		}
 		if cerr := l.o.Buffer.Commit(last, o.Name()); cerr != nil {
 			l.o.Log.Error("a delivery can't be noted; it may be sent again", "lane", l.o.Name, "output", o.Name(), "last", last, "error", cerr)
+			return time.Second
 		}
 		l.o.Log.Debug("delivered", "lane", l.o.Name, "output", o.Name(), "first", run.First(), "last", last, "batches", n)
 	}

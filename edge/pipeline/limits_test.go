@@ -1,0 +1,360 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/outputs"
+)
+
+var errDown = &outputs.Error{Output: "memory", Op: "publish", Stored: outputs.StoredNo, Action: outputs.Retry, Err: errors.New("down")}
+
+// stopWithin is stop for tests of what might keep the lane from stopping.
+func (b *bench) stopWithin(d time.Duration) {
+	b.t.Helper()
+	b.lane.Close()
+	select {
+	case <-b.done:
+	case <-time.After(d):
+		b.t.Errorf("the lane did not stop within %v", d)
+		b.cancel()
+		<-b.done
+	}
+	b.cancel()
+	if err := b.buf.Close(); err != nil {
+		b.t.Error(err)
+	}
+}
+
+// Batches become durable while others still come: however fast they come, what
+// waits for one fsync is bounded.
+func TestStoreDoesNotGatherForEver(t *testing.T) {
+	buf, err := buffer.Open(t.TempDir(), buffer.Options{Agent: "gw1", MaxBytes: 64 << 20, MinFree: -1, SyncGap: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer buf.Close()
+	l := NewLane(LaneOptions{Buffer: buf, Chain: outputs.NewChain(outputs.ChainOptions{}, &memory{}), Log: slog.New(slog.DiscardHandler)})
+	done := make(chan struct{})
+	go func() { l.store(context.Background()); close(done) }()
+	next := uint64(1)
+	push := func() *job {
+		var o batch.Open
+		o.Reset(next, 0)
+		o.Lines = append(o.Lines, "x\n"...)
+		o.Added(1)
+		next++
+		e, _ := batch.NewEncoder(batch.None, 0)
+		j := &job{raw: 2, done: make(chan struct{})}
+		if j.batches, j.mem, j.err = e.Encode(nil, &o, nil); j.err != nil {
+			t.Fatal(j.err)
+		}
+		l.order <- j
+		return j
+	}
+	// The next job is always in line before the one before it is encoded.
+	first := push()
+	for range 100 {
+		second := push()
+		close(first.done)
+		first = second
+	}
+	// The first hundred are encoded and one is not: they must not wait for it.
+	waitFor(t, "the encoded batches to be durable", func() bool { return buf.Stats().Next == next-1 })
+	close(first.done)
+	close(l.order)
+	<-done
+}
+
+// A stop with SYNC=interval makes durable what was written last, so that it is
+// shipped, and does not wait for the grace to end.
+func TestStopWithSyncInterval(t *testing.T) {
+	m := &memory{}
+	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.Sync, o.SyncInterval, l.BufferKeeps = buffer.SyncInterval, 200*time.Millisecond, true
+	})
+	s := b.in.Open(peer)
+	s.Message(msg("the last one"), peer, time.Now())
+	s.Flush(context.Background())
+	b.stopWithin(5 * time.Second)
+	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
+		t.Errorf("%d records delivered at the stop", len(rs))
+	}
+}
+
+// The stop ends the pause of a lane whose output failed: it is tried once more.
+func TestStopTriesAPausedOutput(t *testing.T) {
+	m := &memory{}
+	m.setFail(&outputs.Error{Output: "memory", Op: "publish", Stored: outputs.StoredNo, Action: outputs.Retry, Err: errors.New("down")})
+	b := start(t, t.TempDir(), m, Block, func(_ *buffer.Options, l *LaneOptions) {
+		l.Chain = outputs.NewChain(outputs.ChainOptions{RetryMin: time.Hour, RetryMax: time.Hour}, m)
+	})
+	s := b.in.Open(peer)
+	s.Message(msg("one"), peer, time.Now())
+	s.Flush(context.Background())
+	waitFor(t, "the first attempt", func() bool { return m.attempts() == 1 })
+	m.setFail(nil)
+	b.stopWithin(5 * time.Second)
+	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
+		t.Errorf("%d records delivered at the stop", len(rs))
+	}
+}
+
+// A full buffer does not wait for an object to come of age.
+func TestFullShipsAtOnce(t *testing.T) {
+	m := &planned{memory{limits: batch.Limits{Bytes: 1 << 30, Age: time.Hour}}}
+	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.MaxBytes, l.Codec = 1<<20, batch.None
+	})
+	s := b.in.Open(peer)
+	big := strings.Repeat("x", 64<<10)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for i := range 100 {
+		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
+		if err := s.Flush(ctx); err != nil {
+			t.Fatalf("message %d: %v", i, err)
+		}
+	}
+	b.stopWithin(10 * time.Second)
+	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 100 {
+		t.Errorf("%d records", len(rs))
+	}
+}
+
+// dirFS is a directory on whose segments nothing can be written while bad is set.
+type dirFS struct {
+	*os.Root
+	bad atomic.Bool
+}
+
+type dirFile struct {
+	*os.File
+	fs *dirFS
+}
+
+var errDisk = errors.New("input/output error")
+
+func newDirFS(t *testing.T) *dirFS {
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &dirFS{Root: root}
+}
+
+func (d *dirFS) List(sub string) (all []buffer.FileInfo, err error) {
+	if sub != "" {
+		return nil, nil
+	}
+	es, err := os.ReadDir(d.Name())
+	for _, e := range es {
+		if i, err := e.Info(); err == nil && i.Mode().IsRegular() {
+			all = append(all, buffer.FileInfo{Name: e.Name(), Size: i.Size()})
+		}
+	}
+	return all, err
+}
+
+func (d *dirFS) Create(name string) (buffer.File, error) {
+	return d.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+}
+
+func (d *dirFS) Open(name string, write bool) (buffer.File, error) { return d.open(name, os.O_RDWR) }
+
+func (d *dirFS) open(name string, flag int) (buffer.File, error) {
+	f, err := d.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return dirFile{f, d}, nil
+}
+
+func (d *dirFS) Quarantine(name string) error { return d.Remove(name) }
+
+func (d *dirFS) SyncDir() error { return nil }
+
+func (d *dirFS) Free() (free, total int64, err error) { return 1 << 40, 1 << 40, nil }
+
+func (f dirFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.fs.bad.Load() && strings.HasSuffix(f.Name(), ".seg") {
+		return 0, errDisk
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f dirFile) Size() (int64, error) {
+	i, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return i.Size(), nil
+}
+
+// While waiting for room, what was admitted before is stored; after the end of all
+// waiting nothing is told that is not so.
+func TestHardStopWhileFull(t *testing.T) {
+	m := &memory{}
+	m.setFail(errDown)
+	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.MaxBytes, l.Codec, l.Batch.Age, l.AgeHeld = 1<<20, batch.None, time.Hour, time.Hour
+	})
+	s := b.in.Open(peer)
+	big := strings.Repeat("x", 32<<10)
+	ctx, cancel := context.WithTimeout(context.Background(), 2500*time.Millisecond)
+	defer cancel()
+	sent := 0
+	for ; ; sent++ {
+		s.Message(msg(fmt.Sprint(sent, big)), peer, time.Now())
+		if s.Flush(ctx) != nil {
+			break
+		}
+	}
+	waitFor(t, "what is admitted to be stored", func() bool {
+		n := b.lane.Admitted()
+		return n > 0 && b.buf.Stats().PendingRecords == n
+	})
+	if !b.lane.Full() {
+		t.Error("the lane is not called full")
+	}
+	b.cancel() // the second signal
+	s.Close()
+	b.stopWithin(5 * time.Second)
+	// All that Flush took, and the gap record of the one that it did not.
+	if n := b.buf.Stats().PendingRecords; n != uint64(sent)+1 {
+		t.Errorf("%d records stored, want %d and a gap record", n, sent)
+	}
+	if log := b.log.String(); strings.Contains(log, "room again") || strings.Count(log, "the buffer is full") != 1 {
+		t.Errorf("log: %s", log)
+	}
+}
+
+// A lane that has taken nothing for a second is full for inputs that drop, also
+// if it is the disk that fails: they don't wait a second for each block.
+func TestDropAtOnceWhileTheDiskFails(t *testing.T) {
+	m, disk := &memory{}, newDirFS(t)
+	b := start(t, "", m, Drop, func(o *buffer.Options, l *LaneOptions) {
+		o.FS, l.Batch.Records = disk, 1
+	})
+	disk.bad.Store(true)
+	s := b.in.OpenDatagrams()
+	began := time.Now()
+	for b.in.Dropped.Load() < 5 && time.Since(began) < 10*time.Second {
+		s.Message(msg("x"), peer, time.Now())
+		s.Flush(context.Background())
+	}
+	if took := time.Since(began); took < fullAfter || took > 3*fullAfter {
+		t.Errorf("five records were dropped within %v, want a little more than %v", took, fullAfter)
+	}
+	if !b.lane.Full() {
+		t.Error("the lane is not called full")
+	}
+	disk.bad.Store(false)
+	waitFor(t, "room again", func() bool { return !b.lane.Full() })
+	s.Close()
+	b.stopWithin(10 * time.Second)
+	var told uint64
+	for _, r := range m.records(t, b.buf.Start().Epoch) {
+		if g := r.Spillway.Gap; g != nil {
+			told += g.Count
+		}
+	}
+	if n := b.in.Dropped.Load(); told != uint64(n) {
+		t.Errorf("%d dropped, %d told", n, told)
+	}
+}
+
+// Lines that hardly compress make smaller batches, not batches that are compressed twice.
+func TestEstimateFollowsBadRatio(t *testing.T) {
+	m := &memory{}
+	b := start(t, t.TempDir(), m, Block, func(_ *buffer.Options, l *LaneOptions) {
+		l.Codec, l.Batch.Age, l.AgeHeld = batch.None, time.Hour, time.Hour
+	})
+	s := b.in.Open(peer)
+	line := strings.Repeat("x", 1000)
+	for range 20_000 {
+		s.Message(msg(line), peer, time.Now())
+		s.Flush(context.Background())
+	}
+	b.stop()
+	over := 0
+	for _, x := range m.batches[len(m.batches)/2:] {
+		if x.Raw > batch.DefaultBytes {
+			over++
+		}
+	}
+	if over > 0 {
+		t.Errorf("%d batches of the second half are larger than the %d bytes to aim at", over, batch.DefaultBytes)
+	}
+}
+
+// A huge record leaves no huge memory behind.
+func TestHugeRecordMemory(t *testing.T) {
+	m := &memory{}
+	b := start(t, t.TempDir(), m, Block, nil)
+	s := b.in.Open(peer)
+	rng := rand.New(rand.NewPCG(1, 2))
+	huge := make([]byte, 20<<20)
+	for i := range huge {
+		huge[i] = byte('a' + rng.IntN(26))
+	}
+	s.Message(msg(string(huge)), peer, time.Now())
+	s.Flush(context.Background())
+	b.stop()
+	for range openBatches() {
+		if o := <-b.lane.free; cap(o.Lines) > 8<<20 {
+			t.Errorf("%d bytes of an open batch are kept", cap(o.Lines))
+		}
+	}
+	if n := len(m.batches); n != 1 {
+		t.Errorf("%d batches", n)
+	}
+}
+
+// A gap of the buffer whose record could not be stored before the stop is told
+// after the next start.
+func TestGapOfALostBatchStaysUntold(t *testing.T) {
+	m, disk := &memory{}, newDirFS(t)
+	m.setFail(errDown)
+	b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.FS, o.MaxBytes, o.Full = disk, 4<<20, buffer.DropOldest
+		l.Codec, l.Batch.Records, l.Batch.Age, l.AgeHeld = batch.None, 10, time.Hour, time.Hour
+	})
+	s := b.in.Open(peer)
+	big := strings.Repeat("y", 64<<10)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	telling := func() int { b.lane.gapMu.Lock(); defer b.lane.gapMu.Unlock(); return b.lane.telling }
+	for i := 0; telling() == 0; i++ {
+		if i == 60 {
+			waitFor(t, "what was sent to be stored", func() bool { return b.buf.Stats().Next == 61 })
+			disk.bad.Store(true) // the next batches make room and can't be stored
+		}
+		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
+		if s.Flush(ctx) != nil {
+			t.Fatal("no gap is being told")
+		}
+	}
+	before := b.buf.Stats().GapsUntold
+	b.cancel() // no more waiting
+	s.Close()
+	b.lane.Close()
+	<-b.done
+	if n := b.buf.Stats().GapsUntold; n < before || n == 0 {
+		t.Errorf("%d gaps are untold, %d before the stop: what told them was not stored", n, before)
+	}
+	disk.bad.Store(false)
+	if err := b.buf.Close(); err != nil {
+		t.Error(err)
+	}
+}
