@@ -22,6 +22,7 @@ const (
 	maxDoubts   = 16
 	maxHanded   = 64
 	maxGaps     = 8
+	maxTold     = 2
 	gapSize     = 113
 	nameNone    = 255
 )
@@ -95,10 +96,18 @@ type position struct {
 	doubts     []doubt
 	handed     []handed // newest last: output took what follows the entry before
 	gaps       []Gap    // not yet told in-band
+	told       []toldGap
 }
 
 // dropped names the counters of position.drops: records lost by reason. Append only.
 var dropped = [8]string{ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped}
+
+// toldGap is a gap that a record tells, numbered by at most, that is not known to
+// be delivered: if that record is lost too, the gap must be told again.
+type toldGap struct {
+	Gap
+	by uint64
+}
 
 // names collects the output names that p mentions, oldest first.
 func (p *position) names() []string {
@@ -142,16 +151,18 @@ func (p *position) names() []string {
 //	112 64  records lost: full_oldest, damaged, torn, missing, skipped, 3 × zero
 //	176  1  plan: output (index of a name; 255: none)
 //	177  1  1: saved by Close
-//	178  6  zero
+//	178  1  gaps told by records that are not delivered T (2)
+//	179  5  zero
 //	184     N × (length u8, name)
 //	        K bytes: the plan's key
 //	        A × (output u8, last u64)
 //	        D × (output u8, first u64, last u64)
 //	        H × (output u8, last u64)
 //	        G × (reason u8, epoch u64, first u64, last u64, count u64, since i64 ns, until i64 ns, seal before, seal after)
+//	        T × (a gap as above, record u64)
 //	 -4  4  CRC32C of all bytes before it
 //
-// The longest slot is 3,636 bytes. The file has one slot at 0 and one at 4096;
+// The longest slot is 3,878 bytes. The file has one slot at 0 and one at 4096;
 // they are overwritten in turn.
 func appendSlot(dst []byte, p *position) []byte {
 	start := len(dst)
@@ -183,7 +194,7 @@ func appendSlot(dst []byte, p *position) []byte {
 	for i, n := range p.drops {
 		le.PutUint64(b[112+8*i:], n)
 	}
-	b[176] = index(p.plan.Output)
+	b[176], b[178] = index(p.plan.Output), byte(len(p.told))
 	if p.closed {
 		b[177] = 1
 	}
@@ -203,16 +214,22 @@ func appendSlot(dst []byte, p *position) []byte {
 		dst = le.AppendUint64(append(dst, index(h.output)), h.last)
 	}
 	for i := range p.gaps {
-		g := &p.gaps[i]
-		dst = append(dst, byte(max(0, slices.Index(reasons, g.Reason))))
-		for _, v := range []uint64{uint64(g.Epoch), g.First, g.Last, g.Count, uint64(nanos(g.Since)), uint64(nanos(g.Until))} {
-			dst = le.AppendUint64(dst, v)
-		}
-		dst = append(dst, g.Before[:]...)
-		dst = append(dst, g.After[:]...)
+		dst = appendGap(dst, &p.gaps[i])
+	}
+	for i := range p.told {
+		dst = le.AppendUint64(appendGap(dst, &p.told[i].Gap), p.told[i].by)
 	}
 	le.PutUint32(dst[start+4:], uint32(len(dst)-start+4))
 	return le.AppendUint32(dst, batch.CRC32C(dst[start:]))
+}
+
+func appendGap(dst []byte, g *Gap) []byte {
+	dst = append(dst, byte(max(0, slices.Index(reasons, g.Reason))))
+	for _, v := range []uint64{uint64(g.Epoch), g.First, g.Last, g.Count, uint64(nanos(g.Since)), uint64(nanos(g.Until))} {
+		dst = le.AppendUint64(dst, v)
+	}
+	dst = append(dst, g.Before[:]...)
+	return append(dst, g.After[:]...)
 }
 
 func filter(in []handed, keep func(handed) bool) (out []handed) {
@@ -259,8 +276,8 @@ func parseSlot(b []byte) (p position, err error) {
 	for i := range p.drops {
 		p.drops[i] = le.Uint64(b[112+8*i:])
 	}
-	nNames, nAcks, nDoubts, nHanded, nGaps, nKey, planOutput := int(b[9]), int(b[10]), int(b[11]), int(b[12]), int(b[13]), int(le.Uint16(b[14:])), b[176]
-	if nNames > maxNames || nAcks > maxNames || nDoubts > maxDoubts || nHanded > maxHanded || nGaps > maxGaps || nKey > maxKey {
+	nNames, nAcks, nDoubts, nHanded, nGaps, nKey, planOutput, nTold := int(b[9]), int(b[10]), int(b[11]), int(b[12]), int(b[13]), int(le.Uint16(b[14:])), b[176], int(b[178])
+	if nNames > maxNames || nAcks > maxNames || nDoubts > maxDoubts || nHanded > maxHanded || nGaps > maxGaps || nKey > maxKey || nTold > maxTold {
 		return position{}, errSlot
 	}
 	r := slotReader{b: b[slotFixed : n-4]}
@@ -281,12 +298,10 @@ func parseSlot(b []byte) (p position, err error) {
 		p.handed = append(p.handed, handed{r.name(r.u8()), r.u64()})
 	}
 	for range nGaps {
-		reason := int(r.u8())
-		if reason >= len(reasons) {
-			return position{}, errSlot
-		}
-		p.gaps = append(p.gaps, Gap{Reason: reasons[reason], Epoch: batch.Epoch(r.u64()), First: r.u64(), Last: r.u64(), Count: r.u64(),
-			Since: instant(int64(r.u64())), Until: instant(int64(r.u64())), Before: r.seal(), After: r.seal()})
+		p.gaps = append(p.gaps, r.gap())
+	}
+	for range nTold {
+		p.told = append(p.told, toldGap{r.gap(), r.u64()})
 	}
 	if r.bad || len(r.b) != 0 {
 		return position{}, errSlot
@@ -323,6 +338,15 @@ func (r *slotReader) u64() uint64 {
 		return le.Uint64(v)
 	}
 	return 0
+}
+
+func (r *slotReader) gap() Gap {
+	reason := int(r.u8())
+	if reason >= len(reasons) {
+		r.bad, reason = true, 0
+	}
+	return Gap{Reason: reasons[reason], Epoch: batch.Epoch(r.u64()), First: r.u64(), Last: r.u64(), Count: r.u64(),
+		Since: instant(int64(r.u64())), Until: instant(int64(r.u64())), Before: r.seal(), After: r.seal()}
 }
 
 func (r *slotReader) seal() (s batch.Seal) {

@@ -96,6 +96,7 @@ func somePosition() position {
 		handed: []handed{{"hub", 600}, {"archive", 700}, {"hub", 1000}},
 		gaps: []Gap{{Reason: ReasonFull, Epoch: 0x1122334455667788, First: 1501, Last: 1600, Count: 100, Since: at, Until: at.Add(time.Second), Before: seal(1), After: seal(2)},
 			{Reason: ReasonDamaged, Epoch: 9, First: 3, Last: 3, Count: 1}},
+		told: []toldGap{{Gap{Reason: ReasonTorn, Epoch: 9, First: 2, Last: 2, Count: 1}, 1990}},
 	}
 }
 
@@ -118,7 +119,7 @@ func TestGoldenCursor(t *testing.T) {
 
 func TestLongestSlotFits(t *testing.T) {
 	p := somePosition()
-	p.acks, p.doubts, p.handed, p.gaps = nil, nil, nil, nil
+	p.acks, p.doubts, p.handed, p.gaps, p.told = nil, nil, nil, nil, nil
 	name := func(i int) string { return fmt.Sprintf("%0*d", maxName, i) }
 	p.plan = Plan{Output: name(0), First: 1, Last: 2, Key: strings.Repeat("k", maxKey)}
 	for i := range maxNames {
@@ -133,8 +134,11 @@ func TestLongestSlotFits(t *testing.T) {
 	for range maxGaps {
 		p.gaps = append(p.gaps, Gap{Reason: ReasonTorn})
 	}
+	for range maxTold {
+		p.told = append(p.told, toldGap{Gap{Reason: ReasonFull}, 9})
+	}
 	b := appendSlot(nil, &p)
-	if len(b) != 3636 || len(b) > slotSize {
+	if len(b) != 3878 || len(b) > slotSize {
 		t.Fatalf("the longest slot has %d bytes", len(b))
 	}
 	if got, err := parseSlot(b); err != nil || !reflect.DeepEqual(got, p) {

@@ -78,6 +78,7 @@ func (b *Buffer) Commit(last uint64, output string) error {
 	if b.pos.passed.Last <= last {
 		b.pos.passed = Range{}
 	}
+	b.pos.told = slices.DeleteFunc(b.pos.told, func(t toldGap) bool { return t.by <= last })
 	b.pos.acks = note(b.pos.acks, handed{output, last})
 	if n := len(b.pos.handed); n > 0 && b.pos.handed[n-1].output == output {
 		b.pos.handed[n-1].last = last
@@ -150,7 +151,7 @@ func (b *Buffer) SetPlan(p Plan) error {
 	before := b.pos.plan
 	b.pos.plan = p
 	b.mu.Unlock()
-	if same && !b.isDirty() {
+	if same && b.saved && !b.isDirty() {
 		return nil
 	}
 	if err := b.saveCursor(); err != nil {
@@ -174,8 +175,19 @@ func (b *Buffer) addGap(g Gap) {
 		b.pos.drops[i] += g.Count
 	}
 	b.soil()
+	// The records that told of earlier holes are not delivered yet and may lie in
+	// this one. Told twice is no harm: the ranges say so.
+	again := b.pos.told
+	b.pos.told = nil
+	for _, t := range again {
+		b.queueGap(t.Gap)
+	}
+	b.queueGap(g)
+}
+
+func (b *Buffer) queueGap(g Gap) {
 	if n := len(b.pos.gaps); n > b.shown {
-		if before := &b.pos.gaps[n-1]; before.Reason == g.Reason && before.Epoch == g.Epoch && g.First == before.Last+1 || n-b.shown >= maxGaps {
+		if before := &b.pos.gaps[n-1]; adjoins(*before, g) || n-b.shown >= maxGaps {
 			*before = mergeGaps(*before, g)
 			return
 		}
@@ -210,9 +222,22 @@ func (b *Buffer) GapsTold(n int) {
 	if n <= 0 {
 		return
 	}
+	for _, g := range b.pos.gaps[:n] {
+		if k := len(b.pos.told); k > 0 && adjoins(b.pos.told[k-1].Gap, g) {
+			b.pos.told[k-1] = toldGap{mergeGaps(b.pos.told[k-1].Gap, g), b.next - 1}
+		} else {
+			b.pos.told = append(b.pos.told, toldGap{g, b.next - 1})
+		}
+	}
+	b.pos.told = slices.Clone(b.pos.told[max(0, len(b.pos.told)-maxTold):])
 	b.pos.gaps = slices.Clone(b.pos.gaps[n:])
 	b.shown = max(0, b.shown-n)
 	b.soil()
+}
+
+// adjoins reports whether a and the later g are one hole.
+func adjoins(a, g Gap) bool {
+	return a.Reason == g.Reason && a.Epoch == g.Epoch && a.Last+1 == g.First
 }
 
 // refreshFree looks at the free space if what is known is older than age.
@@ -408,9 +433,11 @@ func (b *Buffer) freeDone() (int64, error) {
 	return s.size, b.remove(s, s.damaged)
 }
 
-// saveDirty makes the position durable if it is not. w is held.
+// saveDirty makes the position durable if it is not, or if that is not known: what
+// was read at the start may be what an earlier life wrote and did not get to sync.
+// w is held.
 func (b *Buffer) saveDirty() error {
-	if !b.isDirty() {
+	if b.saved && !b.isDirty() {
 		return nil
 	}
 	return b.saveCursor()
