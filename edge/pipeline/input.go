@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -213,12 +214,18 @@ func (d *drops) any() bool {
 	return len(d.m) > 0
 }
 
-// take returns what is to be told and forgets it.
-func (d *drops) take() (gaps []ecs.Gap) {
+// take returns what is to be told, with what is to be told again, and forgets it.
+func (d *drops) take(gaps []ecs.Gap) []ecs.Gap {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, g := range d.m {
-		gaps = append(gaps, *g)
+		i := slices.IndexFunc(gaps, func(o ecs.Gap) bool { return o.Input == g.Input && o.Reason == g.Reason })
+		if i < 0 {
+			gaps = append(gaps, *g)
+			continue
+		}
+		gaps[i].Count += g.Count
+		gaps[i].Until = g.Until
 	}
 	clear(d.m)
 	return gaps

@@ -260,7 +260,7 @@ type filler struct {
 	first   bool        // the record of a new epoch is written
 	timer   *time.Timer
 
-	told     []toldGap // gap records that are not delivered yet, by number
+	told     []toldGap // of recordOwn, that are not delivered yet
 	toldFull time.Time // when the log last said that the buffer is full
 }
 
@@ -311,15 +311,15 @@ func (f *filler) begin() {
 	if !f.first {
 		f.first = true
 		if g := f.l.start.Previous; g != nil {
-			f.record(gapRecord(*g))
+			f.recordOwn(gapRecord(*g))
 		}
 	}
 	f.tell()
 }
 
 // tell writes what is missing and not told yet into the open batch: holes that
-// the buffer knows of, records that inputs dropped, and what gap records told
-// that the buffer dropped (drop_oldest) before they were delivered.
+// the buffer knows of, records that inputs dropped, and what the lane told in a
+// batch that drop_oldest dropped since. (Its own holes the buffer returns again.)
 func (f *filler) tell() {
 	l := f.l
 	var delivered uint64
@@ -328,39 +328,28 @@ func (f *filler) tell() {
 	}
 	holes := l.untold()
 	f.gaps += len(holes)
-	var all []ecs.Gap
+	var again []ecs.Gap
 	f.told = slices.DeleteFunc(f.told, func(t toldGap) bool {
 		lost := slices.ContainsFunc(holes, func(g buffer.Gap) bool {
 			return g.Epoch == l.start.Epoch && g.First <= t.seq && t.seq <= g.Last
 		})
 		if lost {
-			all = mergeGap(all, t.gap)
+			again = append(again, t.gap)
 		}
 		return lost || t.seq <= delivered
 	})
 	for _, g := range holes {
-		all = mergeGap(all, gapRecord(g))
+		f.record(gapRecord(g))
 	}
-	for _, g := range l.drops.take() {
-		all = mergeGap(all, g)
-	}
-	for _, g := range all {
-		f.record(g)
+	for _, g := range l.drops.take(again) {
+		f.recordOwn(g)
 	}
 }
 
-// mergeGap adds g to gaps, or to that one of them that it goes on from.
-func mergeGap(gaps []ecs.Gap, g ecs.Gap) []ecs.Gap {
-	for i := range gaps {
-		p := &gaps[i]
-		if p.Reason != g.Reason || p.Input != g.Input || p.Epoch != g.Epoch || g.Last != 0 && p.Last+1 != g.First {
-			continue
-		}
-		p.Last, p.Until, p.SealAfter = g.Last, g.Until, g.SealAfter
-		p.Count += g.Count
-		return gaps
-	}
-	return append(gaps, g)
+// recordOwn writes a gap record of what the buffer does not know of.
+func (f *filler) recordOwn(g ecs.Gap) {
+	f.told = append(f.told, toldGap{g, f.next})
+	f.record(g)
 }
 
 // finish tells at the stop what no later batch will.
@@ -379,7 +368,6 @@ func (f *filler) record(g ecs.Gap) {
 	o := f.open
 	o.Lines = f.gap.AppendGap(o.Lines, g, now)
 	o.Lines = ecs.AppendTail(o.Lines, uint64(f.l.start.Epoch), f.next)
-	f.told = append(f.told, toldGap{g, f.next})
 	o.Flags |= batch.HasGap
 	o.Added(now.UnixNano())
 	f.next++

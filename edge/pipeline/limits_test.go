@@ -331,13 +331,13 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 		l.Codec, l.Batch.Records, l.Batch.Age, l.AgeHeld = batch.None, 10, time.Hour, time.Hour
 	})
 	s := b.in.Open(peer)
-	big := strings.Repeat("y", 64<<10)
+	big := strings.Repeat("y", 48<<10)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	telling := func() int { b.lane.gapMu.Lock(); defer b.lane.gapMu.Unlock(); return b.lane.telling }
 	for i := 0; telling() == 0; i++ {
-		if i == 60 {
-			waitFor(t, "what was sent to be stored", func() bool { return b.buf.Stats().Next == 61 })
+		if i == 80 {
+			waitFor(t, "what was sent to be stored", func() bool { return b.buf.Stats().Next == 81 })
 			disk.bad.Store(true) // the next batches make room and can't be stored
 		}
 		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
@@ -356,5 +356,40 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 	disk.bad.Store(false)
 	if err := b.buf.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What an input dropped stays told although the batch with its gap record is
+// dropped by drop_oldest.
+func TestDropsAreToldAgain(t *testing.T) {
+	m := &memory{}
+	m.setFail(errDown)
+	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.MaxBytes, o.Full, l.Codec = 4<<20, buffer.DropOldest, batch.None
+	})
+	b.lane.drops.add("udp", "buffer_full", 7, time.Now())
+	s := b.in.Open(peer)
+	big := strings.Repeat("y", 8<<10)
+	for i := range 2000 {
+		if i == 1000 {
+			b.lane.drops.add("udp", "buffer_full", 5, time.Now())
+		}
+		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
+		s.Flush(context.Background())
+	}
+	waitFor(t, "all stored", func() bool { n := b.lane.Admitted(); return n >= 2000 && b.lane.durable.Load() == n })
+	m.setFail(nil)
+	waitFor(t, "delivery", func() bool { return b.buf.Stats().PendingRecords == 0 })
+	s.Message(msg("after"), peer, time.Now())
+	s.Flush(context.Background())
+	b.stopWithin(10 * time.Second)
+	told := uint64(0)
+	for _, r := range m.records(t, b.buf.Start().Epoch) {
+		if g := r.Spillway.Gap; g != nil && g.Input == "udp" {
+			told += g.Count
+		}
+	}
+	if told != 12 {
+		t.Errorf("%d dropped records told, want 12", told)
 	}
 }
