@@ -19,6 +19,14 @@ import (
 	"spillway/framing"
 )
 
+// What was taken is handed over at handOver bytes, though more is waiting. A
+// message counts perMessage bytes more than it has: the record of a tiny one is
+// many times its length.
+const (
+	handOver   = 256 << 10
+	perMessage = 256
+)
+
 // Sink takes the messages of one connection, or of one datagram socket. It is
 // used by one goroutine.
 type Sink interface {

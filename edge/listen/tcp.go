@@ -103,11 +103,8 @@ func (s *TCP) accept(ctx, hard context.Context, l net.Listener, wg *sync.WaitGro
 	for {
 		c, err := l.Accept()
 		switch {
-		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
-			if err == nil {
-				c.Close()
-			}
-			return
+		case errors.Is(err, net.ErrClosed):
+			return // the stop; a connection accepted just before it is drained like the others
 		case err != nil:
 			// Out of file descriptors or memory: neither the listener nor the agent may
 			// die of it, and a loop without pause would take a core.
@@ -198,15 +195,22 @@ func (s *TCP) serve(ctx, hard context.Context, c net.Conn) {
 		now := time.Now()
 		if n > 0 {
 			s.Stats.Bytes.Add(int64(n))
+			held := 0
 			for m, ok := sp.Next(); ok; m, ok = sp.Next() {
 				sink.Message(m, peer, now)
+				if held += len(m.Data) + perMessage; held >= handOver {
+					held = 0
+					if sink.Flush(hard) != nil {
+						return
+					}
+				}
 			}
 			if looks := sp.Stats().LooksCounted; looks > 0 && seen.LooksCounted == 0 {
 				s.o.Log.Warn("messages look octet counted", "input", s.o.Name, "peer", peer.String(),
 					"hint", "set FRAMING=auto or rfc6587 of the input, or the sender to line framing")
 			}
 			s.count(sp.Stats(), &seen)
-			if ferr := sink.Flush(hard); ferr != nil {
+			if sink.Flush(hard) != nil {
 				return
 			}
 		}

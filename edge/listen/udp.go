@@ -34,9 +34,8 @@ type UDPOptions struct {
 const DefaultReceiveBuffer = 8 << 20
 
 const (
-	datagrams   = 32        // taken from the kernel in one call
-	datagramMax = 65535     // the largest payload there is (IPv6 without jumbograms)
-	handOver    = 256 << 10 // bytes taken before they are handed over though more is waiting
+	datagrams   = 32    // taken from the kernel in one call
+	datagramMax = 65535 // the largest payload there is (IPv6 without jumbograms)
 )
 
 // UDP is a datagram server: one message a datagram.
@@ -139,33 +138,21 @@ func (s *UDP) read(ctx, hard context.Context, c *net.UDPConn) {
 	var n int
 	var rerr error
 	wait := false // may the call below park until something comes?
-	held := 0     // bytes taken and not handed over yet
+	held := 0     // taken and not handed over yet, see handOver
+	told := false // that the socket can't be read
 	var last time.Time
 	recv := func(fd uintptr) bool {
 		n, rerr = b.receive(int(fd))
 		return rerr != unix.EAGAIN || !wait
 	}
-	for {
-		err := rc.Read(recv)
-		if err != nil { // the deadline of the stop, or closed
-			if ctx.Err() != nil {
-				wait = false
-				if c.SetReadDeadline(time.Time{}) == nil && rc.Read(recv) == nil && rerr == nil {
-					s.take(sink, b, n)
-					sink.Flush(hard)
-					c.SetReadDeadline(time.Now())
-					continue // until the kernel has no more
-				}
-			}
-			return
-		}
+	for rc.Read(recv) == nil { // until the deadline that the stop sets
 		switch {
 		case rerr == nil:
 			held += s.take(sink, b, n)
 			if wait = n < datagrams; !wait && held < handOver {
 				continue // more is waiting in the kernel
 			}
-			held = 0
+			held, told = 0, false
 			if sink.Flush(hard) != nil {
 				return
 			}
@@ -182,22 +169,38 @@ func (s *UDP) read(ctx, hard context.Context, c *net.UDPConn) {
 			wait = true
 		case rerr == unix.EINTR || rerr == unix.ECONNREFUSED: // an ICMP error of no concern to a receiver
 		default:
-			s.o.Log.Warn("can't read datagrams; trying again", "input", s.o.Name, "address", c.LocalAddr().String(), "error", rerr)
+			if !told {
+				told = true
+				s.o.Log.Warn("can't read datagrams; trying again each second", "input", s.o.Name, "address", c.LocalAddr().String(), "error", rerr)
+			}
 			select {
 			case <-ctx.Done():
-				return
 			case <-time.After(time.Second):
 			}
 		}
 	}
+	// What the kernel holds at the stop; not what a sender that never pauses sends on.
+	wait = false
+	end := time.Now().Add(drainTime)
+	c.SetReadDeadline(time.Time{})
+	for time.Now().Before(end) && rc.Read(recv) == nil && (rerr == nil || rerr == unix.EINTR) {
+		held += s.take(sink, b, n)
+		if held >= handOver {
+			held = 0
+			if sink.Flush(hard) != nil {
+				return
+			}
+		}
+	}
+	sink.Flush(hard)
 }
 
-// take hands n datagrams to sink and returns their bytes.
-func (s *UDP) take(sink Sink, b *mbatch, n int) (bytes int) {
+// take hands n datagrams to sink and returns what they count towards handOver.
+func (s *UDP) take(sink Sink, b *mbatch, n int) (held int) {
 	now := time.Now()
 	for i := range n {
 		data := b.data(i)
-		bytes += len(data)
+		held += len(data) + perMessage
 		s.Stats.Bytes.Add(int64(len(data)))
 		m, ok := framing.Datagram(data, s.o.Framing)
 		if !ok {
@@ -212,7 +215,7 @@ func (s *UDP) take(sink Sink, b *mbatch, n int) (bytes int) {
 		}
 		sink.Message(m, b.from(i), now)
 	}
-	return bytes
+	return held
 }
 
 // mbatch is the memory of recvmmsg(2): one call takes up to datagrams datagrams.

@@ -1,0 +1,149 @@
+package listen
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"spillway/framing"
+)
+
+// countSink counts messages: those that were flushed, those that Close gave up,
+// and the most that one Flush had to hand over.
+type countSink struct {
+	held, flushed, lost, most atomic.Int64
+	pause                     time.Duration // of each Flush
+}
+
+func (s *countSink) Message(framing.Message, netip.AddrPort, time.Time) { s.held.Add(1) }
+
+func (s *countSink) Flush(ctx context.Context) error {
+	n := s.held.Swap(0)
+	s.most.Store(max(s.most.Load(), n))
+	s.flushed.Add(n)
+	if s.pause > 0 {
+		time.Sleep(s.pause)
+	}
+	return ctx.Err()
+}
+
+func (s *countSink) Close() { s.lost.Add(s.held.Swap(0)) }
+
+// A sender that never pauses does not keep a datagram server from stopping, and
+// what was taken is handed over.
+func TestUDPStopUnderFlood(t *testing.T) {
+	sink := &countSink{pause: 20 * time.Millisecond} // slower than the sender
+	s, err := ListenUDP(UDPOptions{Name: "udp", Address: "127.0.0.1:0", Open: func() Sink { return sink }, Log: quietLog})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { s.Serve(ctx, context.Background()); close(done) }()
+	c := dial(t, s)
+	end := make(chan struct{})
+	flood := make(chan struct{})
+	go func() {
+		defer close(flood)
+		for {
+			select {
+			case <-end:
+				return
+			default:
+				c.Write([]byte("x"))
+			}
+		}
+	}()
+	eventually(t, "many datagrams", func() bool { return sink.flushed.Load() > 10_000 })
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(5 * drainTime):
+		t.Error("the server does not stop while a sender sends")
+	}
+	close(end)
+	<-flood
+	<-done
+	if n := sink.lost.Load(); n > 0 {
+		t.Errorf("%d messages were taken and not handed over", n)
+	}
+	if n := sink.most.Load(); n > handOver/perMessage+datagrams {
+		t.Errorf("%d tiny messages in one hand-over", n)
+	}
+}
+
+// Datagrams that were taken and not handed over when the stop came are handed over.
+func TestUDPStopHandsOver(t *testing.T) {
+	for range 20 {
+		sink := &countSink{}
+		s, err := ListenUDP(UDPOptions{Name: "udp", Address: "127.0.0.1:0", Open: func() Sink { return sink }, Log: quietLog})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		c := dial(t, s)
+		for range datagrams { // one full call of recvmmsg, and nothing behind it
+			c.Write([]byte("x"))
+		}
+		done := make(chan struct{})
+		go func() { s.Serve(ctx, context.Background()); close(done) }()
+		for s.Stats.Bytes.Load() == 0 {
+		}
+		cancel()
+		<-done
+		if sink.flushed.Load() != datagrams || sink.lost.Load() != 0 {
+			t.Fatalf("%d handed over, %d given up", sink.flushed.Load(), sink.lost.Load())
+		}
+	}
+}
+
+// Memory follows what was sent: a read full of tiny messages, each of which
+// becomes a record many times its length, is handed over in parts.
+func TestTCPTinyMessages(t *testing.T) {
+	sink := &countSink{}
+	s, stop := serveTCP(t, TCPOptions{Open: func(netip.AddrPort) Sink { return sink }})
+	c := dial(t, s)
+	const n = 200_000
+	fmt.Fprint(c, strings.Repeat("x\n", n))
+	eventually(t, "all messages", func() bool { return sink.flushed.Load() == n })
+	stop()
+	if m := sink.most.Load(); m > handOver/perMessage+1 {
+		t.Errorf("%d tiny messages in one hand-over", m)
+	}
+}
+
+// once is a listener whose Accept returns one connection after the stop began.
+type once struct {
+	net.Listener
+	stop func()
+}
+
+func (l *once) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.stop()
+	}
+	return c, err
+}
+
+// A connection that was accepted as the stop came is drained like the others.
+func TestTCPAcceptedAtTheStop(t *testing.T) {
+	r := newRecorder()
+	s, err := ListenTCP(TCPOptions{Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: quietLog})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.ls[0] = &once{s.ls[0], cancel}
+	c := dial(t, s)
+	fmt.Fprint(c, "sent before\n")
+	s.Serve(ctx, context.Background())
+	if r.len() != 1 {
+		t.Error("what a connection had sent before the stop is lost")
+	}
+}
