@@ -48,7 +48,7 @@ type TCP struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu
-	full  bool                  // the limit was told, guarded by mu
+	told  time.Time             // when the limit was told, guarded by mu
 }
 
 // ListenTCP binds the address; "localhost" binds both ::1 and 127.0.0.1.
@@ -145,14 +145,13 @@ func (s *TCP) admit(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.o.MaxConnections > 0 && len(s.conns) >= s.o.MaxConnections {
-		if !s.full {
-			s.full = true
+		if now := time.Now(); s.told.IsZero() || now.Sub(s.told) > time.Minute {
+			s.told = now
 			s.o.Log.Warn("too many connections; new ones are closed at once", "input", s.o.Name, "limit", s.o.MaxConnections,
 				"peer", c.RemoteAddr().String(), "hint", "raise MAX_CONNECTIONS of the input")
 		}
 		return false
 	}
-	s.full = false
 	s.conns[c] = struct{}{}
 	s.Stats.Open.Add(1)
 	return true
