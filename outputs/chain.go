@@ -3,6 +3,7 @@ package outputs
 import (
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -27,9 +28,14 @@ type Chain struct {
 	members []*member
 }
 
-// member is one output of the chain and its health, guarded by Chain.mu.
+// member is one output of the chain, guarded by Chain.mu. Its health is that of
+// each lane: what fails for one (a batch that is unfit) may work for the others.
 type member struct {
-	out      Output
+	out   Output
+	lanes map[string]*health // that fail now
+}
+
+type health struct {
 	failures int       // in a row
 	since    time.Time // of the first of them
 	told     time.Time // when the failure was last logged
@@ -41,10 +47,10 @@ type member struct {
 type State struct {
 	Name     string
 	Active   bool      // the lanes use it now
-	Up       bool      // its last call succeeded, or it was not called yet
-	Failures int       // in a row
-	Since    time.Time // of the first failure in a row
-	Err      error     // the last one, nil when up
+	Up       bool      // the last call of each lane succeeded, or there was none yet
+	Failures int       // in a row, of the lane that has failed for longest
+	Since    time.Time // of the first of them
+	Err      error     // the last of them, nil when up
 }
 
 // NewChain returns a chain over outs, in failover order. There is at least one.
@@ -57,7 +63,7 @@ func NewChain(o ChainOptions, outs ...Output) *Chain {
 	}
 	c := &Chain{o: o}
 	for _, out := range outs {
-		c.members = append(c.members, &member{out: out})
+		c.members = append(c.members, &member{out: out, lanes: map[string]*health{}})
 	}
 	return c
 }
@@ -77,45 +83,37 @@ func (c *Chain) Current(lane string) (o Output, reason string) {
 	return c.members[0].out, ""
 }
 
-// Report tells the chain how a Publish to o ended and returns how long the lane
-// must pause before its next one: 0 after a success.
-func (c *Chain) Report(o Output, err error) (pause time.Duration) {
+// Report tells the chain how a Publish of lane to o ended and returns how long the
+// lane must pause before its next one: 0 after a success.
+func (c *Chain) Report(lane string, o Output, err error) (pause time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, m := range c.members {
-		if m.out == o {
-			return c.report(m, err)
-		}
-	}
-	return 0
-}
-
-func (c *Chain) report(m *member, err error) time.Duration {
-	now := time.Now()
-	log := c.o.Log.With("output", m.out.Name())
+	m := c.member(o)
+	h, now := m.lanes[lane], time.Now()
 	if err == nil {
-		if m.failures > 0 {
-			log.Info("output works again", "failed_for", now.Sub(m.since).Round(time.Millisecond), "attempts", m.failures)
+		if h != nil {
+			c.o.Log.Info("output works again", "output", o.Name(), "lane", lane, "failed_for", now.Sub(h.since).Round(time.Millisecond), "attempts", h.failures)
+			delete(m.lanes, lane)
 		}
-		*m = member{out: m.out}
 		return 0
 	}
-	_, action := Classify(err)
-	if m.failures == 0 {
-		m.since, m.pause = now, c.o.RetryMin
+	if h == nil {
+		h = &health{since: now, pause: c.o.RetryMin}
+		m.lanes[lane] = h
 	}
-	m.failures++
-	m.last = err
+	_, action := Classify(err)
+	h.failures++
+	h.last = err
 	// Full jitter above a floor: a fleet must not come back in step.
-	pause := m.pause/2 + rand.N(m.pause/2+1)
-	m.pause = min(2*m.pause, c.o.RetryMax)
+	pause = h.pause/2 + rand.N(h.pause/2+1)
+	h.pause = min(2*h.pause, c.o.RetryMax)
 	if action == Misconfigured {
 		pause = max(pause, min(c.o.RetryMax, time.Minute)/2) // waiting will not help, a person must act
 	}
-	if m.failures == 1 || now.Sub(m.told) >= c.o.Remind {
-		m.told = now
-		log.Warn("output fails; records stay in the buffer and the run is tried again", "error", err, "class", action.String(),
-			"failing_for", now.Sub(m.since).Round(time.Millisecond), "attempts", m.failures, "next_try_in", pause.Round(time.Millisecond))
+	if h.failures == 1 || now.Sub(h.told) >= c.o.Remind {
+		h.told = now
+		c.o.Log.Warn("output fails; records stay in the buffer and the run is tried again", "output", o.Name(), "lane", lane, "error", err, "class", action.String(),
+			"failing_for", now.Sub(h.since).Round(time.Millisecond), "attempts", h.failures, "next_try_in", pause.Round(time.Millisecond))
 	}
 	return pause
 }
@@ -126,30 +124,24 @@ func (c *Chain) States() []State {
 	defer c.mu.Unlock()
 	s := make([]State, len(c.members))
 	for i, m := range c.members {
-		s[i] = State{Name: m.out.Name(), Active: i == 0, Up: m.failures == 0, Failures: m.failures, Since: m.since, Err: m.last}
+		s[i] = State{Name: m.out.Name(), Active: i == 0, Up: len(m.lanes) == 0}
+		for _, h := range m.lanes {
+			if s[i].Since.IsZero() || h.since.Before(s[i].Since) {
+				s[i].Failures, s[i].Since, s[i].Err = h.failures, h.since, h.last
+			}
+		}
 	}
 	return s
 }
 
-// Close closes all outputs, last first, and returns the first error.
-func (c *Chain) Close() error {
-	var first error
-	for i := len(c.members) - 1; i >= 0; i-- {
-		if err := c.members[i].out.Close(); err != nil && first == nil {
-			first = err
-		}
-	}
-	return first
-}
-
-// Failing reports whether the last call of o failed.
-func (c *Chain) Failing(o Output) bool {
+// Failing reports whether the last call of o for lane failed.
+func (c *Chain) Failing(lane string, o Output) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, m := range c.members {
-		if m.out == o {
-			return m.failures > 0
-		}
-	}
-	return false
+	return c.member(o).lanes[lane] != nil
+}
+
+// member returns that of o, which came from Current. mu is held.
+func (c *Chain) member(o Output) *member {
+	return c.members[slices.IndexFunc(c.members, func(m *member) bool { return m.out == o })]
 }

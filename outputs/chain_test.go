@@ -35,11 +35,11 @@ func TestChainHolds(t *testing.T) {
 		fail := &Error{Output: "hub", Op: "publish", Stored: StoredMaybe, Action: Retry, Err: errors.New("no answer"), Hint: "see the server"}
 		limit := 250 * time.Millisecond
 		for time.Since(c.States()[0].Since) < 3*time.Minute || c.States()[0].Failures == 0 {
-			pause := c.Report(hub, fail)
+			pause := c.Report("main", hub, fail)
 			if pause < limit/2 || pause > limit {
 				t.Fatalf("pause %v, want %v to %v", pause, limit/2, limit)
 			}
-			if !c.Failing(hub) {
+			if !c.Failing("main", hub) {
 				t.Fatal("not failing after a failure")
 			}
 			limit = min(2*limit, 30*time.Second)
@@ -51,14 +51,46 @@ func TestChainHolds(t *testing.T) {
 		if !strings.Contains(log.String(), "see the server") {
 			t.Errorf("the hint is not in the log:\n%s", log.String())
 		}
-		if pause := c.Report(hub, nil); pause != 0 || c.Failing(hub) || !c.States()[0].Up {
+		if pause := c.Report("main", hub, nil); pause != 0 || c.Failing("main", hub) || !c.States()[0].Up {
 			t.Errorf("after a success: pause %v, state %+v", pause, c.States()[0])
 		}
 		if !strings.Contains(log.String(), "works again") || !strings.Contains(log.String(), "failed_for=3m") {
 			t.Errorf("the recovery is not told with its length:\n%s", log.String())
 		}
-		if pause := c.Report(hub, fail); pause > 250*time.Millisecond {
+		if pause := c.Report("main", hub, fail); pause > 250*time.Millisecond {
 			t.Errorf("a new failure begins with a pause of %v", pause)
+		}
+	})
+}
+
+// One lane's trouble (a batch that is unfit, a subject that is not allowed) is its
+// own: another lane's success neither ends its pauses nor tells that all is well.
+func TestChainLanes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		hub := named("hub")
+		c := NewChain(ChainOptions{Log: slog.New(slog.NewTextHandler(&log, nil))}, hub)
+		unfit := &Error{Output: "hub", Op: "publish", Stored: StoredNo, Action: Unfit, Err: errors.New("too large")}
+		var pause time.Duration
+		for range 8 {
+			pause = c.Report("main", hub, unfit)
+			if c.Report("audit", hub, nil) != 0 || c.Failing("audit", hub) || !c.Failing("main", hub) {
+				t.Fatal("one lane's failure is the other's")
+			}
+			if s := c.States()[0]; s.Up || s.Err != unfit || s.Failures == 0 {
+				t.Fatalf("state %+v", s)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if pause < 15*time.Second {
+			t.Errorf("after eight failures the pause is %v", pause)
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "lane=main") {
+			t.Errorf("log:\n%s", log.String())
+		}
+		c.Report("main", hub, nil)
+		if s := c.States()[0]; !s.Up || s.Err != nil || s.Failures != 0 || !s.Since.IsZero() {
+			t.Errorf("state %+v", s)
 		}
 	})
 }

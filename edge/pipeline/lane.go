@@ -429,7 +429,7 @@ func (l *Lane) age(age time.Duration) time.Duration {
 		return age
 	}
 	o, _ := l.o.Chain.Current(l.o.Name)
-	if o.Limits().Age > l.o.AgeHeld || l.o.Chain.Failing(o) {
+	if o.Limits().Age > l.o.AgeHeld || l.o.Chain.Failing(l.o.Name, o) {
 		return l.o.AgeHeld
 	}
 	return age

@@ -116,7 +116,7 @@ func (l *Lane) publish(ctx context.Context, o outputs.Output, reason string, run
 	if err != nil && ctx.Err() != nil {
 		return 0 // the stop, not the output
 	}
-	return l.o.Chain.Report(o, err)
+	return l.o.Chain.Report(l.o.Name, o, err)
 }
 
 func sleep(ctx context.Context, d time.Duration) {
