@@ -220,7 +220,9 @@ type Buffer struct {
 	foot       Footer
 	cur        cursor
 	settled    bool   // what an earlier life may have left unsynced is durable
+	saved      bool   // this life has saved the cursor
 	opens      uint32 // including this one
+	acked      uint64 // the acked floor that was found
 	scratch    []byte
 	// unsynced are batches that Append returned for and that are not durable
 	// yet (SyncInterval). stranded: the segment they were written to has been
@@ -678,7 +680,7 @@ func (b *Buffer) create(first *batch.Batch) error {
 	seg := &segment{ordinal: b.ordinal, epoch: b.start.Epoch, first: first.First, last: first.First - 1, salt: salt, agent: b.o.Agent, ours: true}
 	b.ordinal++ // never again, not even if this fails
 	h := segmentHeader{Opens: b.opens, Epoch: seg.epoch, Ordinal: seg.ordinal, First: seg.first, Created: b.o.Now().UnixNano(),
-		Salt: salt, Floor: b.pos.committed, Before: b.seal}
+		Salt: salt, Floor: max(b.pos.committed, b.acked), Before: b.seal}
 	b.mu.Unlock()
 	if b.stranded {
 		h.Before = b.unsyncedBefore
@@ -800,12 +802,16 @@ func (b *Buffer) flush() error {
 // drained, and the checksum in the identity still tells two contents apart.
 // w is held.
 func (b *Buffer) settle() {
-	if b.settled {
-		return
+	if !b.settled {
+		b.settled = true
+		if b.syncNewest() != nil {
+			b.saveCursor()
+		}
 	}
-	b.settled = true
-	if b.syncNewest() != nil {
-		b.saveCursor()
+	if !b.saved {
+		if _, planned := b.Plan(); planned {
+			b.saveCursor() // Next is about to repeat it
+		}
 	}
 }
 
@@ -832,6 +838,7 @@ func (b *Buffer) saveCursor() error {
 	p := b.pos
 	p.next, p.seal, p.epoch = b.next, b.seal, b.start.Epoch
 	p.acks, p.doubts, p.handed, p.gaps = slices.Clone(p.acks), slices.Clone(p.doubts), slices.Clone(p.handed), slices.Clone(p.gaps)
+	p.told = slices.Clone(p.told)
 	for n := len(p.gaps); n > maxGaps; n = len(p.gaps) {
 		p.gaps[n-2] = mergeGaps(p.gaps[n-2], p.gaps[n-1])
 		p.gaps = p.gaps[:n-1]
@@ -839,6 +846,7 @@ func (b *Buffer) saveCursor() error {
 	b.dirty = false
 	b.mu.Unlock()
 	err := b.cur.save(b.fs, &p)
+	b.saved = b.saved || err == nil
 	b.lastSave = b.o.Now()
 	if err != nil {
 		b.mu.Lock()

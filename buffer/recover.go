@@ -106,8 +106,9 @@ func (b *Buffer) recover() error {
 				best.last = min(e.last, newest.seg.first-1)
 			}
 		}
+		b.acked = b.floor()
 		if !cursor {
-			b.pos.committed = b.floor()
+			b.pos.committed = b.acked
 			found = max(found, b.pos.committed)
 		}
 	}
@@ -323,9 +324,10 @@ func (b *Buffer) aim(certain bool) {
 	if s.first > b.pos.passed.Last {
 		b.tail.next = max(b.tail.next, b.pos.passed.Last+1)
 	}
-	// The oldest segment begins behind the position. If it does not begin an epoch
-	// and the position is certain, segments are missing; the reader will tell.
-	if h, _ := b.header(s); !certain || h.Before == (batch.Seal{}) {
+	// The oldest segment begins behind the position. If it does not begin an epoch,
+	// the position is certain, and no segment was begun when what is not there had
+	// been delivered, segments are missing; the reader will tell.
+	if h, _ := b.header(s); !certain || h.Before == (batch.Seal{}) || b.acked >= s.first-1 {
 		b.tail.next = s.first
 	}
 }

@@ -360,7 +360,11 @@ func (b *Buffer) makeRoom(n int64) error {
 		if !over && !short {
 			return nil
 		}
-		size, err := b.freeDone()
+		size, err := b.freeDone(false)
+		if isFull(err) {
+			b.giveUp() // so that the next batch begins a segment
+			size, err = b.freeDone(true)
+		}
 		if err != nil {
 			return err
 		}
@@ -392,7 +396,7 @@ func (b *Buffer) makeRoom(n int64) error {
 // reclaim frees n bytes after the disk said that it is full. w is held.
 func (b *Buffer) reclaim(n int64) error {
 	for n > 0 {
-		size, err := b.freeDone()
+		size, err := b.freeDone(true)
 		if err == nil && size == 0 && b.o.Full == DropOldest {
 			size, err = b.dropOldest()
 		}
@@ -416,7 +420,12 @@ func (b *Buffer) spared(s *segment) bool {
 // freeDone removes the oldest delivered segment, never the newest of all: that
 // one tells the next start where numbering goes on. It returns the bytes freed, 0
 // if there is none. w is held.
-func (b *Buffer) freeDone() (int64, error) {
+//
+// A position must not point before a segment that was removed. But where a full
+// disk takes no overwrite either (btrfs, f2fs), removing is the only way out: with
+// force it goes on, and the segment that is created next carries the position as
+// its acked floor.
+func (b *Buffer) freeDone(force bool) (int64, error) {
 	b.mu.Lock()
 	if b.head == 0 || len(b.segs) < 2 {
 		b.mu.Unlock()
@@ -424,10 +433,7 @@ func (b *Buffer) freeDone() (int64, error) {
 	}
 	s := b.segs[0]
 	b.mu.Unlock()
-	// A position must not point before a segment that was removed. Where a full disk
-	// takes no overwrite either (btrfs, f2fs), removing is the only way out, and
-	// what it may cost is repeats.
-	if err := b.saveDirty(); err != nil && !isFull(err) {
+	if err := b.saveDirty(); err != nil && !(force && isFull(err)) {
 		return 0, err
 	}
 	return s.size, b.remove(s, s.damaged)
@@ -718,7 +724,7 @@ func (b *Buffer) expire(now time.Time) (next time.Time) {
 				return due
 			}
 		}
-		if size, err := b.freeDone(); err != nil || size == 0 {
+		if size, err := b.freeDone(false); err != nil || size == 0 {
 			return now.Add(saveEvery)
 		}
 	}
