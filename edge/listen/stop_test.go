@@ -1,12 +1,15 @@
 package listen
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,5 +148,40 @@ func TestTCPAcceptedAtTheStop(t *testing.T) {
 	s.Serve(ctx, context.Background())
 	if r.len() != 1 {
 		t.Error("what a connection had sent before the stop is lost")
+	}
+}
+
+// scarce is a listener that is out of file descriptors a few times.
+type scarce struct {
+	net.Listener
+	times int
+}
+
+func (l *scarce) Accept() (net.Conn, error) {
+	if l.times > 0 {
+		l.times--
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
+	}
+	return l.Listener.Accept()
+}
+
+// Running out of file descriptors is told once, with what to do, and ends nothing.
+func TestTCPOutOfFiles(t *testing.T) {
+	var log bytes.Buffer
+	r := newRecorder()
+	s, err := ListenTCP(TCPOptions{Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ls[0] = &scarce{s.ls[0], 4}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { s.Serve(ctx, context.Background()); close(done) }()
+	fmt.Fprint(dial(t, s), "after all\n")
+	eventually(t, "the message", func() bool { return r.len() == 1 })
+	cancel()
+	<-done
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "LimitNOFILE") {
+		t.Errorf("log:\n%s", log.String())
 	}
 }

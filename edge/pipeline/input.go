@@ -109,11 +109,15 @@ func (s *sink) Message(m framing.Message, from netip.AddrPort, now time.Time) {
 	if m.Flags&framing.Truncated != 0 {
 		s.n.truncated++
 	}
+	if s.msg.Err != "" {
+		s.n.failures++
+	}
 	b.ends = append(b.ends, uint32(len(b.lines)))
 }
 
-// maxLine is the longest line that fits a batch of one whatever the codec makes of it, with its tail.
-const maxLine = batch.MaxSingle - 1<<10
+// maxLine is the longest line that fits a batch of one with its tail, also if no
+// codec can compress it: gzip then makes it longer by 5 bytes for each 64 KiB.
+const maxLine = batch.MaxSingle - 64<<10
 
 func (s *sink) append(dst []byte, m framing.Message, now time.Time) []byte {
 	if s.raw {
@@ -123,9 +127,6 @@ func (s *sink) append(dst []byte, m framing.Message, now time.Time) []byte {
 		return s.enc.AppendRecord(dst, m, nil, now)
 	}
 	s.parser.Parse(&s.msg, m.Data, now)
-	if s.msg.Err != "" {
-		s.n.failures++
-	}
 	return s.enc.AppendRecord(dst, m, &s.msg, now)
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"spillway/buffer"
 	"spillway/buffer/batch"
+	"spillway/framing/ecs"
+	"spillway/framing/syslog"
 	"spillway/outputs"
 )
 
@@ -391,5 +393,37 @@ func TestDropsAreToldAgain(t *testing.T) {
 	}
 	if told != 12 {
 		t.Errorf("%d dropped records told, want 12", told)
+	}
+}
+
+// The longest line that a sink makes fits a batch of one, whatever the codec makes of it.
+func TestLongestLineFits(t *testing.T) {
+	line := make([]byte, maxLine+64)
+	rand.NewChaCha8([32]byte{1}).Read(line)
+	for _, codec := range []batch.Codec{batch.None, batch.Gzip, batch.Zstd} {
+		e, err := batch.NewEncoder(codec, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := &batch.Open{Lines: line, First: 1}
+		o.Added(1)
+		if bs, _, err := e.Encode(nil, o, nil); err != nil || len(bs) != 1 || bs[0].Flags&batch.Single == 0 {
+			t.Errorf("%v: %d batches, %v", codec, len(bs), err)
+		}
+	}
+}
+
+// A message whose record is longer than any batch is cut, and counted once.
+func TestRecordLongerThanABatch(t *testing.T) {
+	l := &Lane{blocks: make(chan *block, 1)}
+	in := NewInput(InputOptions{Name: "tcp", Lane: l, Parse: true, Format: syslog.RFC5424, Zone: time.UTC, Records: ecs.Options{Dataset: "d", Agent: "a"}})
+	s := in.Open(peer)
+	s.Message(msg(strings.Repeat("\x01", 20<<20)), peer, time.Now()) // six bytes each
+	s.Flush(context.Background())
+	if n := len((<-l.blocks).lines); n > maxLine || n < maxLine/4 {
+		t.Errorf("a line of %d bytes", n)
+	}
+	if in.Messages.Load() != 1 || in.Failures.Load() != 1 || in.Truncated.Load() != 1 {
+		t.Errorf("counted %d messages, %d failures, %d truncated", in.Messages.Load(), in.Failures.Load(), in.Truncated.Load())
 	}
 }
