@@ -59,11 +59,11 @@ servers: $(BIN)/nats-server $(BIN)/versitygw ## build the two test servers, once
 
 $(BIN)/nats-server:
 	@echo 'building nats-server (once; about half a minute)'
-	GOBIN=$(BIN) $(GO) install -v $(NATS_SERVER) 2>&1 | $(progress)
+	@GOBIN=$(BIN) $(GO) install -v $(NATS_SERVER) 2>&1 | $(progress)
 
 $(BIN)/versitygw:
 	@echo 'building the S3 server versitygw (once; two or three minutes)'
-	GOBIN=$(BIN) $(GO) install -v $(VERSITYGW) 2>&1 | $(progress)
+	@GOBIN=$(BIN) $(GO) install -v $(VERSITYGW) 2>&1 | $(progress)
 
 $(BIN)/staticcheck:
 	GOBIN=$(BIN) $(GO) install $(STATICCHECK)
