@@ -235,6 +235,7 @@ type Buffer struct {
 	lastSave       time.Time
 
 	r     sync.Mutex // held by Next; guards what follows, and is taken before w
+	ready bool       // settled
 	scan  scanner
 	rfile File
 	rseg  *segment // of rfile

@@ -60,9 +60,12 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 	b.r.Lock()
 	defer b.r.Unlock()
 	defer b.release()
-	b.w.Lock()
-	b.settle()
-	b.w.Unlock()
+	if !b.ready { // once: a reader must not wait for every fsync
+		b.w.Lock()
+		b.settle()
+		b.w.Unlock()
+		b.ready = true
+	}
 	if l.Bytes <= 0 {
 		l.Bytes = maxRunBytes
 	}
