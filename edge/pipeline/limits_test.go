@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"spillway/buffer"
 	"spillway/buffer/batch"
+	"spillway/framing"
 	"spillway/framing/ecs"
 	"spillway/framing/syslog"
 	"spillway/outputs"
@@ -426,4 +428,29 @@ func TestRecordLongerThanABatch(t *testing.T) {
 	if in.Messages.Load() != 1 || in.Failures.Load() != 1 || in.Truncated.Load() != 1 {
 		t.Errorf("counted %d messages, %d failures, %d truncated", in.Messages.Load(), in.Failures.Load(), in.Truncated.Load())
 	}
+}
+
+// While the disk stands still, memory is bounded also if every record is huge.
+func TestHugeRecordsWait(t *testing.T) {
+	disk := newDirFS(t)
+	b := start(t, "", &memory{}, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.FS, o.MaxBytes, l.Codec = disk, 1<<30, batch.None
+	})
+	disk.bad.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	const size = 8 << 20
+	data := bytes.Repeat([]byte("x"), size)
+	s := b.in.Open(peer)
+	taken := 0
+	for s.Message(framing.Message{Data: data}, peer, time.Now()); s.Flush(ctx) == nil; taken++ {
+		s.Message(framing.Message{Data: data}, peer, time.Now())
+	}
+	// heldMax, the one that passed it, the one that fill is at, and two before it.
+	if n := taken * size; n < heldMax || n > heldMax+4*size {
+		t.Errorf("%d MiB were taken while nothing could be stored", n>>20)
+	}
+	disk.bad.Store(false)
+	s.Close()
+	b.stopWithin(20 * time.Second)
 }
