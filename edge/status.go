@@ -58,7 +58,7 @@ func (a *agent) ready() error {
 	var why []error
 	for _, l := range a.lanes {
 		if l.Full() {
-			why = append(why, fmt.Errorf("lane %s: the buffer is full", l.name))
+			why = append(why, fmt.Errorf("lane %s: nothing could be stored for a second or longer: the buffer is full, or its disk fails", l.name))
 		}
 	}
 	return errors.Join(why...)

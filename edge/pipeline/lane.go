@@ -69,7 +69,8 @@ type Lane struct {
 	durable   atomic.Uint64 // number of the last record that Append returned for
 	delivered atomic.Uint64 // records that an output acknowledged
 
-	drops drops
+	drops     drops
+	complaint string // of ship, what it said last
 
 	gapMu   sync.Mutex
 	telling int // gaps of the buffer in batches that are not durable yet, guarded by gapMu

@@ -136,10 +136,11 @@ func TestFullShipsAtOnce(t *testing.T) {
 	}
 }
 
-// dirFS is a directory on whose segments nothing can be written while bad is set.
+// dirFS is a directory on whose segments nothing can be written while bad is set,
+// nor on its cursor while badCursor is.
 type dirFS struct {
 	*os.Root
-	bad atomic.Bool
+	bad, badCursor atomic.Bool
 }
 
 type dirFile struct {
@@ -191,7 +192,7 @@ func (d *dirFS) SyncDir() error { return nil }
 func (d *dirFS) Free() (free, total int64, err error) { return 1 << 40, 1 << 40, nil }
 
 func (f dirFile) WriteAt(p []byte, off int64) (int, error) {
-	if f.fs.bad.Load() && strings.HasSuffix(f.Name(), ".seg") {
+	if f.fs.bad.Load() && strings.HasSuffix(f.Name(), ".seg") || f.fs.badCursor.Load() && strings.HasSuffix(f.Name(), "cursor") {
 		return 0, errDisk
 	}
 	return f.File.WriteAt(p, off)
@@ -453,4 +454,27 @@ func TestHugeRecordsWait(t *testing.T) {
 	disk.bad.Store(false)
 	s.Close()
 	b.stopWithin(20 * time.Second)
+}
+
+// A plan that can't be stored is tried each second and told once.
+func TestPlanFailureIsToldOnce(t *testing.T) {
+	m, disk := &planned{}, newDirFS(t)
+	disk.badCursor.Store(true)
+	b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) { o.FS = disk })
+	s := b.in.Open(peer)
+	s.Message(msg("one"), peer, time.Now())
+	s.Flush(context.Background())
+	waitFor(t, "three attempts", func() bool { return b.buf.Stats().CursorErrors >= 3 })
+	if n := m.attempts(); n != 0 {
+		t.Errorf("%d objects were handed over without a plan", n)
+	}
+	disk.badCursor.Store(false)
+	s.Close()
+	b.stopWithin(10 * time.Second)
+	if n := strings.Count(b.log.String(), "can't be stored; trying again"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, b.log)
+	}
+	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
+		t.Errorf("%d records delivered", len(rs))
+	}
 }

@@ -29,7 +29,7 @@ func (l *Lane) ship(ctx, coming context.Context) {
 			// Another output was planned for these records, by another configuration: its
 			// object is given up, and the records go where they go now.
 			if err := l.o.Buffer.SetPlan(buffer.Plan{}); err != nil {
-				l.o.Log.Error("the plan of an object can't be given up; trying again", "lane", l.o.Name, "output", p.Output, "key", p.Key, "error", err)
+				l.complain("the plan of an object can't be given up; trying again", "output", p.Output, "key", p.Key, "error", err)
 				sleep(ctx, time.Second)
 				continue
 			}
@@ -47,7 +47,7 @@ func (l *Lane) ship(ctx, coming context.Context) {
 				return
 			}
 			if !urged {
-				l.o.Log.Error("the buffer can't be read; trying again", "lane", l.o.Name, "error", err)
+				l.complain("the buffer can't be read; trying again", "error", err)
 				sleep(next, time.Second)
 			}
 			continue
@@ -96,11 +96,12 @@ func (l *Lane) publish(ctx context.Context, o outputs.Output, reason string, run
 		run.Key = p.Key(run)
 		plan := buffer.Plan{Output: o.Name(), First: run.First(), Last: run.Last(), Key: run.Key}
 		if err := l.o.Buffer.SetPlan(plan); err != nil {
-			l.o.Log.Error("the plan of an object can't be stored; trying again", "lane", l.o.Name, "output", o.Name(), "key", run.Key, "error", err)
+			l.complain("the plan of an object can't be stored; trying again", "output", o.Name(), "key", run.Key, "error", err)
 			return time.Second
 		}
 	}
 	run.Attempt = a.of(run)
+	l.complaint = ""
 	n, err := o.Publish(ctx, run)
 	if n > 0 {
 		last := run.Batches[n-1].Last()
@@ -117,6 +118,14 @@ func (l *Lane) publish(ctx context.Context, o outputs.Output, reason string, run
 		return 0 // the stop, not the output
 	}
 	return l.o.Chain.Report(l.o.Name, o, err)
+}
+
+// complain logs, once until a run is handed over, what ship tries each second.
+func (l *Lane) complain(msg string, args ...any) {
+	if l.complaint != msg {
+		l.complaint = msg
+		l.o.Log.Error(msg, append(args, "lane", l.o.Name, "hint", "see the disk that holds SPILLWAY_STATE_DIR: space, errors, read-only")...)
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) {
