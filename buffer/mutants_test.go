@@ -18,11 +18,14 @@ func TestMutants(t *testing.T) {
 	if err != nil || len(patches) < 3 {
 		t.Fatalf("%d patches, %v", len(patches), err)
 	}
-	base := t.TempDir()
-	copyModule(t, base)
-	if out, err := simulate(t, base); err != nil {
-		t.Fatalf("without a patch: %v\n%s", err, out)
-	}
+	t.Run("unpatched", func(t *testing.T) {
+		t.Parallel()
+		dir := t.TempDir()
+		copyModule(t, dir)
+		if out, err := simulate(t, dir); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	})
 	for _, patch := range patches {
 		name := strings.TrimSuffix(filepath.Base(patch), ".patch")
 		abs, err := filepath.Abs(patch)
