@@ -63,7 +63,7 @@ type Lane struct {
 	ratio     atomic.Int64  // recent compression ratio × 1024
 	began     time.Time
 	busy      atomic.Int64                       // when fill took the block it is at, since began; 0: none
-	waiting   atomic.Bool                        // fill waits for room
+	waiting   atomic.Int32                       // fill and store, while they wait for room
 	urge      atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
 	admitted  atomic.Uint64
 	durable   atomic.Uint64 // number of the last record that Append returned for
@@ -204,11 +204,7 @@ func (f *filler) admit(ctx context.Context, b *block) {
 	}
 	f.seal() // what has been admitted does not wait in memory for the room of others
 	since, told := time.Now(), false
-	l.waiting.Store(true)
-	defer l.waiting.Store(false)
-	if urge := l.urge.Load(); urge != nil {
-		(*urge)()
-	}
+	defer l.hurry()()
 	for ctx.Err() == nil && !l.o.Buffer.Fits(need()) {
 		// Not for longer: need gets less as Append takes what is held.
 		wait, cancel := context.WithTimeout(ctx, fullAfter/10)
@@ -226,6 +222,15 @@ func (f *filler) admit(ctx context.Context, b *block) {
 	if told && ctx.Err() == nil {
 		l.o.Log.Info("the buffer has room again", "lane", l.o.Name, "full_for", time.Since(since).Round(time.Millisecond))
 	}
+}
+
+// hurry makes ship wait for no more batches until done: room comes first.
+func (l *Lane) hurry() (done func()) {
+	l.waiting.Add(1)
+	if urge := l.urge.Load(); urge != nil {
+		(*urge)()
+	}
+	return func() { l.waiting.Add(-1) }
 }
 
 // block returns an empty block; release gives it back.
@@ -541,7 +546,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) bool {
 	if len(group) == 0 {
 		return false
 	}
-	pause, since := time.Duration(0), time.Time{}
+	pause, since, full := time.Duration(0), time.Time{}, false
 	for {
 		err := l.o.Buffer.Append(ctx, group...)
 		if err == nil {
@@ -557,7 +562,15 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) bool {
 			l.o.Log.Error("records can't be stored; they wait in memory and inputs are held back", "lane", l.o.Name, "error", err,
 				"hint", "see the disk that holds SPILLWAY_STATE_DIR: space, errors, read-only")
 		}
-		pause = min(max(2*pause, 100*time.Millisecond), 10*time.Second)
+		most := 10 * time.Second
+		if errors.Is(err, buffer.ErrFull) {
+			most = time.Second // it is for ship to end this
+			if !full {
+				full = true
+				defer l.hurry()()
+			}
+		}
+		pause = min(max(2*pause, 100*time.Millisecond), most)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

@@ -478,3 +478,30 @@ func TestPlanFailureIsToldOnce(t *testing.T) {
 		t.Errorf("%d records delivered", len(rs))
 	}
 }
+
+// Also what was admitted while nothing was pending, and then finds the buffer
+// full, does not wait for an object to come of age, nor does the stop.
+func TestFullAtTheDiskShipsAtOnce(t *testing.T) {
+	m := &planned{memory{limits: batch.Limits{Bytes: 1 << 30, Age: time.Hour}}}
+	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
+		o.MaxBytes, o.SyncGap, l.Codec = 1<<20, 100*time.Millisecond, batch.None
+	})
+	// As fill does when it admits faster than store stores.
+	l, e := b.lane, func() *batch.Encoder { e, _ := batch.NewEncoder(batch.None, 0); return e }()
+	for i := range 4 {
+		o := &batch.Open{Lines: append(bytes.Repeat([]byte(`"`), 800<<10), '\n'), First: uint64(i + 1)}
+		o.Added(1)
+		j := &job{raw: int64(len(o.Lines)), done: make(chan struct{})}
+		if j.batches, j.mem, j.err = e.Encode(nil, o, nil); j.err != nil {
+			t.Fatal(j.err)
+		}
+		l.held.Add(j.raw)
+		close(j.done)
+		l.order <- j
+		waitFor(t, "store to take it", func() bool { return len(l.order) == 0 })
+	}
+	b.stopWithin(10 * time.Second)
+	if n := len(m.batches); n != 4 {
+		t.Errorf("%d batches delivered, want 4", n)
+	}
+}

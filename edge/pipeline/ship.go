@@ -36,8 +36,8 @@ func (l *Lane) ship(ctx, coming context.Context) {
 		}
 		gather, cancel := context.WithCancel(next)
 		l.urge.Store(&cancel)
-		if l.waiting.Load() {
-			limits.Age = 0 // room comes first
+		if l.waiting.Load() > 0 {
+			limits.Age = 0
 		}
 		run, err := l.o.Buffer.Next(gather, limits)
 		urged := gather.Err() != nil
