@@ -246,9 +246,10 @@ func TestPlannedRunIsRepeated(t *testing.T) {
 	var swallow atomic.Bool
 	swallow.Store(true)
 	release := make(chan struct{})
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	inner := proxy.Director
-	proxy.Director = func(r *http.Request) { host := r.Host; inner(r); r.Host = host }
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		r.Out.Host = r.In.Host // it is signed
+	}}
 	proxy.ModifyResponse = func(r *http.Response) error {
 		if r.Request.Method == http.MethodPut && strings.Contains(r.Request.URL.Path, ".ndjson") {
 			stored <- fmt.Sprint(r.StatusCode)
