@@ -839,7 +839,7 @@ func (b *Buffer) saveCursor() error {
 	p := b.pos
 	p.next, p.seal, p.epoch = b.next, b.seal, b.start.Epoch
 	p.acks, p.doubts, p.handed, p.gaps = slices.Clone(p.acks), slices.Clone(p.doubts), slices.Clone(p.handed), slices.Clone(p.gaps)
-	p.told = slices.Clone(p.told)
+	p.told = slices.Clone(p.told[max(0, len(p.told)-maxTold):])
 	for n := len(p.gaps); n > maxGaps; n = len(p.gaps) {
 		p.gaps[n-2] = mergeGaps(p.gaps[n-2], p.gaps[n-1])
 		p.gaps = p.gaps[:n-1]

@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -177,12 +178,11 @@ func (b *Buffer) addGap(g Gap) {
 	b.soil()
 	// The records that told of earlier holes are not delivered yet and may lie in
 	// this one. Told twice is no harm: the ranges say so.
-	again := b.pos.told
+	all := append(b.pos.told, toldGap{Gap: g})
 	b.pos.told = nil
-	for _, t := range again {
+	for _, t := range coalesce(all) {
 		b.queueGap(t.Gap)
 	}
-	b.queueGap(g)
 }
 
 func (b *Buffer) queueGap(g Gap) {
@@ -222,17 +222,44 @@ func (b *Buffer) GapsTold(n int) {
 	if n <= 0 {
 		return
 	}
+	told := slices.Clone(b.pos.told)
 	for _, g := range b.pos.gaps[:n] {
-		if k := len(b.pos.told); k > 0 && adjoins(b.pos.told[k-1].Gap, g) {
-			b.pos.told[k-1] = toldGap{mergeGaps(b.pos.told[k-1].Gap, g), b.next - 1}
-		} else {
-			b.pos.told = append(b.pos.told, toldGap{g, b.next - 1})
-		}
+		told = append(told, toldGap{g, b.next - 1})
 	}
-	b.pos.told = slices.Clone(b.pos.told[max(0, len(b.pos.told)-maxTold):])
+	b.pos.told = coalesce(told)
 	b.pos.gaps = slices.Clone(b.pos.gaps[n:])
 	b.shown = max(0, b.shown-n)
 	b.soil()
+}
+
+// coalesce makes one gap of those that touch or overlap, and forgets the oldest of
+// very many: they have been told once.
+func coalesce(told []toldGap) []toldGap {
+	slices.SortFunc(told, func(a, c toldGap) int {
+		return cmp.Or(cmp.Compare(a.First, c.First), cmp.Compare(a.Last, c.Last))
+	})
+	out := told[:0]
+	for _, t := range told {
+		if n := len(out); n > 0 && joins(&out[n-1].Gap, t.Gap) {
+			out[n-1].by = max(out[n-1].by, t.by)
+		} else {
+			out = append(out, t)
+		}
+	}
+	return slices.Clone(out[max(0, len(out)-maxHanded):])
+}
+
+// joins makes a of a and g, which begins with a or later, if both tell of the
+// same hole or of holes that touch.
+func joins(a *Gap, g Gap) bool {
+	if a.Reason != g.Reason || a.Epoch != g.Epoch || g.First > a.Last+1 || a.Reason == ReasonEpoch {
+		return false
+	}
+	if g.Last > a.Last {
+		a.Count += g.Count - min(g.Count, a.Last+1-g.First) // what both tell counts once
+		a.Last, a.Until, a.After = g.Last, g.Until, g.After
+	}
+	return true
 }
 
 // adjoins reports whether a and the later g are one hole.
