@@ -36,7 +36,7 @@ const (
 	// A sender of many small writes wakes the reader for each: at 10,000 messages
 	// a second that is most of the cost. After a short read that came soon after
 	// the one before, the reader lets messages gather in the socket for a moment.
-	shortRead = 16 << 10
+	shortRead = 4 << 10
 	gather    = 5 * time.Millisecond
 )
 

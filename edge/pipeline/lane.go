@@ -102,12 +102,13 @@ func openBatches() int { return 1 + min(runtime.GOMAXPROCS(0), maxEncoders) }
 
 const (
 	maxEncoders = 3
-	groupMax    = 16          // encoded batches that share an fsync, and as many may wait for the next
+	groupMax    = 8           // encoded batches that share an fsync, and as many may wait for the next
 	heldMax     = 64 << 20    // bytes of lines from which on fill waits for an fsync
 	fullAfter   = time.Second // how long a datagram input waits before it drops
 	remind      = time.Minute // how often a lane that is full again and again says so
 	spareBlocks = 8           // kept for reuse
 	maxBlock    = 1 << 20     // larger ones are not kept
+	blockSize   = 256 << 10   // of lines that a new one has room for: those of one read
 	maxMem      = 2 * batch.MaxPayload
 	maxOpen     = 2 * batch.DefaultRaw
 )
@@ -126,7 +127,7 @@ func NewLane(o LaneOptions) *Lane {
 		began:  time.Now(),
 	}
 	for range openBatches() {
-		l.free <- new(batch.Open)
+		l.free <- l.newOpen()
 	}
 	l.ratio.Store(1 << 10) // until it is known: what is admitted must fit
 	return l
@@ -233,13 +234,24 @@ func (l *Lane) hurry() (done func()) {
 	return func() { l.waiting.Add(-1) }
 }
 
+// newOpen returns an open batch with memory for all its lines. Growing step by
+// step would leave several times as much behind; pages that no line touches cost
+// nothing.
+func (l *Lane) newOpen() *batch.Open {
+	raw := l.o.Batch.Raw
+	if raw <= 0 {
+		raw = batch.DefaultRaw
+	}
+	return &batch.Open{Lines: make([]byte, 0, raw+blockSize)}
+}
+
 // block returns an empty block; release gives it back.
 func (l *Lane) block() *block {
 	select {
 	case b := <-l.spare:
 		return b
 	default:
-		return new(block)
+		return &block{lines: make([]byte, 0, blockSize)}
 	}
 }
 
@@ -450,6 +462,7 @@ func (l *Lane) encode() {
 			select {
 			case mem = <-l.mem:
 			default:
+				mem = make([]byte, 0, batch.DefaultBytes+batch.DefaultBytes/8)
 			}
 			j.batches, j.mem, j.err = e.Encode(nil, j.open, mem[:0])
 		}
@@ -467,7 +480,7 @@ func (l *Lane) encode() {
 			l.o.Log.Error("records can't be encoded and are lost", "lane", l.o.Name, "first", j.open.First, "records", j.open.Count, "error", j.err)
 		}
 		if cap(j.open.Lines) > max(maxOpen, 2*l.o.Batch.Raw) {
-			j.open.Lines = nil
+			j.open = l.newOpen()
 		}
 		l.free <- j.open
 		close(j.done)
