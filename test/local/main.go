@@ -113,7 +113,8 @@ func run(ctx context.Context) error {
 		case "hub":
 			env = append(env, "SPILLWAY_OUTPUT_HUB_URL=nats://"+natsAddress, "SPILLWAY_OUTPUT_HUB_STREAM="+stream)
 		case "archive":
-			env = append(env, "SPILLWAY_OUTPUT_ARCHIVE_URL=s3://"+bucket+"/edge", "SPILLWAY_OUTPUT_ARCHIVE_ENDPOINT=http://"+s3Address)
+			env = append(env, "SPILLWAY_OUTPUT_ARCHIVE_URL=s3://"+bucket+"/edge", "SPILLWAY_OUTPUT_ARCHIVE_ENDPOINT=http://"+s3Address,
+				"SPILLWAY_OUTPUT_ARCHIVE_ROLL_AGE=10s") // five minutes by default: long to watch
 		}
 	}
 	if err := start("spillway", env, "run"); err != nil {
@@ -135,7 +136,7 @@ spillway runs. In another terminal, in this folder:
 The first output, hub, is a stream on a real nats-server; the second, archive, is
 a bucket on a real S3 server. To see objects, stop this, start it again as
   SPILLWAY_OUTPUTS=archive make run
-send lines, and after five minutes, or the stop, read them back with
+send lines, and after ten seconds read them back with
   AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s bin/spillway cat 's3://%s/edge?endpoint=http://%s'
 
 Ctrl-C stops everything; state stays in %s.
