@@ -349,9 +349,9 @@ func (w *world) collect() {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
 			most += s.last - s.first + 1
-			// Of more gaps than a cursor holds, neighbours are merged, and what was
-			// delivered between them does not count.
-			if merged := g.Count < g.Last-g.First+1; s.stored && !(merged && s.delivered) {
+			// Of more gaps than a cursor holds, neighbours are merged: what lies between
+			// them may be delivered or pending, and does not count.
+			if merged := g.Count < g.Last-g.First+1; s.stored && !merged {
 				least += s.last - s.first + 1
 			}
 			s.told = true
