@@ -89,7 +89,7 @@ bench: build servers ## benchmarks of every step and of the whole path
 
 fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@set -e; for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
-	  echo "== $$p $$f"; $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; done; done
+	  echo "== $$p $$f"; $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
 cross: ## linux amd64, arm64, arm and 386
 	@mkdir -p dist
