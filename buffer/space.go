@@ -327,30 +327,33 @@ func (b *Buffer) refuseDisk(n int64) error {
 	return nil
 }
 
-// Fits reports whether n more payload bytes should be admitted. Under Hold that
-// is so while MaxBytes is not reached by what is not delivered, or while nothing
-// is pending at all, so that one large batch can't be stuck for ever. Under
-// DropOldest it is always so, unless the disk is full and nothing can be dropped.
-func (b *Buffer) Fits(n int64) bool {
+// Fits reports whether n more payload bytes should be admitted behind held ones,
+// which were admitted before and will come to Append. Under Hold that is so while
+// MaxBytes is not reached by what is not delivered, or while nothing is pending or
+// held at all, so that one large batch can't be stuck for ever. Under DropOldest
+// it is always so, unless the disk is full and nothing can be dropped.
+func (b *Buffer) Fits(held, n int64) bool {
 	b.refreshFree(freeEvery)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.fits(n)
+	return b.fits(held, n)
 }
 
-func (b *Buffer) fits(n int64) bool {
-	if b.o.Full == Hold && (b.queued > 0 || b.pending()) && (b.live+b.queued+n > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
+func (b *Buffer) fits(held, n int64) bool {
+	held = max(held, b.queued)
+	idle := held == 0 && !b.pending()
+	if b.o.Full == Hold && !idle && (b.live+held+n > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
 		return false
 	}
-	return b.refuseDisk(n+b.queued) == nil
+	return b.refuseDisk(held+n) == nil
 }
 
-// Room waits until Fits(n), the end of ctx or Close.
-func (b *Buffer) Room(ctx context.Context, n int64) error {
+// Room waits until Fits(held, n), the end of ctx or Close.
+func (b *Buffer) Room(ctx context.Context, held, n int64) error {
 	for {
 		b.refreshFree(freeEvery)
 		b.mu.Lock()
-		ok, closed, changed := b.fits(n), b.closed, b.changed
+		ok, closed, changed := b.fits(held, n), b.closed, b.changed
 		b.mu.Unlock()
 		if closed {
 			return ErrClosed

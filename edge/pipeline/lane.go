@@ -193,12 +193,13 @@ func (l *Lane) fill(ctx context.Context) {
 // stop must not wait, and Append has a word in it too.
 func (f *filler) admit(ctx context.Context, b *block) {
 	l := f.l
-	need := func() int64 {
-		n := l.held.Load() + int64(len(b.lines))
+	need := func() (held, n int64) { // bytes on disk, as far as is known
+		held = l.held.Load()
 		if f.open != nil {
-			n += int64(len(f.open.Lines))
+			held += int64(len(f.open.Lines))
 		}
-		return n * 1024 / l.ratio.Load()
+		ratio := l.ratio.Load()
+		return held * 1024 / ratio, int64(len(b.lines)) * 1024 / ratio
 	}
 	if ctx.Err() != nil || l.o.Buffer.Fits(need()) {
 		return
@@ -209,7 +210,8 @@ func (f *filler) admit(ctx context.Context, b *block) {
 	for ctx.Err() == nil && !l.o.Buffer.Fits(need()) {
 		// Not for longer: need gets less as Append takes what is held.
 		wait, cancel := context.WithTimeout(ctx, fullAfter/10)
-		err := l.o.Buffer.Room(wait, need())
+		held, n := need()
+		err := l.o.Buffer.Room(wait, held, n)
 		cancel()
 		if errors.Is(err, buffer.ErrClosed) {
 			return
