@@ -273,7 +273,7 @@ func (k *check) probe(ctx context.Context, oc OutputConfig) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	start := time.Now()
-	if err := o.Probe(ctx); err != nil {
+	if err := o.Probe(ctx, "main"); err != nil {
 		k.problem("output %v (after %v)", err, time.Since(start).Round(time.Millisecond))
 		return
 	}

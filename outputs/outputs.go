@@ -36,12 +36,13 @@ type Output interface {
 	//
 	// Payloads belong to the caller and are not touched after Publish returned.
 	// Publish returns soon after ctx ends and has own deadlines besides: a dead
-	// peer sends nothing.
+	// peer sends nothing. It calls Moved whenever something got through, so that
+	// slow can be told from dead.
 	Publish(ctx context.Context, run *batch.Run) (accepted int, err error)
 
-	// Probe proves that Publish would work now, by the real operation, without
-	// leaving data that a reader would take for records.
-	Probe(ctx context.Context) error
+	// Probe proves that Publish would work now for lane, by the real operation,
+	// without leaving data that a reader would take for records.
+	Probe(ctx context.Context, lane string) error
 
 	// Counts is what the far side acknowledged since the start. It never waits.
 	Counts() Counts
@@ -63,6 +64,48 @@ type Counts struct {
 type Planner interface {
 	Output
 	Key(run *batch.Run) string
+}
+
+// Stream is an output whose far side holds the messages of each lane in order and
+// may lose the newest of them although it acknowledged them: a server that was
+// cut off before it wrote, or was restored from a copy. So after every connect,
+// before anything new goes out, Last is asked and compared with what this output
+// acknowledged.
+type Stream interface {
+	Output
+
+	// Last returns what the far side has last of lane, over the connection of this
+	// moment, and lets Publish use that connection for lane. Publish returns an
+	// error that wraps ErrUnchecked (StoredNo, Retry) whenever the connection is
+	// another one than the last Last saw.
+	Last(ctx context.Context, lane string) (Mark, error)
+}
+
+// ErrUnchecked means that Last must be asked before the next Publish of a Stream.
+var ErrUnchecked = errors.New("new connection: what the far side has is not compared yet")
+
+// Mark is the newest message that a far side has of one lane.
+type Mark struct {
+	Unknown string // not empty: why it can't be asked; all else is zero
+	Found   bool   // false: it has none
+	Epoch   batch.Epoch
+	Last    uint64 // number of the last record in that message
+}
+
+type movedKey struct{}
+
+// WithMoved returns a context with which Moved calls f. f must be quick and safe
+// for concurrent use.
+func WithMoved(ctx context.Context, f func()) context.Context {
+	return context.WithValue(ctx, movedKey{}, f)
+}
+
+// Moved says that something got through: an acknowledgement came, or bytes went
+// into a connection that took them. It is cheap, but not for every byte.
+func Moved(ctx context.Context) {
+	if f, ok := ctx.Value(movedKey{}).(func()); ok {
+		f()
+	}
 }
 
 // Stored says whether a far side may hold what was not acknowledged.
@@ -107,6 +150,11 @@ type Error struct {
 	Action Action
 	Err    error
 	Hint   string // what the operator should do, "" when waiting is all
+
+	// Patience, if not zero, is how long a Retry should go on before the next output
+	// is used, where that is less than SPILLWAY_FAILOVER_AFTER: an answer that means
+	// either an election of seconds or something that will last.
+	Patience time.Duration
 }
 
 // Error reads "hub: publish to logs.default.gw1.main: nats: no response from stream (create a stream …)".

@@ -33,7 +33,7 @@ type memory struct {
 
 func (m *memory) Name() string                { return "memory" }
 func (m *memory) Limits() batch.Limits        { m.mu.Lock(); defer m.mu.Unlock(); return m.limits }
-func (m *memory) Probe(context.Context) error { return nil }
+func (m *memory) Probe(context.Context, string) error { return nil }
 func (m *memory) Counts() outputs.Counts      { return outputs.Counts{} }
 func (m *memory) Close() error                { return nil }
 

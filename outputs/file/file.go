@@ -197,7 +197,7 @@ func (o *Output) create(ctx context.Context, path string, size int64, run *batch
 
 // Probe proves by the real steps (write, fsync, link, unlink) that there is room
 // and permission.
-func (o *Output) Probe(ctx context.Context) error {
+func (o *Output) Probe(ctx context.Context, _ string) error {
 	if err := o.probe(ctx); err != nil {
 		return o.error("probe "+o.c.Dir, outputs.StoredNo, err)
 	}

@@ -172,7 +172,7 @@ func TestFull(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.Dir, "more"), make([]byte, 300), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := open(t, c).Probe(t.Context()); err == nil {
+	if err := open(t, c).Probe(t.Context(), "main"); err == nil {
 		t.Error("the probe succeeds in a full directory")
 	} else if _, a := outputs.Classify(err); a != outputs.Failover {
 		t.Errorf("full is told by the probe as %v", a)
@@ -198,7 +198,7 @@ func TestErrorClasses(t *testing.T) {
 		}
 	}
 	o := open(t, config("/proc/self/no"))
-	if _, err := o.Publish(t.Context(), newRun(o, "main", "x")); err == nil || o.Probe(t.Context()) == nil {
+	if _, err := o.Publish(t.Context(), newRun(o, "main", "x")); err == nil || o.Probe(t.Context(), "main") == nil {
 		t.Error("/proc takes files")
 	}
 }

@@ -37,8 +37,6 @@ type Output struct {
 	l      *link // guarded by mu
 	closed bool  // guarded by mu
 
-	lane atomic.Pointer[string] // of the newest run, for Probe
-
 	delivered, already, bytes atomic.Uint64 // see outputs.Counts
 }
 
@@ -106,7 +104,6 @@ func (o *Output) Limits() batch.Limits {
 // is smaller, or a limit was raised in between), stores them out of order, as the
 // refused one follows later. Readers order by number.
 func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err error) {
-	o.lane.Store(&run.Lane)
 	subject := o.fill(o.c.Subject, run.Lane)
 	fail := func(stored outputs.Stored, err error) error {
 		return o.fail("publish to "+subject, subject, stored, err)
@@ -298,11 +295,7 @@ const neverStream = "spillway.probe"
 // Probe implements outputs.Output. It publishes an empty message that expects to
 // be stored by a stream that can't exist. The answer 10060 proves the connection,
 // the permission to publish, and a stream with a leader; nothing is stored.
-func (o *Output) Probe(ctx context.Context) error {
-	lane := "main"
-	if p := o.lane.Load(); p != nil {
-		lane = *p
-	}
+func (o *Output) Probe(ctx context.Context, lane string) error {
 	subject := o.fill(o.c.Subject, lane)
 	err := o.probe(ctx, subject)
 	if err != nil {

@@ -331,14 +331,14 @@ func probe(t *testing.T, s *side) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for range 2 {
-		if err := o.Probe(ctx); err != nil {
+		if err := o.Probe(ctx, "main"); err != nil {
 			t.Fatalf("probe: %v", err)
 		}
 	}
 	s.holds(t, o)
 	run := s.lane(t, "main", batch.Zstd).run(2, 20)
 	s.mustPublish(t, o, run)
-	if err := o.Probe(ctx); err != nil {
+	if err := o.Probe(ctx, "main"); err != nil {
 		t.Fatalf("probe: %v", err)
 	}
 	s.holds(t, o, run)
@@ -362,7 +362,7 @@ func lanesAtOnce(t *testing.T, s *side) {
 	}
 	wg.Go(func() {
 		for range runsEach {
-			if err := o.Probe(t.Context()); err != nil {
+			if err := o.Probe(t.Context(), "main"); err != nil {
 				t.Errorf("probe beside lanes: %v", err)
 			}
 		}
@@ -380,7 +380,7 @@ func closeTwice(t *testing.T, s *side) {
 	before := goroutines()
 	o := s.Output(t)
 	s.mustPublish(t, o, run)
-	if err := o.Probe(t.Context()); err != nil {
+	if err := o.Probe(t.Context(), "main"); err != nil {
 		t.Errorf("probe: %v", err)
 	}
 	for range 2 {
@@ -511,7 +511,7 @@ func (s *side) mustNotProbe(t *testing.T, o outputs.Output) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	err := o.Probe(ctx)
+	err := o.Probe(ctx, "main")
 	if err == nil {
 		t.Error("the probe succeeds where a Publish can't")
 	}

@@ -172,7 +172,7 @@ func (o *Output) attempt(limit time.Duration, doubt *bool) func(*middleware.Stac
 
 // Probe stores <prefix>/_probe/<agent>/probe, an object that readers step over:
 // it takes the same right, key policy and encryption as a run.
-func (o *Output) Probe(ctx context.Context) error {
+func (o *Output) Probe(ctx context.Context, _ string) error {
 	key := "_probe/" + o.agent + "/probe"
 	if o.c.Prefix != "" {
 		key = o.c.Prefix + "/" + key

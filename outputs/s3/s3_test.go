@@ -192,7 +192,7 @@ func TestAnswers(t *testing.T) {
 			if !strings.Contains(e.Error(), fmt.Sprint(c.status)) || !strings.Contains(e.Error(), c.code) {
 				t.Errorf("the error does not say the answer: %v", e)
 			}
-			if (o.Probe(t.Context()) == nil) || o.Counts() != (outputs.Counts{}) {
+			if (o.Probe(t.Context(), "main") == nil) || o.Counts() != (outputs.Counts{}) {
 				t.Errorf("the probe succeeds, or something is counted: %+v", o.Counts())
 			}
 		})

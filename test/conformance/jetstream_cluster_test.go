@@ -80,7 +80,7 @@ func TestJetStreamCluster(t *testing.T) {
 	f := newFeed()
 	works(t, o, f.run(times(20, 1000)...))
 	for range 3 {
-		if err := o.Probe(ctx); err != nil {
+		if err := o.Probe(ctx, "main"); err != nil {
 			t.Errorf("probe: %v", err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestJetStreamCluster(t *testing.T) {
 	works(t, o, f.run(times(20, 1000)...))
 	t.Logf("%s, the leader, was killed; the next run is accepted after %v", killed, time.Since(begin).Round(time.Millisecond))
 	cluster[killed].Start(t)
-	if err := o.Probe(ctx); err != nil {
+	if err := o.Probe(ctx, "main"); err != nil {
 		t.Errorf("probe: %v", err)
 	}
 	leader()

@@ -299,7 +299,7 @@ func TestJetStreamLeastPrivilege(t *testing.T) {
 	n, _ := withUsers(t, least)
 	o := hub(t, n, as("gw1", "secret"))
 	works(t, o, newFeed().run(times(20, 100)...))
-	if err := o.Probe(t.Context()); err != nil {
+	if err := o.Probe(t.Context(), "main"); err != nil {
 		t.Error(err)
 	}
 	stored(t, n, 20)
@@ -330,7 +330,7 @@ func TestJetStreamPermissions(t *testing.T) {
 				}
 				run.Attempt++
 			}
-			if err := o.Probe(ctx); err == nil || ctx.Err() != nil {
+			if err := o.Probe(ctx, "main"); err == nil || ctx.Err() != nil {
 				t.Errorf("probe: %v", err)
 			}
 			change(least)
@@ -351,7 +351,7 @@ func TestJetStreamLogin(t *testing.T) {
 	for range 3 {
 		fails(t, o, run, 0, outputs.StoredNo, outputs.Failover, "Authorization Violation", "SPILLWAY_OUTPUT_HUB_CREDS_FILE")
 	}
-	if err := o.Probe(t.Context()); err == nil {
+	if err := o.Probe(t.Context(), "main"); err == nil {
 		t.Error("the probe succeeds without a login")
 	}
 	change(account{"another", least.publish, least.subscribe})

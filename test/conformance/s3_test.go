@@ -169,7 +169,7 @@ func TestS3Object(t *testing.T) {
 	if _, err := o.Publish(t.Context(), run); err != nil {
 		t.Fatal(err)
 	}
-	if err := o.Probe(t.Context()); err != nil {
+	if err := o.Probe(t.Context(), "main"); err != nil {
 		t.Fatal(err)
 	}
 	keys := server.Keys(t, "logs")
@@ -315,7 +315,7 @@ func TestS3Refusals(t *testing.T) {
 			if !errors.As(err, &e) || n != 0 || e.Stored != outputs.StoredNo || e.Action != c.action || !strings.Contains(e.Hint, c.hint) {
 				t.Errorf("accepted %d: %v", n, err)
 			}
-			if o.Probe(t.Context()) == nil {
+			if o.Probe(t.Context(), "main") == nil {
 				t.Error("the probe succeeds")
 			}
 		})
