@@ -18,7 +18,7 @@ type named string
 func (n named) Name() string                                     { return string(n) }
 func (n named) Limits() batch.Limits                             { return batch.Limits{} }
 func (n named) Publish(context.Context, *batch.Run) (int, error) { return 0, nil }
-func (n named) Probe(context.Context, string) error                      { return nil }
+func (n named) Probe(context.Context, string) error              { return nil }
 func (n named) Counts() Counts                                   { return Counts{} }
 func (n named) Close() error                                     { return nil }
 

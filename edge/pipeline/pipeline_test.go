@@ -31,11 +31,11 @@ type memory struct {
 	limits  batch.Limits
 }
 
-func (m *memory) Name() string                { return "memory" }
-func (m *memory) Limits() batch.Limits        { m.mu.Lock(); defer m.mu.Unlock(); return m.limits }
+func (m *memory) Name() string                        { return "memory" }
+func (m *memory) Limits() batch.Limits                { m.mu.Lock(); defer m.mu.Unlock(); return m.limits }
 func (m *memory) Probe(context.Context, string) error { return nil }
-func (m *memory) Counts() outputs.Counts      { return outputs.Counts{} }
-func (m *memory) Close() error                { return nil }
+func (m *memory) Counts() outputs.Counts              { return outputs.Counts{} }
+func (m *memory) Close() error                        { return nil }
 
 func (m *memory) Publish(_ context.Context, run *batch.Run) (int, error) {
 	m.mu.Lock()
