@@ -33,7 +33,11 @@ func simulated(t testing.TB, o Options) (*Buffer, *simDisk) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { b.Close() })
+	t.Cleanup(func() {
+		if d.life == 0 { // else that process is dead
+			b.Close()
+		}
+	})
 	return b, d
 }
 

@@ -101,6 +101,7 @@ type Options struct {
 	MaxUnsynced     int64         // bytes that SyncInterval keeps in memory before it syncs early; default 8 MiB
 	SegmentBytes    int64         // size at which a segment is closed; default MaxBytes/64, at least 1 and at most 32 MiB
 	QuarantineBytes int64         // of drained damaged segments kept aside; default 64 MiB; < 0: none
+	RejectedBytes   int64         // of files that Reject keeps aside; default 64 MiB; < 0: none
 	NetworkFS       bool          // allow network file systems
 	FS              FS            // nil: the operating system
 	Now             func() time.Time
@@ -136,6 +137,7 @@ func (o Options) withDefaults(total int64) (Options, error) {
 	def(&o.MaxUnsynced, 8<<20)
 	def(&o.SegmentBytes, min(max(o.MaxBytes/64, 1<<20), 32<<20))
 	def(&o.QuarantineBytes, 64<<20)
+	def(&o.RejectedBytes, 64<<20)
 	dur(&o.SyncInterval, time.Second)
 	dur(&o.SyncGap, 100*time.Millisecond)
 	dur(&o.KeepAcked, 10*time.Minute)
@@ -234,19 +236,18 @@ type Buffer struct {
 	stranded       bool
 	lastSave       time.Time
 
-	r     sync.Mutex // held by Next; guards what follows, and is taken before w
-	ready bool       // settled
-	scan  scanner
-	rfile File
-	rseg  *segment // of rfile
-	slab  []byte   // payloads of the last run
-	spare int      // runs in a row that needed much less than slab
-	run   []batch.Batch
-	load  []entry
-	// where a read error was met, and how often in a row
-	faultSeg *segment
-	faultOff int64
-	faults   int
+	r      sync.Mutex // held by Next; guards what follows, and is taken before w
+	ready  bool       // settled
+	scan   scanner
+	rfile  File
+	rseg   *segment // of rfile
+	slab   []byte   // payloads of the last run
+	spare  int      // runs in a row that needed much less than slab
+	run    []batch.Batch
+	load   []entry
+	faults faults
+
+	again reread // guarded by its own mutex, which is taken before w
 
 	mu       sync.Mutex // guards what follows
 	closed   bool       // Close has begun
@@ -884,6 +885,8 @@ func (b *Buffer) Close() error {
 	defer func() { <-b.lead }()
 	b.r.Lock()
 	defer b.r.Unlock()
+	b.again.Lock()
+	defer b.again.Unlock()
 	b.w.Lock()
 	defer b.w.Unlock()
 	b.storeQueue()

@@ -28,7 +28,21 @@ const (
 )
 
 // Range is the records First to Last, both included.
-type Range struct{ First, Last uint64 }
+type Range struct {
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
+}
+
+func (r Range) overlaps(o Range) bool { return r.First <= o.Last && o.First <= r.Last }
+
+func (r Range) holds(o Range) bool { return r.First <= o.First && o.Last <= r.Last }
+
+// Doubt is a range of records that Output may have or not: they were handed over
+// to it and it never answered.
+type Doubt struct {
+	Output string `json:"output"`
+	Range
+}
 
 // Plan is an object that is about to be handed over to Output: exactly the
 // records First to Last under Key. The zero Plan is none.
@@ -40,16 +54,17 @@ type Plan struct {
 
 // Reasons of a Gap.
 const (
-	ReasonFull    = "full_oldest" // dropped to make room
-	ReasonDamaged = "damaged"     // bytes that were durable once are gone
-	ReasonTorn    = "torn"        // a write that was cut off; nobody had been told that it is stored
-	ReasonMissing = "missing"     // whole segments are gone
-	ReasonSkipped = "skipped"     // numbers that the writer left out; the seals join
-	ReasonEpoch   = "epoch"       // numbering could not be continued with certainty
+	ReasonFull     = "full_oldest" // dropped to make room
+	ReasonDamaged  = "damaged"     // bytes that were durable once are gone
+	ReasonTorn     = "torn"        // a write that was cut off; nobody had been told that it is stored
+	ReasonMissing  = "missing"     // whole segments are gone
+	ReasonSkipped  = "skipped"     // numbers that the writer left out; the seals join
+	ReasonEpoch    = "epoch"       // numbering could not be continued with certainty
+	ReasonRejected = "rejected"    // no output takes it; kept aside by Reject
 )
 
 // reasons in the order of their numbers in the cursor; append only.
-var reasons = []string{"", ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonEpoch}
+var reasons = []string{"", ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonEpoch, ReasonRejected}
 
 // Gap is a hole in the numbers of one epoch, or several that were merged.
 type Gap struct {
@@ -65,18 +80,15 @@ type Gap struct {
 	// Before is the seal of the last batch before the hole, After that of the
 	// first batch behind it; zero where there is none or it is not known.
 	Before, After batch.Seal
+	// Detail is why, in words: of ReasonRejected what Reject was told. It is kept in
+	// memory only; after a restart it is empty.
+	Detail string `json:",omitempty"`
 }
 
 // handed is one output and the last record that it acknowledged.
 type handed struct {
-	output string
+	output string // as a hand-over: "" is nobody, or not known
 	last   uint64
-}
-
-// doubt is a range that output may have received.
-type doubt struct {
-	output string
-	r      Range
 }
 
 // position is all that the cursor file holds: how far the chain has delivered,
@@ -93,14 +105,14 @@ type position struct {
 	closed     bool  // Close saved it, and everything before next was durable
 	drops      [8]uint64
 	acks       []handed // by output, newest last
-	doubts     []doubt
-	handed     []handed // newest last: output took what follows the entry before
+	doubts     []Doubt  // newest last; output "": any, an earlier life did not end with Close
+	handed     []handed // newest last: output took what follows the entry before; what the first took is not known
 	gaps       []Gap    // not yet told in-band
 	told       []toldGap
 }
 
 // dropped names the counters of position.drops: records lost by reason. Append only.
-var dropped = [8]string{ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped}
+var dropped = [8]string{ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonRejected}
 
 // toldGap is a gap that a record tells, numbered by at most, that is not known to
 // be delivered: if that record is lost too, the gap must be told again.
@@ -109,7 +121,8 @@ type toldGap struct {
 	by uint64
 }
 
-// names collects the output names that p mentions, oldest first.
+// names collects the output names that p mentions, the newest of each kind first.
+// Behind the first 16, a doubt is noted as of any output, a hand-over as of nobody.
 func (p *position) names() []string {
 	var out []string
 	add := func(s string) {
@@ -118,8 +131,8 @@ func (p *position) names() []string {
 		}
 	}
 	add(p.plan.Output)
-	for _, d := range p.doubts {
-		add(d.output)
+	for _, d := range slices.Backward(p.doubts) {
+		add(d.Output)
 	}
 	for _, h := range slices.Backward(p.acks) {
 		add(h.output)
@@ -148,7 +161,7 @@ func (p *position) names() []string {
 //	 48 32  seal of the batch before it
 //	 80 16  plan: first, last (0, 0: none)
 //	 96 16  passed: first, last (0, 0: none)
-//	112 64  records lost: full_oldest, damaged, torn, missing, skipped, 3 × zero
+//	112 64  records lost: full_oldest, damaged, torn, missing, skipped, rejected, 2 × zero
 //	176  1  plan: output (index of a name; 255: none)
 //	177  1  1: saved by Close
 //	178  1  gaps told by records that are not delivered T (2)
@@ -156,8 +169,8 @@ func (p *position) names() []string {
 //	184     N × (length u8, name)
 //	        K bytes: the plan's key
 //	        A × (output u8, last u64)
-//	        D × (output u8, first u64, last u64)
-//	        H × (output u8, last u64)
+//	        D × (output u8, 255: any; first u64, last u64)
+//	        H × (output u8, 255: nobody; last u64)
 //	        G × (reason u8, epoch u64, first u64, last u64, count u64, since i64 ns, until i64 ns, seal before, seal after)
 //	        T × (a gap as above, record u64)
 //	 -4  4  CRC32C of all bytes before it
@@ -177,10 +190,9 @@ func appendSlot(dst []byte, p *position) []byte {
 	}
 	known := func(h handed) bool { return index(h.output) != nameNone }
 	acks := filter(p.acks, known)
-	over := filter(p.handed, known)
 	le.PutUint32(b[0:], cursorMagic)
 	b[8] = version1
-	b[9], b[10], b[11], b[12], b[13] = byte(len(names)), byte(len(acks)), byte(len(p.doubts)), byte(len(over)), byte(len(p.gaps))
+	b[9], b[10], b[11], b[12], b[13] = byte(len(names)), byte(len(acks)), byte(len(p.doubts)), byte(len(p.handed)), byte(len(p.gaps))
 	le.PutUint16(b[14:], uint16(len(p.plan.Key)))
 	le.PutUint64(b[16:], p.generation)
 	le.PutUint64(b[24:], p.committed)
@@ -207,10 +219,10 @@ func appendSlot(dst []byte, p *position) []byte {
 		dst = le.AppendUint64(append(dst, index(h.output)), h.last)
 	}
 	for _, d := range p.doubts {
-		dst = le.AppendUint64(append(dst, index(d.output)), d.r.First)
-		dst = le.AppendUint64(dst, d.r.Last)
+		dst = le.AppendUint64(append(dst, index(d.Output)), d.First)
+		dst = le.AppendUint64(dst, d.Last)
 	}
-	for _, h := range over {
+	for _, h := range p.handed {
 		dst = le.AppendUint64(append(dst, index(h.output)), h.last)
 	}
 	for i := range p.gaps {
@@ -285,17 +297,15 @@ func parseSlot(b []byte) (p position, err error) {
 		r.names = append(r.names, string(r.take(int(r.u8()))))
 	}
 	p.plan.Key = string(r.take(nKey))
-	if planOutput != nameNone {
-		p.plan.Output = r.name(planOutput)
-	}
+	p.plan.Output = r.nameOrNone(planOutput)
 	for range nAcks {
 		p.acks = append(p.acks, handed{r.name(r.u8()), r.u64()})
 	}
 	for range nDoubts {
-		p.doubts = append(p.doubts, doubt{r.name(r.u8()), Range{r.u64(), r.u64()}})
+		p.doubts = append(p.doubts, Doubt{r.nameOrNone(r.u8()), Range{r.u64(), r.u64()}})
 	}
 	for range nHanded {
-		p.handed = append(p.handed, handed{r.name(r.u8()), r.u64()})
+		p.handed = append(p.handed, handed{r.nameOrNone(r.u8()), r.u64()})
 	}
 	for range nGaps {
 		p.gaps = append(p.gaps, r.gap())
@@ -352,6 +362,13 @@ func (r *slotReader) gap() Gap {
 func (r *slotReader) seal() (s batch.Seal) {
 	copy(s[:], r.take(len(s)))
 	return s
+}
+
+func (r *slotReader) nameOrNone(i byte) string {
+	if i == nameNone {
+		return ""
+	}
+	return r.name(i)
 }
 
 func (r *slotReader) name(i byte) string {

@@ -20,6 +20,7 @@ const (
 	version1    = 1
 	kindSegment = 1
 	kindFooter  = 3
+	flagAside   = 1 // of a segment header
 
 	segmentHeaderSize = 112
 	footerSize        = 80
@@ -81,6 +82,7 @@ type segmentHeader struct {
 	Salt    uint64     // of every header in this segment
 	Floor   uint64     // every record up to this one was delivered or told as lost when the segment was created
 	Before  batch.Seal // the seal before the segment's first batch; zero at the start of an epoch
+	Aside   bool       // written by Reject: what comes before and behind it lies elsewhere
 }
 
 // appendSegmentHeader appends the header in its 112 bytes, little-endian:
@@ -89,7 +91,7 @@ type segmentHeader struct {
 //	  4  4  length of what follows, 104
 //	  8  1  version, 1
 //	  9  1  kind, 1
-//	 10  2  flags, zero
+//	 10  2  flags: 1 kept aside by Reject
 //	 12  4  opens
 //	 16  8  epoch
 //	 24  8  zero
@@ -108,6 +110,9 @@ func appendSegmentHeader(dst []byte, h *segmentHeader) []byte {
 	le.PutUint32(b[0:], magicSegment)
 	le.PutUint32(b[4:], segmentHeaderSize-8)
 	b[8], b[9] = version1, kindSegment
+	if h.Aside {
+		b[10] = flagAside
+	}
 	le.PutUint32(b[12:], h.Opens)
 	le.PutUint64(b[16:], uint64(h.Epoch))
 	le.PutUint64(b[32:], h.Ordinal)
@@ -134,7 +139,7 @@ func parseSegmentHeader(b []byte) (h segmentHeader, err error) {
 	}
 	return segmentHeader{
 		Opens: le.Uint32(b[12:]), Epoch: batch.Epoch(le.Uint64(b[16:])), Ordinal: le.Uint64(b[32:]), First: le.Uint64(b[40:]),
-		Created: int64(le.Uint64(b[48:])), Salt: le.Uint64(b[56:]), Floor: le.Uint64(b[64:]), Before: batch.Seal(b[72:104]),
+		Created: int64(le.Uint64(b[48:])), Salt: le.Uint64(b[56:]), Floor: le.Uint64(b[64:]), Before: batch.Seal(b[72:104]), Aside: b[10]&flagAside != 0,
 	}, nil
 }
 

@@ -92,7 +92,7 @@ func somePosition() position {
 		plan:   Plan{Output: "archive", First: 1001, Last: 1500, Key: "logs/main/dt=2027-01-15/site=a/hr=08/gw-1/x.ndjson.zst"},
 		passed: Range{1501, 1600}, drops: [8]uint64{100, 2, 3, 4, 5},
 		acks:   []handed{{"archive", 700}, {"hub", 1000}},
-		doubts: []doubt{{"hub", Range{901, 950}}},
+		doubts: []Doubt{{"hub", Range{901, 950}}},
 		handed: []handed{{"hub", 600}, {"archive", 700}, {"hub", 1000}},
 		gaps: []Gap{{Reason: ReasonFull, Epoch: 0x1122334455667788, First: 1501, Last: 1600, Count: 100, Since: at, Until: at.Add(time.Second), Before: seal(1), After: seal(2)},
 			{Reason: ReasonDamaged, Epoch: 9, First: 3, Last: 3, Count: 1}},
@@ -126,7 +126,7 @@ func TestLongestSlotFits(t *testing.T) {
 		p.acks = append(p.acks, handed{name(i), uint64(i)})
 	}
 	for i := range maxDoubts {
-		p.doubts = append(p.doubts, doubt{name(i), Range{1, 2}})
+		p.doubts = append(p.doubts, Doubt{name(i), Range{1, 2}})
 	}
 	for i := range maxHanded {
 		p.handed = append(p.handed, handed{name(i % maxNames), uint64(i)})

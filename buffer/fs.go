@@ -6,12 +6,13 @@ import "io"
 // buffer from Open to Close. The default is the operating system's; tests
 // replace it by one that forgets, tears and fails.
 //
-// Names are single path elements, or "quarantine/" and one element.
+// Names are single path elements, or "quarantine/" or "rejected/" and one element.
 type FS interface {
 	// List returns the regular files of the directory (sub "") or of its
 	// sub-directory sub; one that does not exist is empty.
 	List(sub string) ([]FileInfo, error)
-	// Create makes a new file, open for reading and writing; it is an error if it exists.
+	// Create makes a new file, open for reading and writing, and the sub-directory it
+	// lies in; it is an error if the file exists.
 	Create(name string) (File, error)
 	// Open opens an existing file, for reading or for both.
 	Open(name string, write bool) (File, error)
@@ -44,4 +45,8 @@ type FileInfo struct {
 	Size int64
 }
 
-const quarantine = "quarantine"
+// Sub-directories.
+const (
+	quarantine = "quarantine" // damaged segments
+	rejected   = "rejected"   // what no output takes
+)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +17,8 @@ import (
 type osFS struct {
 	path string
 	root *os.Root
-	dir  *os.File // the directory itself: flock and fsync
+	dir  *os.File            // the directory itself: flock and fsync
+	subs map[string]struct{} // sub-directories that SyncDir has not made durable yet
 }
 
 // remote are file systems on which flock or fsync mean less than they say.
@@ -126,7 +128,7 @@ func (d *osFS) List(sub string) ([]FileInfo, error) {
 	dir := d.dir
 	if sub != "" {
 		var err error
-		dir, err = d.root.OpenFile(sub, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
+		dir, err = d.openSub(sub)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
@@ -158,7 +160,29 @@ func (d *osFS) List(sub string) ([]FileInfo, error) {
 	return out, nil
 }
 
+func (d *osFS) openSub(sub string) (*os.File, error) {
+	return d.root.OpenFile(sub, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
+}
+
+// makeSub creates a sub-directory if it is absent. Its name and its entries are
+// durable after the next SyncDir.
+func (d *osFS) makeSub(sub string) error {
+	if err := d.root.Mkdir(sub, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if d.subs == nil {
+		d.subs = map[string]struct{}{}
+	}
+	d.subs[sub] = struct{}{}
+	return nil
+}
+
 func (d *osFS) Create(name string) (File, error) {
+	if sub, _, ok := strings.Cut(name, "/"); ok {
+		if err := d.makeSub(sub); err != nil {
+			return nil, err
+		}
+	}
 	f, err := d.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
@@ -193,13 +217,26 @@ func (d *osFS) Open(name string, write bool) (File, error) {
 func (d *osFS) Remove(name string) error { return d.root.Remove(name) }
 
 func (d *osFS) Quarantine(name string) error {
-	if err := d.root.Mkdir(quarantine, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := d.makeSub(quarantine); err != nil {
 		return err
 	}
 	return d.root.Rename(name, quarantine+"/"+name)
 }
 
-func (d *osFS) SyncDir() error { return d.dir.Sync() }
+func (d *osFS) SyncDir() error {
+	for sub := range d.subs {
+		dir, err := d.openSub(sub)
+		if err == nil {
+			err = dir.Sync()
+			dir.Close()
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		delete(d.subs, sub)
+	}
+	return d.dir.Sync()
+}
 
 func (d *osFS) Free() (free, total int64, err error) {
 	var st unix.Statfs_t

@@ -46,11 +46,13 @@ const (
 //
 // A stored plan is repeated exactly, whatever l says, with Key filled in. If that
 // is not possible (damage, a position inside it) the plan is dropped and the run
-// has no Key.
+// has no Key. Attempt is 2 if a part of the run may have been sent before: it is in
+// doubt (see InDoubt), or was stored before a stop without Close; else 1.
 //
 // Payloads are checked and are the buffer's memory: valid until the next call of
 // Next. Run.Before is the seal before the run, also behind a hole, as long as a
-// header says it; else it is the last seal that is known. Lane, Reason and Attempt are the caller's to fill in.
+// header says it; else it is the last seal that is known. Lane and Reason are the
+// caller's to fill in.
 //
 // A place that can't be read is an error twice, a pause between the calls is the
 // caller's to make; the third time it counts as damaged.
@@ -60,18 +62,10 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 	b.r.Lock()
 	defer b.r.Unlock()
 	defer b.release()
-	if !b.ready { // once: a reader must not wait for every fsync
-		b.w.Lock()
-		b.settle()
-		b.w.Unlock()
-		b.ready = true
+	if err := b.readable(&b.ready); err != nil {
+		return batch.Run{}, err
 	}
-	if l.Bytes <= 0 {
-		l.Bytes = maxRunBytes
-	}
-	if l.Batches <= 0 {
-		l.Batches = maxRunBatches
-	}
+	l = bound(l)
 	var p pick
 	for {
 		b.mu.Lock()
@@ -121,6 +115,25 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 			return batch.Run{}, err
 		}
 	}
+}
+
+// readable settles what an earlier life has left; once per reader, which must not
+// wait for every fsync.
+func (b *Buffer) readable(ready *bool) error {
+	if *ready {
+		return nil
+	}
+	b.w.Lock()
+	defer b.w.Unlock()
+	b.mu.Lock()
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		return ErrClosed
+	}
+	b.settle()
+	*ready = true
+	return nil
 }
 
 // await waits for a change, the end of ctx, or d if it is not negative.
@@ -178,8 +191,7 @@ func (b *Buffer) grab(p *pick, l *batch.Limits) {
 			p.complete = true
 			break
 		}
-		if !p.plan && p.n > 0 && (p.bytes+int64(e.h.Length) > l.Bytes || l.BatchBytes > 0 && int64(e.h.Length) > l.BatchBytes ||
-			l.Hour && hour(first.h.FirstTime) != hour(e.h.FirstTime)) {
+		if !p.plan && p.n > 0 && !fits(l, p.bytes, &first.h, &e.h) {
 			p.complete = true
 			break
 		}
@@ -188,7 +200,7 @@ func (b *Buffer) grab(p *pick, l *batch.Limits) {
 		if p.plan {
 			p.complete = e.h.Last() >= b.pos.plan.Last
 		} else {
-			p.complete = p.bytes >= l.Bytes || p.n >= l.Batches || l.BatchBytes > 0 && int64(e.h.Length) > l.BatchBytes
+			p.complete = full(l, p.bytes, p.n, &e.h)
 		}
 	}
 	if p.plan && p.complete && b.index[p.n-1].h.Last() != b.pos.plan.Last {
@@ -202,6 +214,28 @@ func (b *Buffer) grab(p *pick, l *batch.Limits) {
 func follows(before, e *entry) bool {
 	return e.h.First == before.h.Last()+1 && e.seg.epoch == before.seg.epoch && e.seg.agent == before.seg.agent &&
 		e.h.Codec == before.h.Codec && (e.h.Flags^before.h.Flags)&batch.RawLines == 0
+}
+
+// fits reports whether l lets h into a run of so many bytes that begins with first.
+func fits(l *batch.Limits, bytes int64, first, h *batch.Header) bool {
+	return bytes+int64(h.Length) <= l.Bytes && (l.BatchBytes <= 0 || int64(h.Length) <= l.BatchBytes) &&
+		(!l.Hour || hour(first.FirstTime) == hour(h.FirstTime))
+}
+
+// full reports whether l lets nothing more into a run of n batches that ends with h.
+func full(l *batch.Limits, bytes int64, n int, h *batch.Header) bool {
+	return bytes >= l.Bytes || n >= l.Batches || l.BatchBytes > 0 && int64(h.Length) > l.BatchBytes
+}
+
+// bound fills in the limits that hold without any.
+func bound(l batch.Limits) batch.Limits {
+	if l.Bytes <= 0 {
+		l.Bytes = maxRunBytes
+	}
+	if l.Batches <= 0 {
+		l.Batches = maxRunBatches
+	}
+	return l
 }
 
 // hour is the hour since 1970 of a time in unix ns.
@@ -295,7 +329,7 @@ func (b *Buffer) extend() (bool, error) {
 	}
 	b.scan.reset(f, off, end, seg.salt)
 	e, ok := b.scan.next()
-	if b.scan.bad && b.doubtRead(seg, off) {
+	if b.scan.bad && b.faults.retry(seg, off) {
 		return false, fmt.Errorf("read buffer: %w", &CorruptError{seg.name(), off, b.scan.ioe})
 	}
 	if ok && e.Kind == KindDamage {
@@ -475,6 +509,9 @@ func (b *Buffer) fetch(p *pick) (run batch.Run, ok bool, err error) {
 	}
 	e := &b.load[0]
 	run = batch.Run{Agent: e.seg.agent, Epoch: e.seg.epoch, Batches: b.run, Before: e.prev, Attempt: 1}
+	if b.pos.doubted(Range{run.First(), run.Last()}) {
+		run.Attempt = 2
+	}
 	if p.plan {
 		run.Key = b.pos.plan.Key
 	}
@@ -498,21 +535,28 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 	if n == len(p) && batch.CRC32C(p) == e.h.CRC {
 		return true, nil
 	}
-	if err != nil && err != io.EOF && b.doubtRead(e.seg, e.off) {
+	if err != nil && err != io.EOF && b.faults.retry(e.seg, e.off) {
 		return false, fmt.Errorf("read buffer: %w", &CorruptError{e.seg.name(), e.off, err})
 	}
 	b.judge(e.seg, f, e.off+int64(e.h.Length))
 	return false, nil
 }
 
-// doubtRead says whether a read error is to be reported and tried again later: the
+// faults is where a read error was met, and how often in a row.
+type faults struct {
+	seg *segment
+	off int64
+	n   int
+}
+
+// retry says whether a read error is to be reported and tried again later: the
 // third time that a place can't be read it is damage.
-func (b *Buffer) doubtRead(seg *segment, off int64) bool {
-	if b.faultSeg != seg || b.faultOff != off {
-		b.faultSeg, b.faultOff, b.faults = seg, off, 0
+func (f *faults) retry(seg *segment, off int64) bool {
+	if f.seg != seg || f.off != off {
+		*f = faults{seg: seg, off: off}
 	}
-	b.faults++
-	return b.faults < 3
+	f.n++
+	return f.n < 3
 }
 
 // judge finds out, once per segment, what of a segment with damage before off was
@@ -594,6 +638,7 @@ func (b *Buffer) forget(seg *segment) {
 	b.segs = slices.Delete(b.segs, i, i+1)
 	b.total -= seg.size
 	b.reckon()
+	b.settleDoubts()
 }
 
 // release closes the file that was read last: between calls none is held open,

@@ -121,6 +121,10 @@ func (b *Buffer) recover() error {
 	b.next, b.seal = b.start.Next, b.start.Seal
 	b.tailNext, b.tailSeal = b.next, b.seal
 	b.settled = len(b.segs) == 0 || !b.start.Unclean
+	if b.start.Unclean && b.next-1 > b.pos.committed {
+		b.pos.doubt("", Range{b.pos.committed + 1, b.next - 1})
+	}
+	b.settleDoubts()
 	b.aim(certain)
 	return nil
 }

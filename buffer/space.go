@@ -72,6 +72,13 @@ func (b *Buffer) Commit(last uint64, output string) error {
 	if last <= b.pos.committed {
 		return nil
 	}
+	b.pos.took(output, last)
+	b.move(last)
+	return nil
+}
+
+// move sets the position to last, which lies in or behind what was handed out. mu is held.
+func (b *Buffer) move(last uint64) {
 	b.pos.committed = last
 	if b.pos.plan.Last <= last {
 		b.pos.plan = Plan{}
@@ -80,13 +87,6 @@ func (b *Buffer) Commit(last uint64, output string) error {
 		b.pos.passed = Range{}
 	}
 	b.pos.told = slices.DeleteFunc(b.pos.told, func(t toldGap) bool { return t.by <= last })
-	b.pos.acks = note(b.pos.acks, handed{output, last})
-	if n := len(b.pos.handed); n > 0 && b.pos.handed[n-1].output == output {
-		b.pos.handed[n-1].last = last
-	} else {
-		b.pos.handed = append(b.pos.handed, handed{output, last})
-		b.pos.handed = b.pos.handed[max(0, len(b.pos.handed)-maxHanded):]
-	}
 	n := 0
 	for n < len(b.index) && b.index[n].h.Last() <= last {
 		n++
@@ -99,16 +99,9 @@ func (b *Buffer) Commit(last uint64, output string) error {
 		b.advance()
 	}
 	b.reckon()
+	b.settleDoubts()
 	b.soil()
 	b.broadcast()
-	return nil
-}
-
-// note replaces output's entry; the newest is the last.
-func note(in []handed, h handed) []handed {
-	in = slices.DeleteFunc(in, func(o handed) bool { return o.output == h.output })
-	in = append(in, h)
-	return in[max(0, len(in)-maxNames):]
 }
 
 func checkName(output string) error {
@@ -499,6 +492,7 @@ func (b *Buffer) remove(s *segment, aside bool) error {
 		b.stats.removed++
 	}
 	b.reckon()
+	b.settleDoubts()
 	b.broadcast()
 	return nil
 }

@@ -249,6 +249,9 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 		case KindHeader:
 			if e.header.First == s.first && w.next <= s.first {
 				w.seal, known = e.header.Before, true
+				if e.header.Aside {
+					w.next = s.first
+				}
 			}
 		case KindDamage:
 			if promise < 0 {

@@ -1,0 +1,171 @@
+package buffer
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"spillway/buffer/batch"
+)
+
+// Reject takes run, which Next returned last, out of the line because no output
+// takes it: it is kept aside in rejected/, a gap with ReasonRejected and why as its
+// Detail is noted, and the position moves over it. The file is durable before
+// that; a crash before the position is saved leaves the run at the head of the
+// line. The head of the line is never blocked for good by what nobody takes.
+//
+// A file in rejected/ is a segment, which the tools read. They take RejectedBytes
+// at most; the oldest go first, and a run that alone takes more is not kept at
+// all. A disk that is full is not, however, a reason to do without: the
+// error is ErrFull then, and nothing has changed, as after every error.
+//
+// Rejecting what lies behind the position changes nothing. What does not begin
+// right behind it, or was not handed out, is ErrOrder.
+func (b *Buffer) Reject(run *batch.Run, why string) error {
+	first, last := run.First(), run.Last()
+	b.w.Lock()
+	defer b.w.Unlock()
+	b.mu.Lock()
+	closed, committed, out := b.closed, b.pos.committed, b.handed
+	b.mu.Unlock()
+	switch {
+	case closed:
+		return ErrClosed
+	case last <= committed:
+		return nil
+	case first != committed+1 || last > out:
+		return fmt.Errorf("reject records %d to %d, but %d are committed and %d handed out: %w", first, last, committed, out, ErrOrder)
+	}
+	if err := b.keepAside(run, committed); err != nil {
+		return fmt.Errorf("reject records %d to %d: %w", first, last, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := Gap{Reason: ReasonRejected, Epoch: run.Epoch, First: first, Last: last, Count: last - first + 1, Before: run.Before, Detail: why}
+	if len(b.index) > 0 && b.index[0].h.First == first {
+		g.Since = instant(b.index[0].since)
+	}
+	if i := slices.IndexFunc(b.index, func(e entry) bool { return e.h.First > last }); i >= 0 {
+		g.Until = instant(b.index[i].h.FirstTime)
+		if b.index[i].seg.epoch == run.Epoch {
+			g.After = b.index[i].h.Seal
+		}
+	}
+	if b.pos.plan.First <= last {
+		b.pos.plan = Plan{}
+	}
+	b.addGap(g)
+	b.move(last)
+	return nil
+}
+
+// keepAside writes run to rejected/, makes it durable, and removes what is there
+// too much. w is held.
+func (b *Buffer) keepAside(run *batch.Run, floor uint64) error {
+	n := segmentHeaderSize + int64(len(run.Batches))*batch.HeaderSize + run.Bytes() + footerSize
+	if n > b.o.RejectedBytes {
+		return nil
+	}
+	name, err := b.writeAside(run, floor)
+	for isFull(err) {
+		// Delivered segments make room. Dropping others for it would cost more than it saves.
+		size, ferr := b.freeDone(true)
+		if ferr != nil || size == 0 {
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		}
+		name, err = b.writeAside(run, floor)
+	}
+	if err != nil {
+		return err
+	}
+	b.trimAside(run.First(), name)
+	return nil
+}
+
+// writeAside writes run as a segment of its own:
+//
+//	rejected/<first>-<epoch>-<first>-<salt>-<agent>.seg
+//
+// Its ordinal is the number of its first record, so that the names give the order;
+// its header has flag 1. After an error it is gone again, if that is possible.
+func (b *Buffer) writeAside(run *batch.Run, floor uint64) (name string, err error) {
+	h := segmentHeader{Opens: b.opens, Epoch: run.Epoch, Ordinal: run.First(), First: run.First(), Created: b.o.Now().UnixNano(),
+		Salt: b.o.random(), Floor: floor, Before: run.Before, Aside: true}
+	name = segmentName(h.Ordinal, h.Epoch, h.First, h.Salt, run.Agent)
+	f, err := b.fs.Create(rejected + "/" + name)
+	if err != nil {
+		return "", fmt.Errorf("create %s/%s: %w", rejected, name, err)
+	}
+	defer func() {
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			b.fs.Remove(rejected + "/" + name)
+			err = fmt.Errorf("write %s/%s: %w", rejected, name, err)
+		}
+	}()
+	foot := Footer{Salt: h.Salt, FirstTime: run.Batches[0].FirstTime}
+	buf, off := appendSegmentHeader(nil, &h), int64(0)
+	write := func(p []byte) error {
+		n, err := writeAt(f, p, off)
+		off += int64(n)
+		return err
+	}
+	for i := range run.Batches {
+		x := &run.Batches[i]
+		xh := x.Header
+		xh.Salt, xh.SyncedOff = h.Salt, 0
+		if err := write(batch.AppendHeader(buf, &xh)); err != nil {
+			return name, err
+		}
+		if err := write(x.Payload); err != nil {
+			return name, err
+		}
+		buf = buf[:0]
+		foot.Batches++
+		foot.Last, foot.LastTime = x.Last(), x.LastTime
+		foot.Raw += uint64(x.Raw)
+	}
+	if err := f.Sync(); err != nil {
+		return name, err
+	}
+	// The footer says that all before it is durable: damage is never taken for a torn write.
+	foot.End, foot.SyncedOff = off, uint32(off)
+	if err := write(appendFooter(buf, &foot)); err != nil {
+		return name, err
+	}
+	if err := f.Sync(); err != nil {
+		return name, err
+	}
+	return name, b.fs.SyncDir()
+}
+
+// trimAside removes files of rejected/: what an earlier try left of the run that
+// begins with first, other than name, and the oldest above the limit. That it
+// fails does no harm: the next one tries again.
+func (b *Buffer) trimAside(first uint64, name string) {
+	files, err := b.fs.List(rejected)
+	if err != nil {
+		return
+	}
+	var sum int64
+	files = slices.DeleteFunc(files, func(f FileInfo) bool {
+		s, ok := parseName(f.Name)
+		if ok && s.first == first && f.Name != name {
+			b.fs.Remove(rejected + "/" + f.Name)
+			return true
+		}
+		sum += f.Size
+		return !ok
+	})
+	slices.SortFunc(files, func(a, c FileInfo) int { return cmp.Compare(a.Name, c.Name) })
+	for _, f := range files {
+		if sum <= b.o.RejectedBytes || f.Name == name {
+			return
+		}
+		if b.fs.Remove(rejected+"/"+f.Name) == nil {
+			sum -= f.Size
+		}
+	}
+}
