@@ -23,6 +23,10 @@ type credentialsError struct{ err error }
 func (e *credentialsError) Error() string { return "no AWS credentials: " + e.err.Error() }
 func (e *credentialsError) Unwrap() error { return e.err }
 
+// errStrangeAnswer means that a success is not one of S3: every S3 server names the
+// ETag of what it stored.
+var errStrangeAnswer = errors.New("answered with success, but without the object's ETag, or with another checksum")
+
 // class says what an answer means.
 type class struct {
 	codes  []string // of the error's body; "KMS." stands for all that begin so
@@ -45,8 +49,8 @@ const otherRegion = "set REGION to the bucket's"
 
 // classes are the answers of S3 and of servers like it to a PutObject. Where an
 // error has a code (Amazon S3 API reference, "Error responses") it decides,
-// elsewhere the status. What is not here: 412 (see Publish), EntityTooLarge, and
-// statuses by their hundred.
+// elsewhere the status. What is not here: 412 (see Publish), and statuses by their
+// hundred.
 var classes = []class{
 	{[]string{"ConditionalRequestConflict", "OperationAborted"}, http.StatusConflict, maybe, retry, ""},
 	{[]string{"RequestTimeout"}, http.StatusRequestTimeout, maybe, retry, ""},
@@ -79,6 +83,8 @@ var classes = []class{
 		"the server lacks something of the request: set CONDITIONAL=off"},
 	{[]string{"InvalidArgument", "InvalidRequest"}, 0, no, misconfigured,
 		"the server does not take a header of the request: try CONDITIONAL=off"},
+	{[]string{"EntityTooLarge", "MaxMessageLengthExceeded"}, http.StatusRequestEntityTooLarge, no, outputs.Unfit,
+		"the server, or a proxy before it, takes no object of this size: lower ROLL_BYTES, for a single batch SPILLWAY_BATCH_MAX_BYTES"},
 	{[]string{"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}, http.StatusInsufficientStorage, no, failover,
 		"the storage is full: free space or raise the quota"},
 }
@@ -118,26 +124,27 @@ func isNotImplemented(err error) bool {
 	return code == "NotImplemented" || code == "InvalidArgument" || status == http.StatusNotImplemented
 }
 
-// error is the classified form of err, which ended op. several says that the
-// object was made of more than one batch.
-func (o *Output) error(op string, err error, several bool) *outputs.Error {
+// isUnknown reports whether the server refuses for a reason that classes lacks.
+func isUnknown(err error) bool {
+	code, status := answer(err)
+	c := find(code, status)
+	return status/100 == 4 && c.codes == nil && c.status == 0
+}
+
+// error is the classified form of err, which ended op.
+func (o *Output) error(op string, err error) *outputs.Error {
 	e := &outputs.Error{Output: o.name, Op: op, Stored: maybe, Action: retry, Err: &shortError{err}}
 	code, status := answer(err)
-	switch {
-	case status == 0:
+	if status == 0 {
 		noAnswer(e)
-	case (code == "EntityTooLarge" || status == http.StatusRequestEntityTooLarge) && several:
-		e.Stored, e.Action, e.Hint = no, misconfigured, "lower ROLL_BYTES: the server, or a proxy before it, takes no object of this size"
-	case code == "EntityTooLarge" || status == http.StatusRequestEntityTooLarge:
-		e.Stored, e.Action = no, outputs.Unfit
-	default:
-		c := find(code, status)
-		e.Stored, e.Action, e.Hint = c.stored, c.action, c.hint
-		var re *awshttp.ResponseError
-		if region := ""; c.hint == otherRegion && errors.As(err, &re) {
-			if region = re.HTTPResponse().Header.Get("X-Amz-Bucket-Region"); region != "" {
-				e.Hint = "the bucket is in " + region + ": set REGION to it"
-			}
+		return e
+	}
+	c := find(code, status)
+	e.Stored, e.Action, e.Hint = c.stored, c.action, c.hint
+	var re *awshttp.ResponseError
+	if c.hint == otherRegion && errors.As(err, &re) {
+		if region := re.HTTPResponse().Header.Get("X-Amz-Bucket-Region"); region != "" {
+			e.Hint = "the bucket is in " + region + ": set REGION to it"
 		}
 	}
 	return e
@@ -175,6 +182,8 @@ func noAnswer(e *outputs.Error) {
 	switch {
 	case errors.Is(e.Err, context.Canceled):
 		// The caller's wish, wherever it struck.
+	case errors.Is(e.Err, errStrangeAnswer):
+		e.Hint = "something on the way answers in the server's place, as portals do, or ENDPOINT is no S3 server"
 	case errors.As(e.Err, &credentials):
 		e.Stored, e.Action = no, failover
 		e.Hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or another source of the AWS chain; outside EC2 also AWS_EC2_METADATA_DISABLED=true"

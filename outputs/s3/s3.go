@@ -15,10 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,8 +42,18 @@ type Output struct {
 	log               *slog.Logger
 	*client
 
-	unconditional                  atomic.Bool // the server knows no If-None-Match
+	unconditional                  atomic.Bool  // the server knows no If-None-Match
+	largest                        atomic.Int64 // bytes of an object that the server may still take, 0: ROLL_BYTES
 	delivered, alreadyThere, bytes atomic.Uint64
+
+	mu      sync.Mutex
+	refused map[string]refusal // by lane; guarded by mu
+}
+
+// refusal is how often in a row the server refused an object for no known reason.
+type refusal struct {
+	key   string
+	times int
 }
 
 // New returns the output name for c, as used by agent. It talks to nobody yet.
@@ -55,15 +65,20 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 	if err != nil {
 		return nil, fmt.Errorf("output %s: %w", name, err)
 	}
-	return &Output{name: name, site: site, agent: agent, c: c, log: log, client: cl}, nil
+	return &Output{name: name, site: site, agent: agent, c: c, log: log, client: cl, refused: map[string]refusal{}}, nil
 }
 
 // Name is the output's name in SPILLWAY_OUTPUTS.
 func (o *Output) Name() string { return o.name }
 
-// Limits are the ROLL_* settings. Every batch fits.
+// Limits are the ROLL_* settings, with fewer bytes once the server found an object
+// too large. Every batch fits, until the server says otherwise.
 func (o *Output) Limits() batch.Limits {
-	return batch.Limits{Bytes: int64(o.c.RollBytes), Batches: o.c.RollBatches, Age: o.c.RollAge, Hour: true}
+	bytes := int64(o.c.RollBytes)
+	if n := o.largest.Load(); n > 0 {
+		bytes = min(bytes, n)
+	}
+	return batch.Limits{Bytes: bytes, Batches: o.c.RollBatches, Age: o.c.RollAge, Hour: true}
 }
 
 // Key is the object's key in the bucket.
@@ -112,11 +127,38 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (int, error) {
 		o.alreadyThere.Add(1)
 		return len(run.Batches), nil
 	}
-	e := o.error(op, err, len(run.Batches) > 1)
+	e := o.error(op, err)
+	switch {
+	case e.Action == outputs.Unfit && len(run.Batches) > 1:
+		o.shrink(size)
+	case isUnknown(err) && o.onlyThis(ctx, run):
+		e.Action, e.Hint = outputs.Unfit, "the server refuses this object and takes others: its code says why"
+	}
 	if doubt && e.Stored == outputs.StoredNo {
 		e.Stored = outputs.StoredMaybe // the last attempt was refused, one before it may have arrived
 	}
 	return 0, e
+}
+
+// shrink makes the next objects smaller than size, which was too large.
+func (o *Output) shrink(size int64) {
+	o.largest.Store(size / 2)
+	o.log.Warn("the server, or a proxy before it, finds an object too large; the next ones are smaller", "output", o.name,
+		"bytes", size, "next", size/2, "hint", "set ROLL_BYTES of the output below its limit")
+}
+
+// onlyThis reports whether a refusal for no known reason is about run and nothing
+// else: the third in a row for its key, while the server takes the probe.
+func (o *Output) onlyThis(ctx context.Context, run *batch.Run) bool {
+	o.mu.Lock()
+	r := o.refused[run.Lane]
+	if r.key != run.Key {
+		r = refusal{key: run.Key}
+	}
+	r.times++
+	o.refused[run.Lane] = r
+	o.mu.Unlock()
+	return r.times >= 3 && o.Probe(ctx, run.Lane) == nil
 }
 
 // put stores in, conditionally unless that is off. It takes two decisions that
@@ -146,9 +188,13 @@ func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) (do
 func (o *Output) attempts(ctx context.Context, in *s3.PutObjectInput, size int64, doubt *bool) error {
 	in.Body.(*body).rewind()
 	limit := o.c.Timeout + time.Duration(size)*time.Second/time.Duration(o.c.MinRate)
-	_, err := o.s3.PutObject(ctx, in, append(o.options, func(so *s3.Options) {
+	out, err := o.s3.PutObject(ctx, in, append(o.options, func(so *s3.Options) {
 		so.APIOptions = append(so.APIOptions, o.attempt(limit, doubt))
 	})...)
+	if err == nil && (aws.ToString(out.ETag) == "" || out.ChecksumCRC32C != nil && *out.ChecksumCRC32C != *in.ChecksumCRC32C) {
+		*doubt = true
+		return errStrangeAnswer
+	}
 	return err
 }
 
@@ -162,7 +208,7 @@ func (o *Output) attempt(limit time.Duration, doubt *bool) func(*middleware.Stac
 				ctx, cancel := context.WithTimeout(ctx, limit)
 				defer cancel()
 				out, metadata, err := next.HandleFinalize(ctx, in)
-				if err != nil && o.error("", err, false).Stored == outputs.StoredMaybe {
+				if err != nil && o.error("", err).Stored == outputs.StoredMaybe {
 					*doubt = true
 				}
 				return out, metadata, err
@@ -189,7 +235,7 @@ func (o *Output) Probe(ctx context.Context, _ string) error {
 		err = o.attempts(ctx, in, int64(len(text)), &doubt)
 	}
 	if err != nil {
-		return o.error("put s3://"+o.c.Bucket+"/"+key, err, false)
+		return o.error("put s3://"+o.c.Bucket+"/"+key, err)
 	}
 	return nil
 }
@@ -268,7 +314,7 @@ type client struct {
 func newClient(ctx context.Context, c Config) (*client, error) {
 	// The SDK may only add a CA (AWS_CA_BUNDLE) to a client of its own kind.
 	buildable := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
-		t.DialContext = (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+		t.DialContext = dialer.DialContext
 		t.TLSHandshakeTimeout = 10 * time.Second
 	})
 	load := []func(*config.LoadOptions) error{
@@ -297,7 +343,7 @@ func newClient(ctx context.Context, c Config) (*client, error) {
 		buildable = b
 	}
 	cl := &client{credentials: cache, http: &http.Client{
-		Transport: buildable.GetTransport(),
+		Transport: transport{buildable.GetTransport()},
 		// A redirect means the wrong region: to be told, not followed.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}

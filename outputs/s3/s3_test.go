@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -92,6 +93,7 @@ func newFar(t testing.TB, secure bool, answer func(n int, w http.ResponseWriter,
 		f.requests, f.bodies = append(f.requests, r), append(f.bodies, body)
 		n := len(f.requests)
 		f.mu.Unlock()
+		w.Header().Set("ETag", `"1"`)
 		answer(n, w, r)
 	}))
 	f.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of a test
@@ -199,15 +201,140 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// A limit below ROLL_BYTES is a setting to correct; no batch is to blame.
+// An object that is too large for the server is planned again, smaller.
 func TestTooLarge(t *testing.T) {
 	setenv(t)
-	f := newFar(t, false, func(_ int, w http.ResponseWriter, _ *http.Request) { refuse(w, 413, "") })
+	f := newFar(t, false, func(_ int, w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > 100 {
+			refuse(w, 413, "")
+		}
+	})
 	o := open(t, settings(f.URL))
-	_, err := o.Publish(t.Context(), newRun(o, "a\n", "b\n"))
+	text := strings.Repeat("x", 60)
+	run := newRun(o, text, text, text)
+	n, err := o.Publish(t.Context(), run)
 	var e *outputs.Error
-	if !errors.As(err, &e) || e.Action != misconfigured || !strings.Contains(e.Hint, "ROLL_BYTES") {
-		t.Errorf("413 for two batches is told as %v", err)
+	if !errors.As(err, &e) || n != 0 || e.Stored != no || e.Action != outputs.Unfit || !strings.Contains(e.Hint, "ROLL_BYTES") {
+		t.Errorf("413 for three batches is told as %v", err)
+	}
+	if l := o.Limits().Bytes; l != 90 {
+		t.Errorf("after %d bytes the limit is %d", run.Bytes(), l)
+	}
+	if n, err := o.Publish(t.Context(), newRun(o, text)); n != 1 || err != nil {
+		t.Errorf("one batch: accepted %d, %v", n, err)
+	}
+	// A batch that is too large alone is unfit, and says nothing about others.
+	_, err = o.Publish(t.Context(), newRun(o, text+text))
+	if s, a := outputs.Classify(err); s != no || a != outputs.Unfit || o.Limits().Bytes != 90 {
+		t.Errorf("stored %v, %v, limit %d: %v", s, a, o.Limits().Bytes, err)
+	}
+}
+
+// What a server refuses for a reason that nobody knows is a setting to correct
+// while it refuses everything; an object that it refuses three times while it
+// takes others is unfit.
+func TestUnknownRefusal(t *testing.T) {
+	setenv(t)
+	var probes atomic.Bool
+	f := newFar(t, false, func(_ int, w http.ResponseWriter, r *http.Request) {
+		if !probes.Load() || !strings.Contains(r.URL.Path, "_probe") {
+			refuse(w, 400, "NoSuchCode")
+		}
+	})
+	o := open(t, settings(f.URL))
+	want := func(run *batch.Run, action outputs.Action) {
+		t.Helper()
+		n, err := o.Publish(t.Context(), run)
+		if s, a := outputs.Classify(err); n != 0 || s != no || a != action {
+			t.Errorf("accepted %d, stored %v, %v, want %v: %v", n, s, a, action, err)
+		}
+	}
+	run, other := newRun(o, "a\n"), newRun(o, "b\n")
+	for range 5 {
+		want(run, misconfigured)
+	}
+	probes.Store(true)
+	want(run, outputs.Unfit)
+	want(other, misconfigured)
+	want(other, misconfigured)
+	want(other, outputs.Unfit)
+}
+
+// Success is only what S3 calls so: a portal says 200 to everything.
+func TestStrangeAnswer(t *testing.T) {
+	setenv(t)
+	for name, answer := range map[string]func(w http.ResponseWriter){
+		"a page": func(w http.ResponseWriter) {
+			w.Header().Del("ETag")
+			_, _ = io.WriteString(w, "<html>please log in</html>")
+		},
+		"an error with status 200": func(w http.ResponseWriter) {
+			w.Header().Del("ETag")
+			refuse(w, 200, "InternalError")
+		},
+		"another checksum": func(w http.ResponseWriter) { w.Header().Set("x-amz-checksum-crc32c", "AAAAAA==") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFar(t, false, func(_ int, w http.ResponseWriter, _ *http.Request) { answer(w) })
+			o := open(t, settings(f.URL))
+			n, err := o.Publish(t.Context(), newRun(o, "a\n"))
+			var e *outputs.Error
+			if !errors.As(err, &e) || n != 0 || e.Stored != maybe || e.Action != retry || o.Counts() != (outputs.Counts{}) ||
+				(e.Hint == "") != (name == "an error with status 200") { // S3 does that after a long wait; the SDK knows it
+				t.Errorf("accepted %d: %+v, counted %+v", n, err, o.Counts())
+			}
+			if o.Probe(t.Context(), "main") == nil {
+				t.Error("the probe succeeds")
+			}
+		})
+	}
+}
+
+// A host whose clock is wrong is put right by the server's own Date, silently; one
+// whose proxy hides it is told.
+func TestClock(t *testing.T) {
+	setenv(t)
+	for _, dated := range []bool{true, false} {
+		there := func() time.Time { return time.Now().UTC().Add(3 * time.Hour) }
+		f := newFar(t, false, func(_ int, w http.ResponseWriter, r *http.Request) {
+			w.Header()["Date"] = nil
+			if dated {
+				w.Header().Set("Date", there().Format(http.TimeFormat))
+			}
+			signed, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
+			if err != nil || there().Sub(signed).Abs() > 15*time.Minute {
+				refuse(w, 403, "RequestTimeTooSkewed")
+			}
+		})
+		o := open(t, settings(f.URL))
+		n, err := o.Publish(t.Context(), newRun(o, "a\n"))
+		var e *outputs.Error
+		switch {
+		case dated && (n != 1 || err != nil || f.asked() != 2):
+			t.Errorf("accepted %d after %d attempts: %v", n, f.asked(), err)
+		case !dated && (!errors.As(err, &e) || e.Action != misconfigured || !strings.Contains(e.Hint, "clock")):
+			t.Errorf("without the server's date: accepted %d, %v", n, err)
+		}
+	}
+}
+
+// Credentials that nobody hands out end a call as a silent server does.
+func TestCredentialsSilent(t *testing.T) {
+	setenv(t)
+	f := newFar(t, false, func(int, http.ResponseWriter, *http.Request) {})
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	config := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(config, []byte("[default]\ncredential_process=sleep 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("AWS_CONFIG_FILE", config)
+	c := settings(f.URL)
+	c.Timeout = 50 * time.Millisecond
+	o := open(t, c)
+	_, err := o.Publish(t.Context(), newRun(o, "a\n"))
+	if s, a := outputs.Classify(err); err == nil || s != no || a != failover || f.asked() != 0 {
+		t.Errorf("stored %v, %v after %d requests: %v", s, a, f.asked(), err)
 	}
 }
 
@@ -548,7 +675,10 @@ func BenchmarkPublish(b *testing.B) {
 			start, name = httptest.NewTLSServer, "https"
 		}
 		b.Run(name, func(b *testing.B) {
-			f := start(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+			f := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("ETag", `"1"`)
+				_, _ = io.Copy(io.Discard, r.Body)
+			}))
 			defer f.Close()
 			if secure {
 				ca := filepath.Join(b.TempDir(), "ca.pem")
