@@ -181,6 +181,7 @@ func (o *Output) create(ctx context.Context, path string, size int64, run *batch
 		if _, err := f.Write(run.Batches[i].Payload); err != nil {
 			return false, err
 		}
+		outputs.Moved(ctx)
 	}
 	if err := f.Sync(); err != nil {
 		return false, err

@@ -10,9 +10,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,9 +73,12 @@ func Run(t *testing.T, h Harness) {
 		{"lost answer", lostAnswer},
 		{"limits", limits},
 		{"unfit batch", unfitBatch},
+		{"moved", moved},
 		{"cancelled", cancelled},
 		{"far side down", farSideDown},
 		{"far side silent", farSideSilent},
+		{"cancelled in silence", cancelledInSilence},
+		{"never wrong", neverWrong},
 		{"far side refuses", farSideRefuses},
 		{"probe", probe},
 		{"lanes at once", lanesAtOnce},
@@ -235,6 +240,28 @@ func unfitBatch(t *testing.T, s *side) {
 	s.holds(t, o, fit, after, one, rest)
 }
 
+// moved: a call says while it lasts that something gets through.
+func moved(t *testing.T, s *side) {
+	o := s.output(t)
+	lim := o.Limits()
+	l := s.lane(t, "main", batch.Zstd)
+	run := l.run(1, 10)
+	size := min(300<<10, orAll(lim.BatchBytes))
+	for run.Bytes()+int64(size) <= int64(min(orAll(lim.Bytes), 2<<20)) && len(run.Batches) < orAll(int64(lim.Batches)) {
+		run.Batches = append(run.Batches, l.noise(size))
+	}
+	var calls atomic.Int64
+	ctx, cancel := context.WithTimeout(outputs.WithMoved(t.Context(), func() { calls.Add(1) }), patience)
+	defer cancel()
+	if _, err := s.publish(t, ctx, o, run); err != nil {
+		t.Fatal(err)
+	}
+	if calls.Load() == 0 {
+		t.Errorf("nothing is told as moved of %d bytes in %d batches, all accepted", run.Bytes(), len(run.Batches))
+	}
+	s.holds(t, o, run)
+}
+
 // cancelled: the end of ctx, at any moment, ends a Publish soon and leaves no more
 // than a doubt, which a repeat settles without a second copy.
 func cancelled(t *testing.T, s *side) {
@@ -305,6 +332,130 @@ func farSideSilent(t *testing.T, s *side) {
 	s.holds(t, o, before, run)
 }
 
+// cancelledInSilence: under a far side that has fallen silent, the end of ctx ends
+// Publish and Probe soon, and nothing of them goes on.
+func cancelledInSilence(t *testing.T, s *side) {
+	if s.Pause == nil {
+		t.Log("left out: this far side can't be silenced")
+		return
+	}
+	l := s.lane(t, "main", batch.Zstd)
+	before, run := l.run(2, 20), l.run(20, 200)
+	begin := goroutines()
+	o := s.Output(t)
+	s.mustPublish(t, o, before)
+	s.Pause(t)
+	var early int
+	for i := range 8 {
+		for name, call := range map[string]func(ctx context.Context) error{
+			"Publish": func(ctx context.Context) error {
+				accepted, err := s.publish(t, ctx, o, run)
+				if stored, action := outputs.Classify(err); err != nil && (accepted != 0 || stored == outputs.StoredYes || action != outputs.Retry) {
+					t.Errorf("cancelled in silence: accepted %d, stored %v, %v: %v", accepted, stored, action, err)
+				}
+				return err
+			},
+			"Probe": func(ctx context.Context) error { return o.Probe(ctx, "main") },
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			began := time.Now()
+			err := call(ctx)
+			if took := time.Since(began); err == nil || took > 5*time.Second {
+				t.Errorf("%s: %v after %v", name, err, took)
+			}
+			cancel()
+			checkError(t, o, err)
+		}
+		switch i {
+		case 1:
+			early = len(goroutines())
+		case 7:
+			// A connection may have been made anew meanwhile, with what serves it.
+			if late := len(goroutines()); late > early+5 {
+				t.Errorf("%d goroutines after two calls of each kind, %d after eight", early, late)
+			}
+		}
+	}
+	if err := o.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	noneLeft(t, begin)
+	s.Resume(t)
+	o = s.output(t)
+	run.Attempt = 2
+	s.eventually(t, o, run)
+	s.holds(t, o, before, run)
+}
+
+// neverWrong: whatever strikes while a run is handed over, what is said of it is
+// true: accepted batches are there, those that are said not to be are not.
+func neverWrong(t *testing.T, s *side) {
+	type fault struct {
+		name       string
+		begin, end func(t *testing.T)
+	}
+	var faults []fault
+	if s.Stop != nil {
+		faults = append(faults, fault{"down", s.Stop, s.Start})
+	}
+	if s.Pause != nil {
+		faults = append(faults, fault{"silent", s.Pause, s.Resume})
+	}
+	if s.LoseAnswers != nil {
+		faults = append(faults, fault{"answers lost", func(t *testing.T) { s.LoseAnswers(t, true) }, func(t *testing.T) { s.LoseAnswers(t, false) }})
+	}
+	if faults == nil {
+		t.Log("left out: nothing can be done to this far side")
+		return
+	}
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	o := s.output(t)
+	l := s.lane(t, "main", batch.Zstd)
+	var runs []*batch.Run
+	for round := range 4 * len(faults) {
+		f := faults[round%len(faults)]
+		run := l.run(10+rng.IntN(40), 20)
+		runs = append(runs, run)
+		ctx, cancel := context.WithCancel(t.Context())
+		type outcome struct {
+			accepted int
+			err      error
+		}
+		done := make(chan outcome, 1)
+		go func() {
+			accepted, err := s.publish(t, ctx, o, run)
+			done <- outcome{accepted, err}
+		}()
+		time.Sleep(time.Duration(rng.Int64N(int64(4 * time.Millisecond))))
+		f.begin(t)
+		time.AfterFunc(300*time.Millisecond, cancel)
+		got := <-done
+		cancel()
+		f.end(t)
+		stored, _ := outputs.Classify(got.err)
+		there := map[uint64]bool{} // first numbers
+		for _, object := range s.read(t) {
+			for _, b := range run.Batches {
+				if object.First <= b.First && b.Last() <= object.Last {
+					there[b.First] = true
+				}
+			}
+		}
+		for i, b := range run.Batches {
+			if yes := there[b.First]; !yes && (i < got.accepted || got.err != nil && stored == outputs.StoredYes) || yes && i >= got.accepted && stored == outputs.StoredNo {
+				t.Errorf("seed %d, round %d, %s: batch %d of %d is there: %v; accepted %d, stored %v: %v",
+					seed, round, f.name, i, len(run.Batches), yes, got.accepted, stored, got.err)
+			}
+		}
+		if got.err != nil {
+			run.Attempt = 2
+			s.eventually(t, o, run)
+		}
+	}
+	s.holds(t, o, runs...)
+}
+
 func farSideRefuses(t *testing.T, s *side) {
 	if s.Refuse == nil {
 		t.Log("left out: this far side can't be made to refuse")
@@ -330,9 +481,9 @@ func probe(t *testing.T, s *side) {
 	o := s.output(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for range 2 {
-		if err := o.Probe(ctx, "main"); err != nil {
-			t.Fatalf("probe: %v", err)
+	for _, lane := range []string{"main", "main", "audit"} {
+		if err := o.Probe(ctx, lane); err != nil {
+			t.Fatalf("probe for %s: %v", lane, err)
 		}
 	}
 	s.holds(t, o)
@@ -340,6 +491,13 @@ func probe(t *testing.T, s *side) {
 	s.mustPublish(t, o, run)
 	if err := o.Probe(ctx, "main"); err != nil {
 		t.Fatalf("probe: %v", err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := o.Probe(ended, "main"); err == nil {
+		t.Error("the probe succeeds under a context that had ended")
+	} else {
+		checkError(t, o, err)
 	}
 	s.holds(t, o, run)
 }
@@ -388,6 +546,12 @@ func closeTwice(t *testing.T, s *side) {
 			t.Errorf("close: %v", err)
 		}
 	}
+	noneLeft(t, before)
+}
+
+// noneLeft fails if goroutines that were not among before go on.
+func noneLeft(t *testing.T, before map[string]string) {
+	t.Helper()
 	var left []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		left = left[:0]
