@@ -19,6 +19,7 @@ T ?= .
 P ?= ./...
 FUZZTIME ?= 20s
 BUDGET ?= 20
+N ?= 200
 SEED ?= 1
 
 help: ## what there is
@@ -83,6 +84,9 @@ packages:
 crash: ## simulated power cuts and faults, BUDGET times what make test does, from SEED
 	SPILLWAY_CRASH_BUDGET=$(BUDGET) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run 'PowerCuts|EveryCall|EveryFault|BitFlips' ./buffer
 
+chaos: build servers ## N (200) random schedules of faults at every part, from SEED (1); a failure names its seed
+	cd test && SPILLWAY_CHAOS_N=$(N) SPILLWAY_CHAOS_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestSchedules ./chaos
+
 bench: build servers ## benchmarks of every step and of the whole path
 	$(GO) test -run xxx -bench . -benchmem $(P)
 	cd test && $(GO) test -count=1 -run xxx -bench . -benchmem ./...
@@ -101,4 +105,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race e2e tools servers packages crash bench fuzz cross golden clean
+.PHONY: help build build-small run local check test race e2e tools servers packages crash chaos bench fuzz cross golden clean

@@ -193,6 +193,10 @@ type Rules struct {
 	Drops bool // the lanes drop their oldest records when they are full
 	Stops bool // the agent was stopped or killed while senders sent
 
+	// Loss, if not zero, is how old a line of a connection that broke may be and yet
+	// be lost: not durable, since the agent had no time for it.
+	Loss time.Duration
+
 	Kernel uint64 // datagrams that the kernel dropped
 }
 
@@ -204,7 +208,7 @@ type Rules struct {
 //   - what is there twice is the same, byte for byte;
 //   - the lines of a connection are in the order of their numbers, and none is
 //     missing between two of them. Of a connection that broke with the agent, the
-//     end may be missing; of another one, nothing.
+//     end may be missing, as Loss says; of another one, nothing.
 //
 // Records that a lane dropped, and datagrams that an input dropped, may be missing
 // where gap records tell how many.
@@ -264,6 +268,9 @@ func (d *Delivered) Judge(promises []Promise, conns []Conn, rules Rules) error {
 		end := uint64(c.Sent - int(next))
 		if end > 0 && first == "" {
 			first = fmt.Sprintf("they are the last, from %d on", next)
+		}
+		if age := c.age(int(next)); rules.Loss > 0 && end > 0 && age > rules.Loss && !c.datagrams() {
+			d.problem("connection %d to %s: line %d is lost, although it was sent %v before the end", c.ID, c.Input, next, age.Round(time.Millisecond))
 		}
 		switch {
 		case c.datagrams() && !rules.Stops:

@@ -38,6 +38,7 @@ func TestJudge(t *testing.T) {
 		}
 		return rest
 	}
+	old := []Conn{tcp[0], {ID: 1, Input: "tcp", Sent: 3, ended: time.Unix(100, 0), marks: []mark{{0, time.Unix(97, 0)}, {1, time.Unix(98, 0)}, {2, time.Unix(99, 0)}}}}
 	promise := []Promise{{Lane: "main", Epoch: epoch, First: 1, Last: 4}}
 	udp := []Conn{{ID: 0, Input: "udp", Sent: 3}}
 	stops := Rules{Stops: true}
@@ -63,6 +64,8 @@ func TestJudge(t *testing.T) {
 		{"more missing than told", append(without(1, 3), gap(7, dropped)), nil, tcp, Rules{Stops: true, Drops: true}, "2 lines are missing, and gap records tell of 1"},
 		{"a hole in a connection that broke", without(4), nil, tcp, stops, "connection 1 to tcp: 1 of 3 lines are missing, 0 of them at its end: the first are 1 to 1, before number 6"},
 		{"the end of a connection that broke", without(4, 6), nil, tcp, stops, ""},
+		{"the last moment of it", without(4, 6), nil, old, Rules{Stops: true, Loss: 2 * time.Second}, ""},
+		{"more of it", without(4, 6), nil, old, Rules{Stops: true, Loss: 1900 * time.Millisecond}, "connection 1 to tcp: line 1 is lost, although it was sent 2s before the end"},
 		{"the end of a connection that did not", without(5), nil, tcp, stops, "connection 0 to tcp: 1 of 3 lines are missing, 1 of them at its end: they are the last, from 2 on"},
 		{"out of order", []string{line(1, sent(0, 1)), line(2, sent(0, 0)), line(3, sent(0, 2))}, nil, tcp[:1], stops, "line 0, number 2"},
 		{"a line under two numbers", append(without(), line(7, sent(1, 2))), nil, tcp, stops, "comes after line 2"},

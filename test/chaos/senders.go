@@ -34,6 +34,25 @@ type Conn struct {
 	Input string
 	Sent  int  // lines that the kernel took in whole
 	Whole bool // the agent has read all of them: it closed the connection behind us
+
+	marks []mark // when lines were sent
+	ended time.Time
+}
+
+// mark says that a line and those before it were sent by a time.
+type mark struct {
+	line int
+	at   time.Time
+}
+
+// age is how old a line was when its connection ended.
+func (c *Conn) age(line int) time.Duration {
+	for _, m := range c.marks {
+		if m.line >= line {
+			return c.ended.Sub(m.at)
+		}
+	}
+	return 0
 }
 
 func (c *Conn) datagrams() bool { return c.Input[:3] == "udp" }
@@ -117,6 +136,7 @@ func (s *Senders) run(ctx context.Context, l Load) {
 			c.Whole = err == nil
 		}
 		sock.Close()
+		c.ended = time.Now()
 		if err == nil {
 			continue
 		}
@@ -170,6 +190,9 @@ func send(ctx context.Context, sock net.Conn, c *Conn, l Load, left *int, rnd *r
 		c.Sent += took
 		*left -= took
 		n += took
+		if took > 0 {
+			c.marks = append(c.marks, mark{c.Sent - 1, time.Now()})
+		}
 		if err != nil {
 			return err
 		}
