@@ -29,6 +29,7 @@ type located struct {
 	off, end int64
 	h        batch.Header
 	payload  []byte
+	joins    bool // the seal before it was known
 }
 
 // makeImage writes n batches into several segments, commits some of them and
@@ -82,7 +83,7 @@ func makeImage(t testing.TB, seed uint64, n int, closed bool) *image {
 		for e := range Scan(bytes.NewReader(data), int64(len(data)), name) {
 			switch e.Kind {
 			case KindBatch:
-				im.all = append(im.all, located{name, e.Off, e.End, e.Batch.Header, payloads[e.Batch.First]})
+				im.all = append(im.all, located{name, e.Off, e.End, e.Batch.Header, payloads[e.Batch.First], true})
 			case KindDamage:
 				t.Fatalf("%s: damage in a fresh image at %d: %v", name, e.Off, e.Err)
 			}
@@ -98,12 +99,13 @@ func makeImage(t testing.TB, seed uint64, n int, closed bool) *image {
 type outcome struct {
 	start Start
 	got   []located
+	reads []located // by Read, when all was taken out
 	gaps  []Gap
 	stats Stats
 }
 
-// out opens the directory, appends one batch behind what is there, and takes
-// everything out.
+// out opens the directory, appends one batch behind what is there, takes
+// everything out and reads it again.
 func (im *image) out(t testing.TB, disk *simDisk) (o outcome) {
 	t.Helper()
 	opts := im.o
@@ -135,19 +137,32 @@ func (im *image) out(t testing.TB, disk *simDisk) (o outcome) {
 			t.Fatalf("record %d comes after %d", run.First(), last)
 		}
 		last = run.Last()
-		for i := range run.Batches {
-			x := &run.Batches[i]
-			if err := x.Check(); err != nil {
-				t.Fatalf("record %d: %v", x.First, err)
-			}
-			o.got = append(o.got, located{h: x.Header, payload: bytes.Clone(x.Payload)})
-		}
+		o.got = append(o.got, locate(t, &run)...)
 		if err := b.Commit(last, "out"); err != nil {
 			t.Fatal(err)
 		}
 		if last == marker.Last() {
 			break
 		}
+	}
+	for from := uint64(1); ; {
+		run, err := b.Read(t.Context(), Range{from, 1<<64 - 1}, batch.Limits{Batches: 3})
+		if err == io.EOF {
+			break
+		}
+		if err != nil || run.First() < from {
+			t.Fatalf("read from %d on: record %d, %v", from, run.First(), err)
+		}
+		o.reads = append(o.reads, locate(t, &run)...)
+		from = run.Last() + 1
+	}
+	again := o.reads
+	for _, x := range o.got {
+		i := slices.IndexFunc(again, func(y located) bool { return y.h.First == x.h.First })
+		if i < 0 || again[i].h != x.h || !bytes.Equal(again[i].payload, x.payload) {
+			t.Fatalf("record %d was handed out, but not read again as it was", x.h.First)
+		}
+		again = again[i+1:]
 	}
 	o.gaps = b.Gaps()
 	o.stats = b.Stats()
@@ -158,8 +173,21 @@ func (im *image) out(t testing.TB, disk *simDisk) (o outcome) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	o.got = o.got[:len(o.got)-1]
+	o.got, o.reads = o.got[:len(o.got)-1], o.reads[:len(o.reads)-1]
 	return o
+}
+
+// locate copies the batches of a run and checks them.
+func locate(t testing.TB, run *batch.Run) (out []located) {
+	t.Helper()
+	for i := range run.Batches {
+		x := &run.Batches[i]
+		if err := x.Check(); err != nil {
+			t.Fatalf("record %d: %v", x.First, err)
+		}
+		out = append(out, located{h: x.Header, payload: bytes.Clone(x.Payload), joins: x.Chain(run.BeforeOf(i), run.Epoch) == x.Seal})
+	}
+	return out
 }
 
 // TestBitFlips inverts one to four bits anywhere in a directory. What they hit is
@@ -208,6 +236,10 @@ func TestBitFlips(t *testing.T) {
 		o := im.out(t, disk)
 		var want []located
 		var count uint64
+		intact := slices.DeleteFunc(slices.Clone(im.all), func(x located) bool { return hit[x.h.First] })
+		if !slices.EqualFunc(intact, o.reads, func(x, y located) bool { return x.h == y.h && bytes.Equal(x.payload, y.payload) }) {
+			fail("%d batches are read again, want %d", len(o.reads), len(intact))
+		}
 		lastSeg := im.all[len(im.all)-1].name
 		for i, x := range im.all {
 			switch {
@@ -239,6 +271,11 @@ func TestBitFlips(t *testing.T) {
 			cursors++
 			for len(got) > 0 && got[0].h.First <= im.done {
 				got = got[1:] // an older position repeats
+			}
+		}
+		for _, x := range o.got { // what Next knew, Read knows
+			if !slices.ContainsFunc(o.reads, func(y located) bool { return y.h.First == x.h.First && (y.joins || !x.joins) }) {
+				fail("the seal before %d is not known any more", x.h.First)
 			}
 		}
 		if len(got) != len(want) {

@@ -21,13 +21,13 @@ type reread struct {
 
 // walk is a place between two extents of a segment.
 type walk struct {
-	seg  *segment
-	off  int64
-	next uint64 // no batch at off or behind it has a lower number
-	// join is the seal of the batch that ends with joinOf, the last header that was
-	// seen, or the one before the segment.
-	join   batch.Seal
-	joinOf uint64
+	seg *segment
+	off int64
+	// next is the number behind the highest that was seen in a batch header, whatever
+	// became of the payload, and seal the seal of that batch; or as the segment's
+	// header says.
+	next uint64
+	seal batch.Seal
 }
 
 // Read returns the run that begins with the first stored batch that has a record
@@ -138,7 +138,7 @@ func (b *Buffer) walkOn(w walk) (walk, bool, error) {
 		return w, false, nil
 	}
 	if b.segs[i].epoch != w.seg.epoch {
-		w.join, w.joinOf = batch.Seal{}, 0
+		w.seal = batch.Seal{}
 	}
 	w.seg, w.off = b.segs[i], 0
 	return w, true, nil
@@ -168,6 +168,9 @@ func (d *reader) close() {
 func (d *reader) segment(w *walk) (done bool, err error) {
 	d.b.mu.Lock()
 	end, last := w.seg.end, w.seg.last
+	if i := d.b.find(w.seg.ordinal + 1); i < len(d.b.segs) && !w.seg.ours {
+		last = d.b.segs[i].first - 1 // Next may have found it to end before that
+	}
 	d.b.mu.Unlock()
 	if w.off >= end {
 		return false, nil
@@ -195,8 +198,8 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 		w.off = e.End
 		switch e.Kind {
 		case KindHeader:
-			if e.header.First == w.seg.first {
-				w.join, w.joinOf = e.header.Before, w.seg.first-1
+			if e.header.First == w.seg.first && w.next <= w.seg.first {
+				w.seal = e.header.Before
 			}
 		case KindBatch:
 			h := &e.Batch.Header
@@ -211,7 +214,9 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 					return done, err
 				}
 			}
-			w.next, w.join, w.joinOf = h.Last()+1, h.Seal, h.Last()
+			if h.Last() >= w.next { // else it is a copy
+				w.next, w.seal = h.Last()+1, h.Seal
+			}
 			if n := len(d.run.Batches); n > 0 && d.run.Batches[n-1].Last() == h.Last() {
 				d.behind = *w
 				if full(d.l, d.bytes, n, h) {
@@ -239,7 +244,7 @@ func (d *reader) add(w *walk, off int64, h *batch.Header) (done bool, err error)
 		return n > 0, nil
 	}
 	if n == 0 {
-		d.run.Agent, d.run.Epoch, d.run.Before = w.seg.agent, w.seg.epoch, w.join
+		d.run.Agent, d.run.Epoch, d.run.Before = w.seg.agent, w.seg.epoch, w.seal
 	}
 	d.run.Batches = append(d.run.Batches, batch.Batch{Header: *h, Payload: p})
 	d.bytes += int64(h.Length)
