@@ -8,13 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +20,7 @@ import (
 	"spillway/outputs"
 	"spillway/outputs/outputtest"
 	"spillway/outputs/s3"
+	"spillway/test/faults"
 	"spillway/test/servers"
 )
 
@@ -48,38 +44,6 @@ func openS3(t *testing.T, c s3.Config) *s3.Output {
 	return o
 }
 
-// wire is a proxy before a server that can lose its answers: requests arrive, the
-// connection breaks before the answer is through.
-type wire struct {
-	*httptest.Server
-	lose atomic.Bool
-}
-
-func newWire(t *testing.T, target string) *wire {
-	t.Helper()
-	u, err := url.Parse(target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{}
-	w.Server = httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(u)
-			r.Out.Host = r.In.Host // signed
-		},
-		Transport:    &http.Transport{DisableKeepAlives: true},
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
-		ModifyResponse: func(*http.Response) error {
-			if w.lose.Load() {
-				return errors.New("lost on the way")
-			}
-			return nil
-		},
-	})
-	t.Cleanup(w.Close)
-	return w
-}
-
 func TestS3(t *testing.T) {
 	server := servers.StartS3(t, "")
 	server.Setenv(t)
@@ -88,7 +52,7 @@ func TestS3(t *testing.T) {
 		n++
 		bucket := fmt.Sprintf("conformance-%d", n)
 		server.Bucket(t, bucket)
-		wire := newWire(t, server.Endpoint)
+		wire := faults.NewS3(t, server.Endpoint)
 		c := s3Config(wire.URL, bucket)
 		source, err := s3.NewSource(t.Context(), bucket, c.Prefix, s3Config(server.Endpoint, bucket))
 		if err != nil {
@@ -111,7 +75,11 @@ func TestS3(t *testing.T) {
 				server.RemoveBucket(t, bucket)
 				return func() { server.Bucket(t, bucket) }
 			},
-			LoseAnswers: func(_ *testing.T, lose bool) { wire.lose.Store(lose) },
+			LoseAnswers: func(_ *testing.T, lose bool) {
+				if wire.Heal(); lose {
+					wire.Fail(-1, faults.Fault{Stored: true})
+				}
+			},
 		}
 	}})
 }
@@ -331,20 +299,10 @@ func TestS3Refusals(t *testing.T) {
 		}
 	})
 	t.Run("changed on the way", func(t *testing.T) {
-		u, err := url.Parse(server.Endpoint)
-		if err != nil {
-			t.Fatal(err)
-		}
-		proxy := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(u)
-			r.Out.Host = r.In.Host
-			body, _ := io.ReadAll(r.In.Body)
-			body[len(body)/2] ^= 1
-			r.Out.Body = io.NopCloser(bytes.NewReader(body))
-		}})
-		t.Cleanup(proxy.Close)
-		o := openS3(t, s3Config(proxy.URL, "logs"))
-		_, err = o.Publish(t.Context(), s3Run(t, o, 1, 1))
+		wire := faults.NewS3(t, server.Endpoint)
+		wire.Fail(-1, faults.Fault{Flip: true})
+		o := openS3(t, s3Config(wire.URL, "logs"))
+		_, err := o.Publish(t.Context(), s3Run(t, o, 1, 1))
 		var e *outputs.Error
 		if !errors.As(err, &e) || e.Stored != outputs.StoredNo || e.Action != outputs.Retry || !strings.Contains(e.Hint, "changed on the way") {
 			t.Errorf("a changed body is told as %v", err)

@@ -47,7 +47,7 @@ func NewS3(t testing.TB, endpoint string) *S3 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &S3{back: &http.Transport{}}
+	s := &S3{back: &http.Transport{DisableKeepAlives: true}} // nothing goes on behind a client that has closed
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(u)

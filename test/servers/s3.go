@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -97,7 +98,7 @@ func startS3(t testing.TB, dir, cert, key string) *S3 {
 		pool.AppendCertsFromPEM(text)
 		s.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	}
-	s.args = append(s.args, "posix", dir)
+	s.args = append(s.args, "--iam-dir", t.TempDir(), "posix", dir)
 	s.Start(t)
 	return s
 }
@@ -168,6 +169,29 @@ func (s *S3) RemoveBucket(t testing.TB, name string) {
 	defer cancel()
 	if _, err := s.Client().DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: &name}); err != nil {
 		t.Fatalf("remove bucket %s: %v", name, err)
+	}
+}
+
+// User makes an account that may do nothing until a Policy says so.
+func (s *S3) User(t testing.TB, access, secret string) {
+	t.Helper()
+	out, err := exec.Command(binary(t, "versitygw"), "admin", "--access", s.AccessKey, "--secret", s.Secret, "--endpoint-url", s.Endpoint,
+		"--allow-insecure", "create-user", "--access", access, "--secret", secret, "--role", "user").CombinedOutput()
+	if err != nil {
+		t.Fatalf("create user %s: %v: %s", access, err, out)
+	}
+}
+
+// Policy lets user do action (s3:PutObject) with the keys of bucket that match
+// pattern, and nothing else. It takes the place of an earlier one.
+func (s *S3) Policy(t testing.TB, bucket, user, action, pattern string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	text := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":[%q]},"Action":[%q],"Resource":["arn:aws:s3:::%s/%s"]}]}`,
+		user, action, bucket, pattern)
+	if _, err := s.Client().PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: &bucket, Policy: &text}); err != nil {
+		t.Fatalf("policy of %s: %v", bucket, err)
 	}
 }
 
