@@ -273,9 +273,11 @@ func (k *check) probe(ctx context.Context, oc OutputConfig) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	start := time.Now()
-	if err := o.Probe(ctx, "main"); err != nil {
-		k.problem("output %v (after %v)", err, time.Since(start).Round(time.Millisecond))
-		return
+	for _, lane := range laneNames(k.c) {
+		if err := o.Probe(ctx, lane); err != nil {
+			k.problem("output %v (after %v)", err, time.Since(start).Round(time.Millisecond))
+			return
+		}
 	}
 	k.say("", "probe of %s: ok after %v", oc.Name, time.Since(start).Round(time.Millisecond))
 }

@@ -36,7 +36,7 @@ type Config struct {
 	Site     string `env:"SITE" envDefault:"default" doc:"name of the place, part of subjects and keys; the same characters as AGENT"`
 
 	InputNames  list `env:"INPUTS" envDefault:"tcp,udp" doc:"names of the inputs, with commas between them"`
-	OutputNames list `env:"OUTPUTS" envDefault:"outbox" doc:"names of the outputs, in failover order; this version holds to the first"`
+	OutputNames list `env:"OUTPUTS" envDefault:"outbox" doc:"names of the outputs, in failover order"`
 
 	Encoding         string      `env:"ENCODING" envDefault:"ndjson" doc:"ndjson: records are JSON lines with ECS names; raw: the message bytes only"`
 	Compression      batch.Codec `env:"COMPRESSION" envDefault:"zstd" doc:"zstd, gzip or none"`
@@ -47,15 +47,25 @@ type Config struct {
 	LogFormat     string        `env:"LOG_FORMAT" envDefault:"text" doc:"text or json"`
 	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"10s" doc:"how long a stop goes on sending; what is left waits in the buffer"`
 
-	Buffer  BufferConfig   `env:"-"` // SPILLWAY_BUFFER_*
-	Batch   BatchConfig    `env:"-"` // SPILLWAY_BATCH_*
-	Inputs  []Input        `env:"-"` // SPILLWAY_INPUT_<NAME>_*, in the order of INPUTS
-	Outputs []OutputConfig `env:"-"` // SPILLWAY_OUTPUT_<NAME>_*, in the order of OUTPUTS
+	Failover FailoverConfig `env:"-"` // SPILLWAY_FAILOVER_*, SPILLWAY_FAILBACK*
+	Buffer   BufferConfig   `env:"-"` // SPILLWAY_BUFFER_*
+	Batch    BatchConfig    `env:"-"` // SPILLWAY_BATCH_*
+	Inputs   []Input        `env:"-"` // SPILLWAY_INPUT_<NAME>_*, in the order of INPUTS
+	Outputs  []OutputConfig `env:"-"` // SPILLWAY_OUTPUT_<NAME>_*, in the order of OUTPUTS
 
 	LogLevel slog.Level `env:"-"`
 	Notes    []string   `env:"-"` // to be said at start: what was changed, what stands idle
 
 	settings []*setting // every variable with its value and origin
+}
+
+// FailoverConfig says when an output is left and when it is used again.
+type FailoverConfig struct {
+	After    time.Duration `env:"FAILOVER_AFTER" envDefault:"30s" doc:"how long an output may fail, or say nothing, before the next one is used"`
+	Failback bool          `env:"FAILBACK" envDefault:"true" doc:"true: go back to an output of higher rank once it works again; false: stay, and take the next one in turn when this one fails too"`
+	Interval time.Duration `env:"FAILBACK_INTERVAL" envDefault:"60s" doc:"time between two probes of an output that was left"`
+	Probes   int           `env:"FAILBACK_PROBES" envDefault:"3" doc:"probes that must succeed in a row before it is used again"`
+	Dwell    time.Duration `env:"FAILBACK_DWELL" envDefault:"60s" doc:"how long it is left at least"`
 }
 
 // BufferConfig is SPILLWAY_BUFFER_*: the limits of each lane's buffer.
@@ -68,6 +78,7 @@ type BufferConfig struct {
 	KeepAcked    time.Duration     `env:"KEEP_ACKED" envDefault:"10m" doc:"how long delivered segments are kept; 0: not at all"`
 	MaxUnsynced  outputs.Size      `env:"MAX_UNSYNCED" envDefault:"8MiB" doc:"bytes that may wait for it"`
 	Quarantine   outputs.Size      `env:"QUARANTINE_MAX_BYTES" envDefault:"64MiB" doc:"damaged segments that are kept aside, once what is good in them is delivered; 0: none"`
+	Rejected     outputs.Size      `env:"REJECTED_MAX_BYTES" envDefault:"64MiB" doc:"batches kept aside that no output takes; 0: none"`
 	NetworkFS    bool              `env:"NETWORK_FS" envDefault:"false" doc:"true: allow a buffer on a network file system, whose locks and fsyncs are weaker"`
 	Full         buffer.Policy     `env:"-"`
 	Sync         buffer.SyncPolicy `env:"-"`
@@ -191,6 +202,7 @@ func loadConfig(environ []string) (*Config, error) {
 	c := &Config{}
 	host, _ := os.Hostname()
 	e.parse(c, prefix, map[string]string{"AGENT": cmp.Or(host, "localhost")})
+	e.parse(&c.Failover, prefix, nil)
 	e.parse(&c.Buffer, prefix+"BUFFER_", nil)
 	e.parse(&c.Batch, prefix+"BATCH_", nil)
 	c.general(e)
@@ -210,10 +222,7 @@ func loadConfig(environ []string) (*Config, error) {
 		}
 		c.Outputs = append(c.Outputs, o)
 	}
-	if len(c.Outputs) > 1 {
-		e.notes = append(e.notes, fmt.Sprintf("SPILLWAY_OUTPUTS=%s: this version does not fail over: %s gets everything, and the rest stands idle",
-			strings.Join(outs, ","), c.Outputs[0].Name))
-	}
+	c.failover(e, len(outs))
 	e.unknown(c.Strict || e.bad[prefix+"STRICT"], map[string]list{"INPUT": inputs, "OUTPUT": outs}, blind)
 	c.settings, c.Notes = e.settings, e.notes
 	return c, errors.Join(e.problems...)
@@ -265,6 +274,29 @@ func cleanAgent(s string) string {
 	return string(b)
 }
 
+// failover checks what SPILLWAY_FAILOVER_* and SPILLWAY_FAILBACK* say to n outputs.
+func (c *Config) failover(e *environment, n int) {
+	f := &c.Failover
+	if f.After < 100*time.Millisecond {
+		e.problem(prefix+"FAILOVER_AFTER", "out of bounds: use 100ms or more")
+	}
+	if f.Interval < 100*time.Millisecond {
+		e.problem(prefix+"FAILBACK_INTERVAL", "out of bounds: use 100ms or more")
+	}
+	if f.Probes < 1 || f.Probes > 1000 {
+		e.problem(prefix+"FAILBACK_PROBES", "out of bounds: use 1 to 1000")
+	}
+	for _, name := range []string{"FAILOVER_AFTER", "FAILBACK", "FAILBACK_INTERVAL", "FAILBACK_PROBES", "FAILBACK_DWELL"} {
+		switch {
+		case !e.has(prefix + name):
+		case n == 1:
+			e.problem(prefix+name, "changes nothing with one output: remove it, or name another one in SPILLWAY_OUTPUTS")
+		case !f.Failback && strings.HasPrefix(name, "FAILBACK_"):
+			e.problem(prefix+name, "changes nothing with SPILLWAY_FAILBACK=false: remove it")
+		}
+	}
+}
+
 // limits checks the buffer's and the batches'.
 func (c *Config) limits(e *environment) {
 	const buf, bat = prefix + "BUFFER_", prefix + "BATCH_"
@@ -308,13 +340,16 @@ func (c *Config) limits(e *environment) {
 // options are what Open of every lane's buffer gets.
 func (b *BufferConfig) options(c *Config) buffer.Options {
 	o := buffer.Options{Agent: c.Agent, MaxBytes: int64(b.MaxBytes), Full: b.Full, Sync: b.Sync, SyncInterval: b.SyncInterval,
-		KeepAcked: b.KeepAcked, MaxUnsynced: int64(b.MaxUnsynced), QuarantineBytes: int64(b.Quarantine), NetworkFS: b.NetworkFS}
+		KeepAcked: b.KeepAcked, MaxUnsynced: int64(b.MaxUnsynced), QuarantineBytes: int64(b.Quarantine), RejectedBytes: int64(b.Rejected), NetworkFS: b.NetworkFS}
 	// 0 is a default there.
 	if b.KeepAcked == 0 {
 		o.KeepAcked = -1
 	}
 	if b.Quarantine == 0 {
 		o.QuarantineBytes = -1
+	}
+	if b.Rejected == 0 {
+		o.RejectedBytes = -1
 	}
 	if b.MinFree != nil {
 		o.MinFree = int64(*b.MinFree)

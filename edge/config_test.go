@@ -188,7 +188,11 @@ func TestProblems(t *testing.T) {
 		{"interval of another sync", []string{"SPILLWAY_BUFFER_SYNC_INTERVAL=2s"},
 			[]string{`SPILLWAY_BUFFER_SYNC_INTERVAL="2s": changes nothing with SPILLWAY_BUFFER_SYNC=group: remove it, or set SPILLWAY_BUFFER_SYNC=interval`}},
 		{"failover", []string{"SPILLWAY_FAILOVER_AFTER=5s"},
-			[]string{`SPILLWAY_FAILOVER_AFTER="5s": this version does not fail over: it holds to the first of SPILLWAY_OUTPUTS and the buffer waits for it; remove this variable`}},
+			[]string{`SPILLWAY_FAILOVER_AFTER="5s": changes nothing with one output: remove it, or name another one in SPILLWAY_OUTPUTS`}},
+		{"failover bounds", append(twoOutputs, "SPILLWAY_FAILOVER_AFTER=1ms", "SPILLWAY_FAILBACK_PROBES=0"),
+			[]string{`SPILLWAY_FAILOVER_AFTER="1ms": out of bounds: use 100ms or more`, `SPILLWAY_FAILBACK_PROBES="0": out of bounds: use 1 to 1000`}},
+		{"failback off", append(twoOutputs, "SPILLWAY_FAILBACK=off", "SPILLWAY_FAILBACK_DWELL=5s"),
+			[]string{`SPILLWAY_FAILBACK_DWELL="5s": changes nothing with SPILLWAY_FAILBACK=false: remove it`}},
 		{"password in a URL", []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=ftp://me:s3cret@h"},
 			[]string{`SPILLWAY_OUTPUT_HUB_URL="ftp://***@h": ftp is no kind of output: use ` + or(examples())}},
 		{"env file", []string{"SPILLWAY_ENV_FILE=" + bad}, []string{
@@ -240,14 +244,15 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-func TestStandby(t *testing.T) {
-	c, err := load(t, "SPILLWAY_OUTPUTS=a,b,c", "SPILLWAY_OUTPUT_A_URL=file:///tmp/a", "SPILLWAY_OUTPUT_B_URL=file:///tmp/b", "SPILLWAY_OUTPUT_C_URL=file:///tmp/c")
+var twoOutputs = []string{"SPILLWAY_OUTPUTS=a,b", "SPILLWAY_OUTPUT_A_URL=file:///tmp/a", "SPILLWAY_OUTPUT_B_URL=file:///tmp/b"}
+
+func TestFailover(t *testing.T) {
+	c, err := load(t, append(twoOutputs, "SPILLWAY_FAILOVER_AFTER=5s", "SPILLWAY_FAILBACK_PROBES=1")...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "SPILLWAY_OUTPUTS=a,b,c: this version does not fail over: a gets everything, and the rest stands idle"
-	if !slices.Equal(c.Notes, []string{want}) {
-		t.Errorf("notes %q", c.Notes)
+	if want := (FailoverConfig{5 * time.Second, true, time.Minute, 1, time.Minute}); c.Failover != want || len(c.Notes) != 0 {
+		t.Errorf("got %+v, notes %q", c.Failover, c.Notes)
 	}
 }
 

@@ -63,6 +63,7 @@ func reference() string {
 		return e.settings
 	}
 	table(&b, "General", "", settings(&Config{}, prefix))
+	table(&b, "Failover", "With more than one output.", settings(&FailoverConfig{}, prefix))
 	table(&b, "Buffer", "Each lane has a buffer in `<STATE_DIR>/buffer/<lane>`, with these limits.", settings(&BufferConfig{}, prefix+"BUFFER_"))
 	table(&b, "Batches", "An open batch is sealed when it reaches one of these.", settings(&BatchConfig{}, prefix+"BATCH_"))
 	table(&b, "Inputs", "For each name in SPILLWAY_INPUTS.", settings(&Input{}, prefix+"INPUT_<NAME>_"))

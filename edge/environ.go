@@ -396,13 +396,10 @@ func (e *environment) between(name string, v, low, high outputs.Size) {
 // absent are options of the design that this version does not have. A variable
 // that changes nothing must not be taken in silence.
 var absent = []struct{ pattern, what string }{
-	{"SPILLWAY_FAILOVER_*", "this version does not fail over: it holds to the first of SPILLWAY_OUTPUTS and the buffer waits for it; remove this variable"},
-	{"SPILLWAY_FAILBACK*", "this version does not fail over: it holds to the first of SPILLWAY_OUTPUTS and the buffer waits for it; remove this variable"},
 	{"SPILLWAY_BUFFER_RESERVE", "not in this version, which has no inputs that refuse: remove this variable"},
 	{"SPILLWAY_BUFFER_MAX_AGE", "not in this version: bound the buffer by SPILLWAY_BUFFER_MAX_BYTES"},
 	{"SPILLWAY_BUFFER_MEMORY", "not in this version, which keeps nothing in memory instead of the disk: remove this variable"},
 	{"SPILLWAY_BUFFER_DRAIN_RATE", "not in this version, which sends as fast as the output takes: remove this variable"},
-	{"SPILLWAY_BUFFER_REJECTED_MAX_BYTES", "not in this version: remove this variable"},
 	{"SPILLWAY_BUFFER_DIR", "the buffer is <SPILLWAY_STATE_DIR>/buffer: set SPILLWAY_STATE_DIR"},
 	{"SPILLWAY_INPUT_*_TLS_*", "this version has no TLS inputs: remove this variable, and put a TLS proxy before a tcp:// input on localhost"},
 	{"SPILLWAY_INPUT_*_ALLOW", "not in this version: bind the input to the address that may reach it, or use the firewall"},

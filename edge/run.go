@@ -100,7 +100,10 @@ func (a *agent) open() error {
 		}
 		a.outs = append(a.outs, o)
 	}
-	a.chain = outputs.NewChain(outputs.ChainOptions{Log: a.log}, a.outs...)
+	a.chain = outputs.NewChain(outputs.ChainOptions{
+		After: c.Failover.After, RoundRobin: !c.Failover.Failback, Interval: c.Failover.Interval, Probes: c.Failover.Probes, Dwell: c.Failover.Dwell,
+		Log: a.log, Pending: a.lanePending, Switched: a.reroute,
+	}, a.outs...)
 	host, _ := os.Hostname()
 	byName := map[string]*lane{}
 	for _, name := range laneNames(c) {
@@ -176,7 +179,8 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 	defer stopAccepting()
 	defer endAll()
 
-	var inputs, lanes, adm sync.WaitGroup
+	var inputs, lanes, probes, adm sync.WaitGroup
+	probes.Go(func() { a.chain.Run(hard) })
 	for _, l := range a.lanes {
 		lanes.Go(func() { l.Run(hard) })
 	}
@@ -214,7 +218,8 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 	}
 	lanes.Wait()
 	close(stopped)
-	watch.Wait()
+	watch.Wait() // endAll was called
+	probes.Wait()
 	code := exitOK
 	if err := a.close(); err != nil {
 		a.log.Error("close", "error", err)
@@ -240,6 +245,24 @@ func (a *agent) close() error {
 		errs = append(errs, a.outs[i].Close())
 	}
 	return errors.Join(errs...)
+}
+
+// lanePending and reroute are called by the chain, once lanes run.
+func (a *agent) lanePending(lane string) uint64 {
+	for _, l := range a.lanes {
+		if l.name == lane {
+			return l.buffer.Stats().PendingRecords
+		}
+	}
+	return 0
+}
+
+func (a *agent) reroute(lane string) {
+	for _, l := range a.lanes {
+		if l.name == lane {
+			l.Reroute()
+		}
+	}
 }
 
 func (a *agent) pending() (n uint64) {

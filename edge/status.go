@@ -10,7 +10,7 @@ import (
 
 // sources is what /metrics and /readyz show, asked of the owners at each look.
 func (a *agent) sources() admin.Sources {
-	return admin.Sources{Version: version, Inputs: a.inputStats, Lanes: a.laneStats, Outputs: a.outputStats, Ready: a.ready}
+	return admin.Sources{Version: version, Inputs: a.inputStats, Lanes: a.laneStats, Outputs: a.outputStats, Switches: a.switches, Ready: a.ready}
 }
 
 func (a *agent) inputStats() (all []admin.InputStats) {
@@ -31,7 +31,7 @@ func (a *agent) laneStats() (all []admin.LaneStats) {
 	for _, l := range a.lanes {
 		s := l.buffer.Stats()
 		ls := admin.LaneStats{
-			Name: l.name, Admitted: l.Admitted(), Delivered: l.Delivered(), Lost: s.Lost,
+			Name: l.name, Admitted: l.Admitted(), Delivered: l.Delivered(), Resent: l.Resent(), Lost: s.Lost,
 			PendingRecords: s.PendingRecords, LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, DiskFailed: s.DiskError != nil,
 			Full: l.Full(), TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Syncs: s.Syncs,
 		}
@@ -44,10 +44,23 @@ func (a *agent) laneStats() (all []admin.LaneStats) {
 }
 
 func (a *agent) outputStats() (all []admin.OutputStats) {
-	for i, s := range a.chain.States() {
-		n := a.outs[i].Counts()
-		all = append(all, admin.OutputStats{Name: s.Name, Active: s.Active, Up: s.Up, Failures: s.Failures,
-			Delivered: n.Delivered, AlreadyThere: n.AlreadyThere, Bytes: n.Bytes})
+	states := a.chain.States()
+	for _, o := range a.outs {
+		n := o.Counts()
+		s := admin.OutputStats{Name: o.Name(), Delivered: n.Delivered, AlreadyThere: n.AlreadyThere, Bytes: n.Bytes}
+		for _, st := range states {
+			if st.Output == s.Name {
+				s.Lanes = append(s.Lanes, admin.OutputLane{Lane: st.Lane, State: st.Health.String(), Active: st.Active, Failures: st.Failures})
+			}
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func (a *agent) switches() (all []admin.Switch) {
+	for s, n := range a.chain.Switches() {
+		all = append(all, admin.Switch{Lane: s.Lane, From: s.From, To: s.To, Count: n})
 	}
 	return all
 }

@@ -1,7 +1,8 @@
 // Package admin answers people and monitoring about a running agent:
 //
 //	/healthz       200 while the process answers
-//	/readyz        200 when senders may send, else 503 and why, one reason a line
+//	/readyz        200 when senders may send, else 503 and why, one reason a line; then the state
+//	               of the outputs, for people: one that is down is no reason to send nothing
 //	/metrics       Prometheus text; metrics.go lists every name
 //	/debug/pprof/  profiles of net/http/pprof
 //
@@ -10,6 +11,7 @@ package admin
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/pprof"
 	"time"
@@ -26,6 +28,8 @@ type Sources struct {
 	Inputs  func() []InputStats
 	Lanes   func() []LaneStats
 	Outputs func() []OutputStats
+	// Switches are the ways that lanes took from one output to another.
+	Switches func() []Switch
 
 	// Ready returns nil when all inputs are bound and all lanes accept records,
 	// else what is missing; errors.Join of several is fine.
@@ -62,6 +66,7 @@ type LaneStats struct {
 
 	Admitted  uint64            // records that were given a number since the start
 	Delivered uint64            // records acknowledged by an output since the start
+	Resent    uint64            // records sent again since the start, because a stream had lost them
 	Lost      map[string]uint64 // numbered records that were lost, over all lives of the buffer, by reason
 
 	PendingRecords uint64        // stored and not delivered
@@ -79,13 +84,28 @@ type LaneStats struct {
 type OutputStats struct {
 	Name string // of the output
 
-	Active   bool // gets the runs now
-	Up       bool // its last call succeeded, or there was none yet
-	Failures int  // in a row
+	Lanes []OutputLane // that have asked for an output so far
 
 	Delivered    uint64 // messages or objects that the far side acknowledged as new
 	AlreadyThere uint64 // that it had already: repeats whose first answer was lost
 	Bytes        uint64 // of those delivered
+}
+
+// OutputLane is the state of an output for one lane.
+type OutputLane struct {
+	Lane     string
+	State    string // one of States
+	Active   bool   // the lane uses it now
+	Failures int    // in a row
+}
+
+// States are those of an output: of outputs.Health, in its order.
+var States = []string{"up", "failing", "down", "trial"}
+
+// Switch is how often a lane went from one output to another.
+type Switch struct {
+	Lane, From, To string
+	Count          uint64
 }
 
 // Handler returns the handler of all paths.
@@ -98,11 +118,21 @@ func Handler(s Sources) http.Handler {
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		text := "ready\n"
 		if err := s.Ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+			w.WriteHeader(http.StatusServiceUnavailable)
+			text = err.Error() + "\n"
 		}
-		fmt.Fprintln(w, "ready")
+		for _, o := range s.Outputs() {
+			for _, l := range o.Lanes {
+				text += fmt.Sprintf("output %s for lane %s: %s", o.Name, l.Lane, l.State)
+				if l.Active {
+					text += ", in use"
+				}
+				text += "\n"
+			}
+		}
+		io.WriteString(w, text)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)

@@ -24,13 +24,15 @@ func sources(ready error) Sources {
 			}
 		},
 		Lanes: func() []LaneStats {
-			return []LaneStats{{Name: "main", Admitted: 1, Delivered: 2, Lost: map[string]uint64{"full_oldest": 3, "damaged": 4}, PendingRecords: 5,
+			return []LaneStats{{Name: "main", Admitted: 1, Delivered: 2, Resent: 12, Lost: map[string]uint64{"full_oldest": 3, "damaged": 4}, PendingRecords: 5,
 				PendingAge: 6500 * time.Millisecond, LiveBytes: 7, DiskBytes: 8, Full: true, DiskFailed: true, TornBytes: 9, CorruptBytes: 10, Syncs: 11}}
 		},
 		Outputs: func() []OutputStats {
-			return []OutputStats{{Name: "hub", Active: true, Up: false, Failures: 3, Delivered: 4, AlreadyThere: 5, Bytes: 6}, {Name: "archive", Up: true}}
+			return []OutputStats{{Name: "hub", Lanes: []OutputLane{{Lane: "main", State: "failing", Active: true, Failures: 3}}, Delivered: 4, AlreadyThere: 5, Bytes: 6},
+				{Name: "archive", Lanes: []OutputLane{{Lane: "main", State: "up"}}}}
 		},
-		Ready: func() error { return ready },
+		Switches: func() []Switch { return []Switch{{Lane: "main", From: "hub", To: "archive", Count: 7}} },
+		Ready:    func() error { return ready },
 	}
 }
 
@@ -74,12 +76,13 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestReady(t *testing.T) {
-	if code, body := get(t, sources(nil), "/readyz"); code != http.StatusOK || body != "ready\n" {
+	const states = "output hub for lane main: failing, in use\noutput archive for lane main: up\n"
+	if code, body := get(t, sources(nil), "/readyz"); code != http.StatusOK || body != "ready\n"+states {
 		t.Errorf("ready: %d %q", code, body)
 	}
 	notReady := errors.Join(errors.New("input tcp is not bound"), errors.New("lane main is full"))
 	code, body := get(t, sources(notReady), "/readyz")
-	if want := "input tcp is not bound\nlane main is full\n"; code != http.StatusServiceUnavailable || body != want {
+	if want := "input tcp is not bound\nlane main is full\n" + states; code != http.StatusServiceUnavailable || body != want {
 		t.Errorf("not ready: %d %q, want 503 %q", code, body, want)
 	}
 	if _, body := get(t, sources(notReady), "/metrics"); !strings.Contains(body, "\nspillway_ready 0\n") {

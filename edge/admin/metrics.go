@@ -46,6 +46,7 @@ var inputMetrics = []family[InputStats]{
 var laneMetrics = []family[LaneStats]{
 	counter("lane", "lane_records_admitted_total", "Records that were given a number.", func(s *LaneStats) float64 { return float64(s.Admitted) }),
 	counter("lane", "lane_records_delivered_total", "Records that an output acknowledged.", func(s *LaneStats) float64 { return float64(s.Delivered) }),
+	counter("lane", "lane_records_resent_total", "Records sent again because a stream had lost what it had acknowledged.", func(s *LaneStats) float64 { return float64(s.Resent) }),
 	gauge("lane", "lane_pending_records", "Records in the buffer that no output has yet.", func(s *LaneStats) float64 { return float64(s.PendingRecords) }),
 	gauge("lane", "lane_pending_bytes", "Bytes of the segments that they are in.", func(s *LaneStats) float64 { return float64(s.LiveBytes) }),
 	gauge("lane", "lane_pending_age_seconds", "How long the oldest of them has waited at the head of the line.", func(s *LaneStats) float64 { return s.PendingAge.Seconds() }),
@@ -58,15 +59,17 @@ var laneMetrics = []family[LaneStats]{
 }
 
 var outputMetrics = []family[OutputStats]{
-	gauge("output", "output_up", "1 unless the last call failed.", func(s *OutputStats) float64 { return one(s.Up) }),
-	gauge("output", "output_active", "1 for the output that gets the records now.", func(s *OutputStats) float64 { return one(s.Active) }),
-	gauge("output", "output_failures", "Failed calls in a row.", func(s *OutputStats) float64 { return float64(s.Failures) }),
 	counter("output", "output_delivered_total", "Messages or objects that the far side acknowledged as new.", func(s *OutputStats) float64 { return float64(s.Delivered) }),
 	counter("output", "output_already_there_total", "Messages or objects that the far side had already: repeats whose first answer was lost.", func(s *OutputStats) float64 { return float64(s.AlreadyThere) }),
 	counter("output", "output_bytes_total", "Bytes of those delivered.", func(s *OutputStats) float64 { return float64(s.Bytes) }),
 }
 
 var (
+	outputActive   = prometheus.NewDesc("spillway_output_active", "1 for the output that gets the lane's records now.", []string{"output", "lane"}, nil)
+	outputFailures = prometheus.NewDesc("spillway_output_failures", "Failed calls in a row.", []string{"output", "lane"}, nil)
+	outputState    = prometheus.NewDesc("spillway_output_state", "1 for the state that the output is in: up, failing, down (left, and probed) or trial (the next run decides).", []string{"output", "lane", "state"}, nil)
+	switches       = prometheus.NewDesc("spillway_failovers_total", "How often the lane went from one output to another, failbacks included.", []string{"lane", "from", "to"}, nil)
+
 	laneLost  = prometheus.NewDesc("spillway_lane_records_lost_total", "Numbered records that are lost, by reason, over all starts; a gap record tells of them.", []string{"lane", "reason"}, nil)
 	ready     = prometheus.NewDesc("spillway_ready", "1 when inputs are bound and lanes accept records.", nil, nil)
 	buildInfo = prometheus.NewDesc("spillway_build_info", "Always 1.", []string{"version"}, nil)
@@ -93,6 +96,9 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range outputMetrics {
 		ch <- f.desc
 	}
+	for _, d := range []*prometheus.Desc{outputActive, outputFailures, outputState, switches} {
+		ch <- d
+	}
 	ch <- laneLost
 	ch <- ready
 	ch <- buildInfo
@@ -111,6 +117,16 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range c.s.Outputs() {
 		collect(ch, outputMetrics, &s, s.Name)
+		for _, l := range s.Lanes {
+			ch <- prometheus.MustNewConstMetric(outputActive, prometheus.GaugeValue, one(l.Active), s.Name, l.Lane)
+			ch <- prometheus.MustNewConstMetric(outputFailures, prometheus.GaugeValue, float64(l.Failures), s.Name, l.Lane)
+			for _, state := range States {
+				ch <- prometheus.MustNewConstMetric(outputState, prometheus.GaugeValue, one(l.State == state), s.Name, l.Lane, state)
+			}
+		}
+	}
+	for _, s := range c.s.Switches() {
+		ch <- prometheus.MustNewConstMetric(switches, prometheus.CounterValue, float64(s.Count), s.Lane, s.From, s.To)
 	}
 	ch <- prometheus.MustNewConstMetric(ready, prometheus.GaugeValue, one(c.s.Ready() == nil))
 	ch <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, c.s.Version)

@@ -69,8 +69,9 @@ type Lane struct {
 	durable   atomic.Uint64 // number of the last record that Append returned for
 	delivered atomic.Uint64 // records that an output acknowledged
 
-	drops     drops
-	complaint string // of ship, what it said last
+	resent atomic.Uint64 // records sent again because a far side lost them
+
+	drops drops
 
 	gapMu   sync.Mutex
 	telling int // gaps of the buffer in batches that are not durable yet, guarded by gapMu
@@ -230,9 +231,7 @@ func (f *filler) admit(ctx context.Context, b *block) {
 // hurry makes ship wait for no more batches until done: room comes first.
 func (l *Lane) hurry() (done func()) {
 	l.waiting.Add(1)
-	if urge := l.urge.Load(); urge != nil {
-		(*urge)()
-	}
+	l.Reroute()
 	return func() { l.waiting.Add(-1) }
 }
 
@@ -448,8 +447,8 @@ func (l *Lane) age(age time.Duration) time.Duration {
 	if l.o.AgeHeld <= age {
 		return age
 	}
-	o, _ := l.o.Chain.Current(l.o.Name)
-	if o.Limits().Age > l.o.AgeHeld || l.o.Chain.Failing(l.o.Name, o) {
+	o := l.o.Chain.Turn(l.o.Name).Output
+	if o == nil || o.Limits().Age > l.o.AgeHeld || l.o.Chain.Failing(l.o.Name, o) {
 		return l.o.AgeHeld
 	}
 	return age
@@ -624,6 +623,9 @@ func (l *Lane) Admitted() uint64 { return l.admitted.Load() }
 
 // Delivered is how many records an output acknowledged since the start.
 func (l *Lane) Delivered() uint64 { return l.delivered.Load() }
+
+// Resent is how many records were sent again because a stream had lost them.
+func (l *Lane) Resent() uint64 { return l.resent.Load() }
 
 // Full reports whether there has been no room for a second or longer: the buffer
 // is full, or its disk does not take what was admitted.

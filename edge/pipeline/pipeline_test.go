@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,7 @@ import (
 
 // memory is a far side in memory: it keeps what it acknowledged.
 type memory struct {
+	name    string // "memory" by default
 	mu      sync.Mutex
 	batches []batch.Batch // deep copies, guarded by mu
 	runs    []batch.Run   // without payloads, guarded by mu
@@ -31,11 +33,15 @@ type memory struct {
 	limits  batch.Limits
 }
 
-func (m *memory) Name() string                        { return "memory" }
-func (m *memory) Limits() batch.Limits                { m.mu.Lock(); defer m.mu.Unlock(); return m.limits }
-func (m *memory) Probe(context.Context, string) error { return nil }
-func (m *memory) Counts() outputs.Counts              { return outputs.Counts{} }
-func (m *memory) Close() error                        { return nil }
+func (m *memory) Name() string         { return cmp.Or(m.name, "memory") }
+func (m *memory) Limits() batch.Limits { m.mu.Lock(); defer m.mu.Unlock(); return m.limits }
+func (m *memory) Probe(context.Context, string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.fail
+}
+func (m *memory) Counts() outputs.Counts { return outputs.Counts{} }
+func (m *memory) Close() error           { return nil }
 
 func (m *memory) Publish(_ context.Context, run *batch.Run) (int, error) {
 	m.mu.Lock()
@@ -118,6 +124,7 @@ type bench struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	log    *bytes.Buffer
+	sent   uint64 // by send
 }
 
 func start(t *testing.T, dir string, out outputs.Output, full OnFull, edit func(*buffer.Options, *LaneOptions)) *bench {
