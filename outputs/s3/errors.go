@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -208,6 +210,7 @@ func (e *shortError) Error() string {
 	var api smithy.APIError
 	var re *awshttp.ResponseError
 	var send *smithyhttp.RequestSendError
+	var why *url.Error
 	var credentials *credentialsError
 	switch {
 	case errors.As(e.err, &credentials):
@@ -219,7 +222,15 @@ func (e *shortError) Error() string {
 		}
 		return s
 	case errors.As(e.err, &send):
-		return send.Err.Error()
+		// The key is told anyway; what is left of a url.Error is why.
+		cause := send.Err
+		if errors.As(cause, &why) {
+			cause = why.Err
+		}
+		if cause == io.EOF {
+			return "the connection was closed before an answer"
+		}
+		return cause.Error()
 	case errors.Is(e.err, context.DeadlineExceeded):
 		return "no answer within TIMEOUT: " + context.DeadlineExceeded.Error()
 	}

@@ -3,11 +3,13 @@ package conformance
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -425,4 +427,18 @@ func TestS3Source(t *testing.T) {
 	if n != 1 {
 		t.Errorf("an absent bucket yields %d times", n)
 	}
+}
+
+// noiseRun is a run of one batch of plain lines, size bytes that no compressor
+// makes smaller.
+func noiseRun(epoch batch.Epoch, size int) *batch.Run {
+	rng := rand.New(rand.NewPCG(uint64(epoch), uint64(size)))
+	p := make([]byte, size)
+	for i := range p {
+		p[i] = 'A' + byte(rng.Uint32()&31)
+	}
+	p[size-1] = '\n'
+	h := batch.Header{Codec: batch.None, Length: uint32(size), Raw: uint32(size), First: 1, Count: 1,
+		FirstTime: time.Date(2026, 11, 20, 14, 5, 0, 0, time.UTC).UnixNano(), CRC: batch.CRC32C(p), Sum: sha256.Sum256(p)}
+	return &batch.Run{Lane: "main", Agent: "gw1", Epoch: epoch, Batches: []batch.Batch{{Header: h, Payload: p}}, Attempt: 1}
 }
