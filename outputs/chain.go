@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -231,7 +232,7 @@ func (c *Chain) Failing(lane string, o Output) bool {
 func (c *Chain) Publish(ctx context.Context, lane string, o Output, run *batch.Run) (accepted int, pause time.Duration, err error) {
 	w := c.watch(ctx, lane, o)
 	accepted, err = o.Publish(w.ctx, run)
-	w.end()
+	err = w.end(err)
 	if errors.Is(err, ErrUnchecked) || err != nil && ctx.Err() != nil {
 		return accepted, 0, err // no failure of the output
 	}
@@ -242,7 +243,7 @@ func (c *Chain) Publish(ctx context.Context, lane string, o Output, run *batch.R
 func (c *Chain) Last(ctx context.Context, lane string, o Stream) (mark Mark, pause time.Duration, err error) {
 	w := c.watch(ctx, lane, o)
 	mark, err = o.Last(w.ctx, lane)
-	w.end()
+	err = w.end(err)
 	if err == nil || ctx.Err() != nil {
 		return mark, 0, err // that it can be asked does not prove that it stores
 	}
@@ -264,7 +265,7 @@ type watch struct {
 	cut    atomic.Bool
 }
 
-var errSilence = errors.New("nothing got through for SPILLWAY_FAILOVER_AFTER")
+var errSilence = errors.New("nothing got through")
 
 func (c *Chain) watch(ctx context.Context, lane string, o Output) *watch {
 	c.mu.Lock()
@@ -310,11 +311,20 @@ func (w *watch) look() {
 	}
 }
 
-func (w *watch) end() {
+// end ends the watch and returns how the call ended, in words of its own if it was
+// cut short.
+func (w *watch) end(err error) error {
 	if w.timer != nil {
 		w.timer.Stop()
 	}
 	w.cancel(nil)
+	var e *Error
+	if w.cut.Load() && errors.As(err, &e) {
+		told := *e
+		told.Err = fmt.Errorf("%w for %v: %w", errSilence, time.Since(w.silent()).Round(time.Millisecond), e.Err)
+		return &told
+	}
+	return err
 }
 
 // note takes down how a call ended: of n batches, accepted arrived.
