@@ -34,6 +34,11 @@ type Output interface {
 	// not stored, as it says. An acknowledgement is the far side's word for these
 	// very bytes, never the success of a write.
 	//
+	// Unfit is about the batch at accepted, or about the run as a whole: too large an
+	// object, say. So a batch is unfit only when it was a run alone; until then the
+	// caller hands the head batch over alone (Limits.Batches 1). Limits may ask for
+	// smaller runs from then on.
+	//
 	// Payloads belong to the caller and are not touched after Publish returned.
 	// Publish returns soon after ctx ends and has own deadlines besides: a dead
 	// peer sends nothing. It calls Moved whenever something got through, so that

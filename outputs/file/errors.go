@@ -31,6 +31,12 @@ func (e *unfitError) Error() string {
 	return fmt.Sprintf("a batch of %d bytes, larger than MAX_BYTES (%v)", e.size, e.max)
 }
 
+// isFull reports whether there was no room.
+func isFull(err error) bool {
+	var full *fullError
+	return errors.As(err, &full) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
 // classes says what follows a system error, and what the operator should do.
 var classes = []struct {
 	errs   []syscall.Errno

@@ -76,6 +76,8 @@ type Output struct {
 	counted  bool            // used was counted in this life
 	durable  map[string]bool // directories whose entries up to Dir were fsynced in this life
 
+	wanted atomic.Int64 // bytes of the last run for which there was no room; 0: there was
+
 	delivered, alreadyThere, bytes atomic.Uint64
 }
 
@@ -145,8 +147,12 @@ func (o *Output) publish(ctx context.Context, run *batch.Run) (outputs.Stored, e
 	}
 	if !there {
 		if there, err = o.create(ctx, path, size, run); err != nil {
+			if isFull(err) {
+				o.wanted.Store(size)
+			}
 			return outputs.StoredNo, err
 		}
+		o.wanted.Store(0)
 	}
 	// Also when the file was there: the life that linked it may have ended before
 	// this step.
@@ -196,8 +202,8 @@ func (o *Output) create(ctx context.Context, path string, size int64, run *batch
 	return false, err
 }
 
-// Probe proves by the real steps (write, fsync, link, unlink) that there is room
-// and permission.
+// Probe proves by the real steps (write, fsync, link, unlink) that there is
+// permission, and room: for the run that found none last, else for a few bytes.
 func (o *Output) Probe(ctx context.Context, _ string) error {
 	if err := o.probe(ctx); err != nil {
 		return o.error("probe "+o.c.Dir, outputs.StoredNo, err)
@@ -210,16 +216,22 @@ func (o *Output) probe(ctx context.Context) (err error) {
 		return err
 	}
 	const text = "spillway probe\n"
-	if err := o.reserve(int64(len(text))); err != nil {
+	size := max(int64(len(text)), o.wanted.Load())
+	if err := o.reserve(size); err != nil {
 		return err
 	}
-	defer o.release(int64(len(text)), false)
+	defer o.release(size, false)
 	f, err := o.temp(o.c.Dir)
 	if err != nil {
 		return err
 	}
 	defer remove(f)
 	if _, err := f.WriteString(text); err != nil {
+		return err
+	}
+	// Blocks that are allocated and never written wear no flash. Where the file system
+	// can't, the next run finds out.
+	if err := syscall.Fallocate(int(f.Fd()), 0, 0, size); isFull(err) {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -144,6 +144,10 @@ func TestStranger(t *testing.T) {
 			if err != nil || after.Mode() != before.Mode() || after.Size() != before.Size() {
 				t.Errorf("it was %v and is %v, %v", before, after, err)
 			}
+			if err := os.Rename(path, path+".stranger"); err != nil {
+				t.Fatal(err)
+			}
+			publish(t, o, run)
 		})
 	}
 }
@@ -165,6 +169,12 @@ func TestFull(t *testing.T) {
 		t.Fatalf("accepted %d with 300 bytes of room: %v", n, err)
 	}
 	publish(t, o, first) // is there already: needs no room
+	if err := o.Probe(t.Context(), "main"); err == nil {
+		t.Error("the probe finds room where the last run found none")
+	}
+	if err := open(t, c).Probe(t.Context(), "main"); err != nil {
+		t.Errorf("no run was refused, 300 bytes are left: %v", err)
+	}
 	if err := os.Remove(filepath.Join(c.Dir, first.Key)); err != nil {
 		t.Fatal(err)
 	}
