@@ -75,9 +75,9 @@ type Gap struct {
 // Delivered is what has arrived, of all sources together.
 type Delivered struct {
 	Records map[Number]Record
-	Gaps    []Gap // of different records
-	Twice   int   // records that came again
-	Cut     int   // records of lines that a broken connection cut
+	Gaps    []Gap          // of different records
+	Twice   int            // records that came again
+	Others  map[string]int // messages that no sender sent whole, and how often each is there
 
 	seed     maphash.Seed
 	problems []error
@@ -92,7 +92,7 @@ type Record struct {
 
 // NewDelivered returns an empty one.
 func NewDelivered() *Delivered {
-	return &Delivered{Records: map[Number]Record{}, seed: maphash.MakeSeed()}
+	return &Delivered{Records: map[Number]Record{}, Others: map[string]int{}, seed: maphash.MakeSeed()}
 }
 
 // Cat adds what the command `spillway cat SOURCE` prints; source is a number for
@@ -175,7 +175,7 @@ func (d *Delivered) add(line []byte, source int) error {
 		if conn, i, ok := parseMessage(text); ok {
 			r.Conn, r.Line = int32(conn), int32(i)
 		} else {
-			d.Cut++
+			d.Others[string(text)]++
 		}
 	}
 	d.Records[at] = r
@@ -193,6 +193,8 @@ type Rules struct {
 	Drops bool // the lanes drop their oldest records when they are full
 	Stops bool // the agent was stopped or killed while senders sent
 
+	Others []string // messages that others than the senders sent, each once
+
 	// Loss, if not zero, is how old a line of a connection that broke may be and yet
 	// be lost: not durable, since the agent had no time for it.
 	Loss time.Duration
@@ -206,6 +208,7 @@ type Rules struct {
 //   - a record that was durable is there, unless its lane dropped it to make room
 //     and a gap record tells so;
 //   - what is there twice is the same, byte for byte;
+//   - what others sent is there once;
 //   - the lines of a connection are in the order of their numbers, and none is
 //     missing between two of them. Of a connection that broke with the agent, the
 //     end may be missing, as Loss says; of another one, nothing.
@@ -240,8 +243,15 @@ func (d *Delivered) Judge(promises []Promise, conns []Conn, rules Rules) error {
 			told[g.Input] += g.Count
 		}
 	}
-	if d.Cut > 0 && !rules.Stops {
-		d.problem("%d lines were cut although no connection broke", d.Cut)
+	for _, o := range rules.Others {
+		if n := d.Others[o]; n != 1 {
+			d.problem("%q is there %d times", o, n)
+		}
+	}
+	for o := range d.Others {
+		if !rules.Stops && !slices.Contains(rules.Others, o) {
+			d.problem("%q was sent by nobody, and no connection broke that could have cut it", o)
+		}
 	}
 	missing := map[string]uint64{}
 	for i, c := range conns {

@@ -60,6 +60,7 @@ func (c *Conn) datagrams() bool { return c.Input[:3] == "udp" }
 // Senders are the loads that run.
 type Senders struct {
 	wg   sync.WaitGroup
+	ctx  context.Context // ends with Stop
 	stop context.CancelFunc
 
 	mu     sync.Mutex
@@ -70,12 +71,17 @@ type Senders struct {
 
 // StartSenders starts one goroutine for each load. Stop ends them.
 func StartSenders(loads ...Load) *Senders {
-	ctx, stop := context.WithCancel(context.Background())
-	s := &Senders{stop: stop}
-	for _, l := range loads {
-		s.wg.Go(func() { s.run(ctx, l) })
-	}
+	s := &Senders{}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.Add(loads...)
 	return s
+}
+
+// Add starts more of them, before Stop.
+func (s *Senders) Add(loads ...Load) {
+	for _, l := range loads {
+		s.wg.Go(func() { s.run(s.ctx, l) })
+	}
 }
 
 // Stop ends all senders in order: what they wrote is read by the agent before it
