@@ -8,16 +8,12 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +24,7 @@ import (
 	"spillway/buffer/batch"
 	"spillway/outputs"
 	"spillway/outputs/jetstream"
+	"spillway/test/faults"
 	"spillway/test/servers"
 )
 
@@ -238,47 +235,20 @@ func dialAgent(t testing.TB, a *agent) net.Conn {
 func TestPlannedRunIsRepeated(t *testing.T) {
 	s := servers.StartS3(t, t.TempDir())
 	s.Bucket(t, "logs")
-	target, err := url.Parse(s.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stored := make(chan string, 10)
-	var swallow atomic.Bool
-	swallow.Store(true)
-	release := make(chan struct{})
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(target)
-		r.Out.Host = r.In.Host // it is signed
-	}}
-	proxy.ModifyResponse = func(r *http.Response) error {
-		if r.Request.Method == http.MethodPut && strings.Contains(r.Request.URL.Path, ".ndjson") {
-			stored <- fmt.Sprint(r.StatusCode)
-			if swallow.Load() {
-				<-release // the far side has the object, the agent does not hear of it
-			}
-		}
-		return nil
-	}
-	front := httptest.NewServer(proxy)
-	defer front.Close()
-	defer close(release)
+	wire := faults.New(t, s.Endpoint)
+	wire.DropAnswers() // the far side gets the object, the agent does not hear of it
 
-	a := newAgent(t, archive(s, front.URL)...)
+	a := newAgent(t, archive(s, "http://"+wire.Address)...)
 	a.start()
 	c := dialAgent(t, a)
 	for i := range 1000 {
 		fmt.Fprintf(c, "<14>1 2026-11-20T12:00:00Z host app - - - line %d\n", i)
 	}
 	c.Close()
-	if code := <-stored; code != "200" {
-		t.Fatalf("the first PUT was answered %s", code)
-	}
+	a.until("the object is stored", func() bool { return len(s.Keys(t, "logs")) > 0 })
 	a.kill()
-	swallow.Store(false)
+	wire.Forward()
 	a.start()
-	if code := <-stored; code != "412" {
-		t.Errorf("the repeated PUT was answered %s, want 412", code)
-	}
 	a.until("the run counts as delivered", func() bool {
 		return a.metric(`spillway_lane_records_delivered_total{lane="main"}`) >= 1000 || a.metric(`spillway_lane_pending_records{lane="main"}`) == 0
 	})
