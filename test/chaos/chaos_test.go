@@ -5,11 +5,13 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -40,11 +42,13 @@ func setting(name string, otherwise int) int {
 func TestSchedules(t *testing.T) {
 	seed, n := setting("SPILLWAY_CHAOS_SEED", 1), setting("SPILLWAY_CHAOS_N", 5)
 	t.Logf("seeds %d to %d", seed, seed+n-1)
+	var sum totals
+	t.Cleanup(func() { t.Log(sum.String()) })
 	for i := range n {
 		s := draw(uint64(seed + i))
 		t.Run(fmt.Sprint("seed=", s.seed), func(t *testing.T) {
 			t.Parallel()
-			run(t, s)
+			run(t, s, &sum)
 		})
 	}
 }
@@ -69,6 +73,45 @@ func TestDraw(t *testing.T) {
 	}
 }
 
+// totals are what happened in schedules that were judged.
+type totals struct {
+	mu                                              sync.Mutex
+	schedules, lines, durable, records, twice, gaps int
+	faults                                          map[string]int // by thing and what
+	told                                            [4]int         // by the log
+}
+
+var told = [4]string{"failover", "failback", `"all outputs fail`, `"the buffer is full`}
+
+func (a *totals) add(b *totals) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.schedules += b.schedules
+	a.lines += b.lines
+	a.durable += b.durable
+	a.records += b.records
+	a.twice += b.twice
+	a.gaps += b.gaps
+	for i, n := range b.told {
+		a.told[i] += n
+	}
+	if a.faults == nil {
+		a.faults = map[string]int{}
+	}
+	for f, n := range b.faults {
+		a.faults[f] += n
+	}
+}
+
+func (a *totals) String() string {
+	var faults []string
+	for _, f := range slices.Sorted(maps.Keys(a.faults)) {
+		faults = append(faults, fmt.Sprint(f, " ", a.faults[f]))
+	}
+	return fmt.Sprintf("%d judged: %d lines sent, %d records durable, %d delivered, %d of them more than once, %d gaps told; %d failovers, %d failbacks, all outputs away %d times, a buffer full %d times; faults: %s",
+		a.schedules, a.lines, a.durable, a.records, a.twice, a.gaps, a.told[0], a.told[1], a.told[2], a.told[3], strings.Join(faults, ", "))
+}
+
 // step is the begin or the end of a fault.
 type step struct {
 	at time.Duration
@@ -76,7 +119,7 @@ type step struct {
 	f  fault
 }
 
-func run(t *testing.T, s *schedule) {
+func run(t *testing.T, s *schedule, sum *totals) {
 	begun := time.Now()
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -125,7 +168,7 @@ func run(t *testing.T, s *schedule) {
 		t.Errorf("the agent exits %d at the end", code)
 	}
 	t.Logf("drained after %v", time.Since(begun).Round(time.Millisecond))
-	w.judge(senders.Conns(), rules)
+	w.judge(senders.Conns(), rules, sum)
 	t.Logf("judged after %v", time.Since(begun).Round(time.Millisecond))
 }
 
@@ -244,7 +287,7 @@ func (w *world) bounded() {
 
 // judge compares what has arrived with what was sent and promised. The agent has
 // ended.
-func (w *world) judge(conns []Conn, rules Rules) {
+func (w *world) judge(conns []Conn, rules Rules, all *totals) {
 	w.t.Helper()
 	a := w.agent
 	promises, err := Promises(a.Log)
@@ -262,17 +305,25 @@ func (w *world) judge(conns []Conn, rules Rules) {
 	if err := d.Judge(promises, conns, rules); err != nil {
 		w.t.Errorf("what has arrived is not what should have:\n%v", err)
 	}
-	sent := 0
-	for _, c := range conns {
-		sent += c.Sent
-	}
 	text, err := os.ReadFile(a.Log)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	told := func(msg string) int { return bytes.Count(text, []byte("msg="+msg)) }
-	w.t.Logf("%d lines sent over %d connections, %d records delivered, %d of them more than once, %d gaps told; the log tells of %d failovers, %d failbacks, %d times all outputs failed, %d times the buffer was full",
-		sent, len(conns), len(d.Records), d.Twice, len(d.Gaps), told("failover"), told("failback"), told(`"all outputs fail`), told(`"the buffer is full`))
+	now := &totals{schedules: 1, records: len(d.Records), twice: d.Twice, gaps: len(d.Gaps), faults: map[string]int{}}
+	for _, c := range conns {
+		now.lines += c.Sent
+	}
+	for _, p := range promises {
+		now.durable += int(p.Last + 1 - p.First)
+	}
+	for _, f := range w.s.faults {
+		now.faults[f.thing+" "+f.what]++
+	}
+	for i, msg := range told {
+		now.told[i] = bytes.Count(text, []byte("msg="+msg))
+	}
+	w.t.Log(now.String())
+	all.add(now)
 	for _, lane := range []string{"main", "audit"}[:1+btoi(w.s.audit)] {
 		if out, errs, code := a.Command(w.t, "buffer", "verify", a.State+"/buffer/"+lane); code != 0 {
 			w.t.Errorf("spillway buffer verify of lane %s exits %d:\n%s%s", lane, code, out, errs)

@@ -48,7 +48,7 @@ func (s *schedule) String() string {
 		fmt.Fprintf(&b, "  %s\n", e)
 	}
 	if s.small {
-		fmt.Fprintf(&b, "  state and directory on a file system of %d MiB\n", smallDisk>>20)
+		fmt.Fprintf(&b, "  the state on a file system of %d MiB\n", smallDisk>>20)
 	}
 	for _, l := range s.loads {
 		fmt.Fprintf(&b, "  %s: %d lines/s with at most %d random characters\n", l.Input, l.Rate, l.Pad)
@@ -59,11 +59,9 @@ func (s *schedule) String() string {
 	return b.String()
 }
 
-// dirBytes is the most that the directory output holds, smallDisk the size of a
-// small file system: nothing that a schedule sends fills them by itself.
 const (
-	dirBytes  = 256 << 20
-	smallDisk = 512 << 20
+	dirBytes  = 256 << 20 // that the directory output holds: more than a schedule sends
+	smallDisk = 48 << 20  // less than two buffers may take
 )
 
 // What can be wrong, with how often it is drawn in proportion. Each ends with its
@@ -124,8 +122,8 @@ func draw(seed uint64) *schedule {
 	age := between(50*time.Millisecond, 500*time.Millisecond)
 	set("BATCH_MAX_AGE", age)
 	set("BATCH_MAX_AGE_HELD", age+between(50*time.Millisecond, 500*time.Millisecond))
-	set("BATCH_MAX_RECORDS", number(20, 5000))
-	set("BATCH_MAX_BYTES", number(8<<10, 512<<10))
+	set("BATCH_MAX_RECORDS", number(200, 5000))
+	set("BATCH_MAX_BYTES", number(32<<10, 512<<10))
 	flood := chance(25) // the buffer gets full if nobody takes what is in it
 	most := 64 << 20
 	if flood {

@@ -25,8 +25,8 @@ import (
 type world struct {
 	t       *testing.T
 	s       *schedule
-	dir     string // of everything
-	data    string // where the agent writes: dir, or a small file system in it
+	dir     string       // of everything
+	disk    *faults.Disk // of the state directory; nil: that of dir
 	agent   *Agent
 	sources []string // SOURCE of cat and verify
 
@@ -42,10 +42,10 @@ type world struct {
 func build(t *testing.T, s *schedule) *world {
 	t.Helper()
 	w := &world{t: t, s: s, dir: t.TempDir()}
-	w.data = w.dir
+	state := filepath.Join(w.dir, "state")
 	if s.small {
-		w.data = filepath.Join(w.dir, "small")
-		w.mount(w.data)
+		w.disk = faults.NewDisk(t, smallDisk)
+		state = filepath.Join(w.disk.Dir, "state")
 	}
 	t.Cleanup(w.keep)
 	w.settings = slices.Clone(s.env)
@@ -65,8 +65,8 @@ func build(t *testing.T, s *schedule) *world {
 		}
 	}
 	w.agent = NewAgent(t, w.dir)
-	w.set("STATE_DIR", filepath.Join(w.data, "state"))
-	w.agent.State = filepath.Join(w.data, "state")
+	w.set("STATE_DIR", state)
+	w.agent.State = state
 	second := 0
 	if s.audit {
 		second = FreePort(t)
@@ -89,23 +89,7 @@ func (w *world) set(name string, v any) {
 	w.settings = append(w.settings, fmt.Sprintf("SPILLWAY_%s=%v", name, v))
 }
 
-func (w *world) outdir() string { return filepath.Join(w.data, "outdir") }
-
-// mount makes a small file system of its own.
-func (w *world) mount(dir string) {
-	w.t.Helper()
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", smallDisk)); err != nil {
-		w.t.Fatalf("mount a small tmpfs to fill it: %v: this needs root, or CAP_SYS_ADMIN in a container", err)
-	}
-	w.t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			w.t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-}
+func (w *world) outdir() string { return filepath.Join(w.dir, "outdir") }
 
 // keep saves everything of a schedule that failed. The processes have ended.
 func (w *world) keep() {
@@ -211,7 +195,7 @@ func (w *world) begin(f fault) {
 			w.agent.Signal(w.t, syscall.SIGSTOP)
 		}
 	case "disk":
-		w.stuff(filepath.Join(w.data, "filler"))
+		w.disk.Fill(w.t, 0)
 	}
 }
 
@@ -260,7 +244,7 @@ func (w *world) end(f fault) {
 			w.agent.Start(w.t)
 		}
 	case "disk":
-		w.remove(filepath.Join(w.data, "filler"))
+		w.disk.Free(w.t)
 	}
 }
 
@@ -315,27 +299,6 @@ func (w *world) remove(name string) {
 	w.t.Helper()
 	if err := os.Remove(name); err != nil {
 		w.t.Fatal(err)
-	}
-}
-
-// stuff fills the file system of name to its last block.
-func (w *world) stuff(name string) {
-	w.t.Helper()
-	f, err := os.Create(name)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer f.Close()
-	off := int64(0)
-	for size := int64(smallDisk); size >= 4096; {
-		switch err := unix.Fallocate(int(f.Fd()), 0, off, size); {
-		case err == nil:
-			off += size
-		case errors.Is(err, unix.ENOSPC):
-			size /= 2
-		case !errors.Is(err, unix.EINTR):
-			w.t.Fatalf("fill %s: %v", name, err)
-		}
 	}
 }
 
