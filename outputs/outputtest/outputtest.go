@@ -77,7 +77,8 @@ func Run(t *testing.T, h Harness) {
 		{"cancelled", cancelled},
 		{"far side down", farSideDown},
 		{"far side silent", farSideSilent},
-		{"cancelled in silence", cancelledInSilence},
+		{"cancelled while down", func(t *testing.T, s *side) { cancelledWithout(t, s, s.Stop, s.Start) }},
+		{"cancelled in silence", func(t *testing.T, s *side) { cancelledWithout(t, s, s.Pause, s.Resume) }},
 		{"never wrong", neverWrong},
 		{"far side refuses", farSideRefuses},
 		{"probe", probe},
@@ -326,17 +327,18 @@ func farSideSilent(t *testing.T, s *side) {
 	s.mustPublish(t, o, before)
 	s.Pause(t)
 	s.inDoubt(t, o, run)
+	s.mustNotProbe(t, o)
 	s.Resume(t)
 	run.Attempt = 2
 	s.eventually(t, o, run)
 	s.holds(t, o, before, run)
 }
 
-// cancelledInSilence: under a far side that has fallen silent, the end of ctx ends
-// Publish and Probe soon, and nothing of them goes on.
-func cancelledInSilence(t *testing.T, s *side) {
-	if s.Pause == nil {
-		t.Log("left out: this far side can't be silenced")
+// cancelledWithout: without a far side that answers, the end of ctx ends Publish
+// and Probe soon, and nothing of them goes on.
+func cancelledWithout(t *testing.T, s *side, away, back func(t *testing.T)) {
+	if away == nil {
+		t.Log("left out: this can't be done to this far side")
 		return
 	}
 	l := s.lane(t, "main", batch.Zstd)
@@ -344,14 +346,14 @@ func cancelledInSilence(t *testing.T, s *side) {
 	begin := goroutines()
 	o := s.Output(t)
 	s.mustPublish(t, o, before)
-	s.Pause(t)
+	away(t)
 	var early int
 	for i := range 8 {
 		for name, call := range map[string]func(ctx context.Context) error{
 			"Publish": func(ctx context.Context) error {
 				accepted, err := s.publish(t, ctx, o, run)
 				if stored, action := outputs.Classify(err); err != nil && (accepted != 0 || stored == outputs.StoredYes || action != outputs.Retry) {
-					t.Errorf("cancelled in silence: accepted %d, stored %v, %v: %v", accepted, stored, action, err)
+					t.Errorf("cancelled: accepted %d, stored %v, %v: %v", accepted, stored, action, err)
 				}
 				return err
 			},
@@ -380,7 +382,7 @@ func cancelledInSilence(t *testing.T, s *side) {
 		t.Errorf("close: %v", err)
 	}
 	noneLeft(t, begin)
-	s.Resume(t)
+	back(t)
 	o = s.output(t)
 	run.Attempt = 2
 	s.eventually(t, o, run)
@@ -616,7 +618,7 @@ func (s *side) publish(t *testing.T, ctx context.Context, o outputs.Output, run 
 	for i, b := range run.Batches {
 		c.Batches[i] = batch.Batch{Header: b.Header, Payload: append([]byte(nil), b.Payload...)}
 	}
-	accepted, err := o.Publish(ctx, &c)
+	accepted, err := Publish(ctx, o, &c)
 	for i := range c.Batches {
 		clear(c.Batches[i].Payload)
 	}
@@ -641,6 +643,21 @@ func checkError(t *testing.T, o outputs.Output, err error) {
 	if e.Output != o.Name() || e.Op == "" || e.Err == nil || e.Stored < outputs.StoredNo || e.Stored > outputs.StoredYes ||
 		e.Action < outputs.Retry || e.Action > outputs.Misconfigured {
 		t.Errorf("an incomplete error: %+v", e)
+	}
+}
+
+// Publish is o.Publish as an agent calls it: a stream is asked what it has when the
+// connection is new.
+func Publish(ctx context.Context, o outputs.Output, run *batch.Run) (int, error) {
+	for {
+		n, err := o.Publish(ctx, run)
+		stream, ok := o.(outputs.Stream)
+		if !ok || n > 0 || !errors.Is(err, outputs.ErrUnchecked) {
+			return n, err
+		}
+		if _, err := stream.Last(ctx, run.Lane); err != nil {
+			return 0, err
+		}
 	}
 }
 
@@ -678,6 +695,9 @@ func (s *side) mustNotProbe(t *testing.T, o outputs.Output) {
 	err := o.Probe(ctx, "main")
 	if err == nil {
 		t.Error("the probe succeeds where a Publish can't")
+	}
+	if ctx.Err() != nil {
+		t.Errorf("no deadline of its own: the probe gave up with the caller's after %v", patience)
 	}
 	checkError(t, o, err)
 }
