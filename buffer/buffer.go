@@ -236,16 +236,18 @@ type Buffer struct {
 	stranded       bool
 	lastSave       time.Time
 
-	r      sync.Mutex // held by Next; guards what follows, and is taken before w
-	ready  bool       // settled
-	scan   scanner
-	rfile  File
-	rseg   *segment // of rfile
-	slab   []byte   // payloads of the last run
-	spare  int      // runs in a row that needed much less than slab
-	run    []batch.Batch
-	load   []entry
-	faults faults
+	r     sync.Mutex // held by Next; guards what follows, and is taken before w
+	ready bool       // settled
+	// orderly: the cursor says that the last life ended with Close, and would say so of this one
+	orderly bool
+	scan    scanner
+	rfile   File
+	rseg    *segment // of rfile
+	slab    []byte   // payloads of the last run
+	spare   int      // runs in a row that needed much less than slab
+	run     []batch.Batch
+	load    []entry
+	faults  faults
 
 	again reread // guarded by its own mutex, which is taken before w
 
@@ -682,7 +684,7 @@ func (b *Buffer) create(first *batch.Batch) error {
 	seg := &segment{ordinal: b.ordinal, epoch: b.start.Epoch, first: first.First, last: first.First - 1, salt: salt, agent: b.o.Agent, ours: true}
 	b.ordinal++ // never again, not even if this fails
 	h := segmentHeader{Opens: b.opens, Epoch: seg.epoch, Ordinal: seg.ordinal, First: seg.first, Created: b.o.Now().UnixNano(),
-		Salt: salt, Floor: max(b.pos.committed, b.acked), Before: b.seal}
+		Salt: salt, Floor: max(b.floorNow(), b.acked), Before: b.seal}
 	b.mu.Unlock()
 	if b.stranded {
 		h.Before = b.unsyncedBefore
@@ -695,6 +697,20 @@ func (b *Buffer) create(first *batch.Batch) error {
 	b.foot = Footer{Salt: salt, FirstTime: first.FirstTime}
 	b.scratch = appendSegmentHeader(b.scratch[:0], &h)
 	return nil
+}
+
+// floorNow is the highest number of which it can be said without a cursor that it is
+// delivered or told as lost, with everything before it. What is gone can't come
+// again, told or not. mu is held.
+func (b *Buffer) floorNow() uint64 {
+	floor := b.pos.committed
+	for _, g := range b.pos.gaps {
+		floor = min(floor, max(g.First, 1)-1)
+	}
+	if len(b.segs) > 0 {
+		floor = max(floor, b.segs[0].first-1)
+	}
+	return floor
 }
 
 // writeBatches writes batches behind what is in scratch already. Small ones are

@@ -91,6 +91,9 @@
 //     footer or from intact headers.
 //   - While the disk takes no writes, batches that Append returned for under
 //     SyncInterval (at most MaxUnsynced) and positions live in memory only.
+//   - On a disk that is so full that not even the cursor can be overwritten, delivered
+//     segments make room all the same. A hole in them, or what Reject took out of
+//     the line, is then told by this life only.
 //   - If an earlier life's tail can't be synced and the cursor can't be saved either,
 //     it is handed out all the same, so that a dying disk can be drained.
 package buffer

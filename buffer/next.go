@@ -47,7 +47,7 @@ const (
 // A stored plan is repeated exactly, whatever l says, with Key filled in. If that
 // is not possible (damage, a position inside it) the plan is dropped and the run
 // has no Key. Attempt is 2 if a part of the run may have been sent before: it is in
-// doubt (see InDoubt), or was stored before a stop without Close; else 1.
+// doubt (see InDoubt), or was stored before a life ended without Close; else 1.
 //
 // Payloads are checked and are the buffer's memory: valid until the next call of
 // Next. Run.Before is the seal before the run, also behind a hole, as long as a
@@ -102,6 +102,7 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 					return batch.Run{}, err
 				}
 				if ok {
+					b.begun()
 					return run, nil
 				}
 				p = pick{}
@@ -134,6 +135,21 @@ func (b *Buffer) readable(ready *bool) error {
 	b.settle()
 	*ready = true
 	return nil
+}
+
+// begun makes sure, before the first run of a life is handed out, that the cursor
+// does not call the end of this life orderly when it is not. If it can't be saved
+// a mark may be missing that the run was sent before, no more. r is held.
+func (b *Buffer) begun() {
+	if !b.orderly {
+		return
+	}
+	b.w.Lock()
+	defer b.w.Unlock()
+	b.orderly = false
+	if !b.saved {
+		b.saveCursor()
+	}
 }
 
 // await waits for a change, the end of ctx, or d if it is not negative.

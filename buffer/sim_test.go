@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -51,7 +53,15 @@ type sent struct {
 	stored      bool // Append returned nil
 	delivered   bool // Next returned it
 	told        bool // inside a Gap
+	inBand      bool // GapsTold for that gap
+	now         bool // Next returned it in this life
+	sent        bool // Next returned it in a life that did not end with Close
+	refused     bool // Reject was called for it since Next returned it last
 }
+
+// in reports whether g tells of s. Of very many gaps neighbours are merged, also over
+// the end of an epoch; a number alone says which record it is.
+func (s *sent) in(g Gap) bool { return g.First <= s.first && s.last <= g.Last }
 
 // number is one position in the whole world.
 type number struct {
@@ -71,6 +81,10 @@ type number struct {
 //	I7 opening never fails for damage and writes nothing
 //	I8 opening twice is opening once
 //	I9 every call ends
+//	I10 doubts: what InDoubt returned for is durable until its output acknowledges it; a plan given up never comes back
+//	I11 taken: no output is said to have what it did not acknowledge
+//	I12 reading again: what Next may return or has returned and is kept, byte for byte and in order
+//	I13 rejected: at the head of the line still, or kept aside and told
 type world struct {
 	rng   *rand.Rand
 	disk  *simDisk
@@ -78,19 +92,25 @@ type world struct {
 	now   time.Time
 	all   []*sent
 	byID  map[string]*sent
-	seen  map[number]uint32 // CRC that the outside has seen under a number
-	plan  Plan              // SetPlan returned nil for it and nothing touched it since
-	maybe bool              // plan may be there or not
+	seen  map[number]uint32          // CRC that the outside has seen under a number
+	plan  Plan                       // SetPlan returned nil for it and nothing touched it since
+	maybe bool                       // plan may be there or not
+	gone  map[string]bool            // keys of plans that were given up for good
+	short bool                       // the disk was full and took no cursor: what Reject did may stay untold
+	many  bool                       // gaps were so many that some are merged
+	doubt []Doubt                    // InDoubt returned nil for them
+	acked map[string]map[uint64]bool // records by the output that acknowledged them
 	b     *Buffer
 	w     *writer
 
-	stats struct{ lives, appends, runs, cuts, kills, newEpochs, gaps int }
+	stats struct{ lives, appends, runs, cuts, kills, newEpochs, gaps, doubts, reads, rejects int }
 	steps []string // what was done, for the report
 }
 
 func newWorld(seed uint64, o Options) *world {
 	rng := rand.New(rand.NewPCG(seed, seed))
-	w := &world{rng: rng, disk: newSimDisk(rng), o: o, now: time.Unix(1_800_000_000, 0), byID: map[string]*sent{}, seen: map[number]uint32{}}
+	w := &world{rng: rng, disk: newSimDisk(rng), o: o, now: time.Unix(1_800_000_000, 0), byID: map[string]*sent{}, seen: map[number]uint32{},
+		gone: map[string]bool{}, acked: map[string]map[uint64]bool{}}
 	w.o.FS = w.disk
 	w.o.Agent = "gw-1"
 	w.o.SyncGap = -1
@@ -149,7 +169,11 @@ func (w *world) open() bool {
 	w.b, w.w = b, newWriter(b.Start())
 	st := b.Start()
 	w.did("open: epoch %v next %d committed %d unclean %v", st.Epoch, st.Next, b.pos.committed, st.Unclean)
+	if w.disk.fail == nil {
+		w.aside()
+	}
 	w.collect()
+	w.taken()
 	fresh := st.Previous != nil
 	if fresh {
 		w.stats.newEpochs++
@@ -246,6 +270,8 @@ func (w *world) deliver(all bool) {
 	w.collect()
 	w.check(&run)
 	switch {
+	case w.gone[run.Key]:
+		w.fail("I10: the plan %s was given up and comes back", run.Key)
 	case w.plan == (Plan{}):
 	case run.Key == w.plan.Key && run.First() == w.plan.First && run.Last() == w.plan.Last:
 	case run.Key != "":
@@ -254,7 +280,7 @@ func (w *world) deliver(all bool) {
 		w.fail("plan %+v is gone: next run is %d to %d", w.plan, run.First(), run.Last())
 	}
 	if run.Key == "" && w.rng.IntN(4) == 0 {
-		p := Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: fmt.Sprint("key-", w.rng.Uint32())}
+		p := Plan{Output: w.output(), First: run.First(), Last: run.Last(), Key: fmt.Sprint("key-", w.rng.Uint32())}
 		err := w.b.SetPlan(p)
 		w.did("plan %d-%d %s: %v", p.First, p.Last, p.Key, err)
 		if err != nil {
@@ -267,18 +293,35 @@ func (w *world) deliver(all bool) {
 		}
 		w.plan, w.maybe = p, w.disk.dead
 	}
-	if w.disk.dead || !all && w.rng.IntN(3) == 0 {
-		return // as if the output had failed
+	if w.disk.dead {
+		return
+	}
+	if !all && w.rng.IntN(3) == 0 { // as if the output had failed
+		switch w.rng.IntN(3) {
+		case 0:
+			w.inDoubt(Range{run.First(), run.Last()})
+		case 1:
+			w.reject(&run)
+		}
+		return
 	}
 	last := run.Last()
 	if w.plan == (Plan{}) && !all {
 		last = run.Batches[w.rng.IntN(len(run.Batches))].Last()
 	}
 	was := w.b.Stats().Committed
-	if err := w.b.Commit(last, "s3"); err != nil {
+	output := w.output()
+	if w.acked[output] == nil {
+		w.acked[output] = map[uint64]bool{}
+	}
+	for n := run.First(); n <= last; n++ {
+		w.acked[output][n] = true
+	}
+	if err := w.b.Commit(last, output); err != nil {
 		w.fail("commit: %v", err)
 	}
-	w.did("commit %d", last)
+	w.did("commit %d to %s", last, output)
+	w.taken()
 	if w.plan != (Plan{}) && last >= w.plan.Last {
 		w.maybe = true
 		if w.b.pos.plan != (Plan{}) {
@@ -290,6 +333,199 @@ func (w *world) deliver(all bool) {
 	}
 }
 
+// output is one of a few.
+func (w *world) output() string { return []string{"s3", "hub", "file"}[w.rng.IntN(3)] }
+
+// inDoubt gives a run up that an output did not answer for, or a part of it.
+func (w *world) inDoubt(r Range) {
+	w.stats.doubts++
+	if n := r.Last - r.First; w.rng.IntN(2) == 0 {
+		r.First += w.rng.Uint64N(n + 1)
+	}
+	d := Doubt{w.output(), r}
+	err := w.b.InDoubt(d.Output, r)
+	w.did("in doubt at %s: %d-%d: %v", d.Output, r.First, r.Last, err)
+	givesUp := w.plan.Output == d.Output && w.plan.First <= r.Last && r.First <= w.plan.Last
+	switch {
+	case err == nil && !w.disk.dead:
+		w.doubt = append(w.doubt, d)
+		if givesUp && !w.maybe {
+			w.gone[w.plan.Key] = true
+		}
+		if givesUp {
+			w.plan = Plan{}
+		}
+	case err == nil || w.disk.dead || w.disk.fail != nil:
+		w.maybe = w.maybe || givesUp
+	default:
+		w.fail("in doubt: %v", err)
+	}
+}
+
+// reject takes a run out of the line.
+func (w *world) reject(run *batch.Run) {
+	w.stats.rejects++
+	recs := w.of(run)
+	err := w.b.Reject(run, "nobody takes it")
+	w.did("reject %d-%d: %v", run.First(), run.Last(), err)
+	if err != nil && !w.disk.dead && w.disk.fail == nil {
+		w.fail("reject: %v", err)
+	}
+	for _, s := range recs {
+		s.refused = true
+	}
+	if w.plan.First <= run.Last() {
+		w.maybe = true
+	}
+	if err == nil && w.b.Stats().Committed != run.Last() {
+		w.fail("I13: rejected up to %d, and the position is %d", run.Last(), w.b.Stats().Committed)
+	}
+	if err == nil && !w.disk.dead {
+		w.aside()
+	}
+}
+
+// of finds the batches of a run.
+func (w *world) of(run *batch.Run) (out []*sent) {
+	for i := range run.Batches {
+		id := run.Batches[i].Identity(run.Agent, run.Epoch).String()
+		s := w.byID[id]
+		if s == nil {
+			w.fail("I2: %s was never appended", id)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// aside checks that what was rejected and is not in the line any more is in
+// rejected/, or was more than that holds, and is told.
+func (w *world) aside() {
+	kept := w.scan(rejected + "/")
+	p := &w.b.pos
+	for _, s := range w.all {
+		if !s.refused || s.last > p.committed {
+			continue
+		}
+		gaps := slices.Clone(p.gaps)
+		for _, t := range p.told {
+			gaps = append(gaps, t.Gap)
+		}
+		gaps = slices.DeleteFunc(gaps, func(g Gap) bool { return !s.in(g) })
+		if len(gaps) == 0 && !s.inBand && !w.short {
+			w.fail("I13: %s was rejected, is out of the line and not told", s.id)
+		}
+		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return g.Reason == ReasonFull }) // Reject had failed
+		if !kept[s.id] && !dropped && w.o.RejectedBytes == 0 {
+			w.fail("I13: %s was rejected, is out of the line and not kept aside", s.id)
+		}
+	}
+}
+
+// scan returns the identities of all intact batches in a directory.
+func (w *world) scan(dir string) map[string]bool {
+	found := map[string]bool{}
+	for name, n := range w.disk.names {
+		base, ok := strings.CutPrefix(name, dir)
+		seg, ours := parseName(base)
+		if !ok || !ours {
+			continue
+		}
+		for e := range Scan(bytes.NewReader(n.data), int64(len(n.data)), base) {
+			if e.Kind == KindBatch {
+				found[e.Batch.Identity(seg.agent, seg.epoch).String()] = true
+			}
+		}
+	}
+	return found
+}
+
+// taken checks what the buffer says that outputs have.
+func (w *world) taken() {
+	for _, output := range []string{"s3", "hub", "file"} {
+		next := uint64(0)
+		for _, r := range w.b.Taken(output) {
+			if r.First <= next || r.Last < r.First || r.Last > w.b.pos.committed || r.First < w.b.segs[0].first {
+				w.fail("I11: %s took %v", output, w.b.Taken(output))
+			}
+			for n := r.First; n <= r.Last; n++ {
+				if !w.acked[output][n] {
+					w.fail("I11: %s is said to have %d of %v", output, n, w.b.Taken(output))
+				}
+			}
+			next = r.Last + 1
+		}
+	}
+}
+
+// read reads a range again.
+func (w *world) read() {
+	w.stats.reads++
+	first := uint64(1)
+	if len(w.b.segs) > 0 {
+		first = w.b.segs[0].first
+	}
+	r := Range{First: first + w.rng.Uint64N(max(1, w.b.Start().Next-first))}
+	r.Last = r.First + w.rng.Uint64N(300)
+	if w.rng.IntN(3) == 0 {
+		r = Range{1, 1 << 40}
+	}
+	l := batch.Limits{Batches: 1 + w.rng.IntN(5)}
+	if w.rng.IntN(2) == 0 {
+		l.Bytes = int64(w.rng.IntN(3000))
+	}
+	got, kept := map[*sent]bool{}, w.scan("")
+	end, drops := uint64(0), w.rng.IntN(6) == 0
+	for from := r.First; from <= r.Last; from = end + 1 {
+		run, err := w.b.Read(context.Background(), Range{from, r.Last}, l)
+		if w.disk.dead {
+			return
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			if w.disk.fail == nil {
+				w.fail("I12: read %d-%d: %v", from, r.Last, err)
+			}
+			return // and tried again some time
+		}
+		before := run.Before
+		for i, s := range w.of(&run) {
+			x := &run.Batches[i]
+			if x.Last() < from || x.First > r.Last || x.First <= end || i > 0 && x.First != end+1 {
+				w.fail("I12: of %d-%d, %d-%d was read behind %d", from, r.Last, x.First, x.Last(), end)
+			}
+			if !bytes.Equal(x.Payload, s.payload) || x.Check() != nil || x.Seal != s.seal {
+				w.fail("I2: %s is read with other bytes", s.id)
+			}
+			if x.Chain(before, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || !kept[w.before(s)] || w.o.Sync != SyncGroup)) {
+				w.fail("I12: %s is read behind another seal", s.id)
+			}
+			before, end = x.Seal, x.Last()
+			got[s] = true
+		}
+		if drops && w.rng.IntN(2) == 0 { // what lies ahead may go
+			w.tick(w.o.KeepAcked + time.Minute)
+			if w.disk.dead {
+				return
+			}
+		}
+	}
+	if drops {
+		kept = w.scan("")
+	}
+	w.did("read %d-%d: %d batches", r.First, r.Last, len(got))
+	if w.disk.fail != nil || w.o.Sync == SyncNever {
+		return
+	}
+	for _, s := range w.all {
+		if (s.promised || s.delivered) && !s.told && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] {
+			w.fail("I12: %s is kept and not read", s.id)
+		}
+	}
+}
+
 // check is what must hold for every run.
 func (w *world) check(run *batch.Run) {
 	committed := w.b.Stats().Committed
@@ -297,13 +533,8 @@ func (w *world) check(run *batch.Run) {
 		w.fail("I3: record %d again, %d is committed", run.First(), committed)
 	}
 	prev := run.Before
-	for i := range run.Batches {
-		x := &run.Batches[i]
-		id := x.Identity(run.Agent, run.Epoch).String()
-		s := w.byID[id]
-		if s == nil {
-			w.fail("I2: %s was never appended", id)
-		}
+	for i, s := range w.of(run) {
+		x, id := &run.Batches[i], s.id
 		if !bytes.Equal(x.Payload, s.payload) || x.Check() != nil {
 			w.fail("I2: %s has other bytes", id)
 		}
@@ -319,8 +550,22 @@ func (w *world) check(run *batch.Run) {
 			w.fail("I4: record %d of epoch %v was seen with other content", x.First, run.Epoch)
 		}
 		w.seen[at] = x.CRC
-		s.delivered = true
+		s.delivered, s.now, s.refused = true, true, false
+		doubted := s.sent || slices.ContainsFunc(w.doubt, func(d Doubt) bool { return d.overlaps(Range{s.first, s.last}) })
+		if doubted && run.Attempt != 2 {
+			w.fail("I10: %s is in doubt and handed out as attempt %d", id, run.Attempt)
+		}
 	}
+}
+
+// before is the identity of the batch before s, if it was of the same epoch.
+func (w *world) before(s *sent) string {
+	for _, o := range w.all {
+		if o.epoch == s.epoch && o.last == s.first-1 {
+			return o.id
+		}
+	}
+	return ""
 }
 
 // broken reports whether the batch before s is told as lost, so that the seal
@@ -337,15 +582,18 @@ func (w *world) broken(s *sent) bool {
 // collect takes the gaps that were found.
 func (w *world) collect() {
 	gaps := w.b.Gaps()
+	w.many = w.many || len(gaps) >= maxGaps
 	for _, g := range gaps {
 		w.stats.gaps++
 		w.did("gap %s %d-%d (%d)", g.Reason, g.First, g.Last, g.Count)
 		var least, most uint64
 		for _, s := range w.all {
-			if s.epoch != g.Epoch || s.first < g.First || s.last > g.Last {
+			if !s.in(g) || s.epoch != g.Epoch && !w.many {
 				continue
 			}
-			if s.promised && g.Reason != ReasonFull {
+			// Merged ones have the reason of the first.
+			dropped := g.Reason == ReasonFull || g.Reason == ReasonRejected && (s.refused || w.many)
+			if s.promised && !dropped {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
 			most += s.last - s.first + 1
@@ -355,6 +603,7 @@ func (w *world) collect() {
 				least += s.last - s.first + 1
 			}
 			s.told = true
+			s.refused = s.refused && g.Reason != ReasonFull
 		}
 		// What Append failed for may lie there and count, or not.
 		if g.Reason == ReasonFull && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most) {
@@ -363,6 +612,11 @@ func (w *world) collect() {
 	}
 	if len(gaps) > 0 && w.rng.IntN(2) == 0 {
 		w.b.GapsTold(len(gaps))
+		for _, s := range w.all {
+			for _, g := range gaps {
+				s.inBand = s.inBand || s.in(g)
+			}
+		}
 	}
 }
 
@@ -376,6 +630,13 @@ func (w *world) tick(d time.Duration) {
 
 // life opens, works n steps and ends in one of four ways.
 func (w *world) life(n int) {
+	closed := false
+	defer func() {
+		for _, s := range w.all {
+			s.sent = s.sent || s.now && !closed
+			s.now = false
+		}
+	}()
 	if w.open() {
 		for range n {
 			if w.disk.dead || w.w == nil {
@@ -386,6 +647,7 @@ func (w *world) life(n int) {
 		if !w.disk.dead && w.rng.IntN(3) == 0 {
 			err := w.b.Close()
 			w.did("close: %v", err)
+			closed = true // if it failed, the cursor may say so or not
 			if err != nil && !w.disk.dead && w.disk.fail == nil && w.disk.room < 0 {
 				w.fail("close: %v", err)
 			}
@@ -409,11 +671,12 @@ func (w *world) life(n int) {
 	w.maybe = w.maybe || w.o.Sync == SyncNever // what it covers may be gone
 	for _, s := range w.all {
 		s.stored = s.stored && (s.promised || s.delivered) // of the rest nothing is known
+		s.refused = s.refused && w.o.Sync != SyncNever
 	}
 }
 
 func (w *world) step() {
-	switch k := w.rng.IntN(20); {
+	switch k := w.rng.IntN(22); {
 	case k < 9:
 		w.append()
 	case k < 16:
@@ -422,6 +685,8 @@ func (w *world) step() {
 		w.tick(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
 	case k < 19:
 		w.tick(w.o.KeepAcked + time.Minute)
+	case k < 21:
+		w.read()
 	default:
 		if w.plan != (Plan{}) && w.disk.fail == nil {
 			if w.b.SetPlan(Plan{}) == nil && !w.disk.dead {
@@ -495,13 +760,13 @@ func policies() []Options {
 		{SegmentBytes: 4096, MaxBytes: 16 << 10, KeepAcked: time.Minute, Full: DropOldest},
 		{SegmentBytes: 3000, MaxBytes: 1 << 30, KeepAcked: -1, Sync: SyncInterval, MaxUnsynced: 6000},
 		{SegmentBytes: 4096, MaxBytes: 1 << 30, KeepAcked: -1, Sync: SyncNever},
-		{SegmentBytes: 2000, MaxBytes: 12 << 10, KeepAcked: -1, Sync: SyncInterval, Full: DropOldest},
+		{SegmentBytes: 2000, MaxBytes: 12 << 10, KeepAcked: -1, Sync: SyncInterval, Full: DropOldest, RejectedBytes: 2500},
 	}
 }
 
 func (w *world) total() string {
-	return fmt.Sprintf("%d lives, %d power cuts, %d kills, %d appends, %d runs, %d calls, %d new epochs, %d gaps", w.stats.lives, w.stats.cuts, w.stats.kills,
-		w.stats.appends, w.stats.runs, w.disk.calls, w.stats.newEpochs, w.stats.gaps)
+	return fmt.Sprintf("%d lives, %d power cuts, %d kills, %d appends, %d runs, %d calls, %d new epochs, %d gaps, %d doubts, %d reads, %d rejects", w.stats.lives, w.stats.cuts, w.stats.kills,
+		w.stats.appends, w.stats.runs, w.disk.calls, w.stats.newEpochs, w.stats.gaps, w.stats.doubts, w.stats.reads, w.stats.rejects)
 }
 
 // TestPowerCuts runs many directories through several lives each, with a power
@@ -582,6 +847,7 @@ func TestEveryFault(t *testing.T) {
 								return nil
 							}
 							w.did("fault %d in %s %s", i, op, name)
+							w.short = w.short || fault == syscall.ENOSPC && name == cursorFile
 							return fault
 						}
 						w.life(10)

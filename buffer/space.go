@@ -188,9 +188,15 @@ func (b *Buffer) queueGap(g Gap) {
 	b.pos.gaps = append(b.pos.gaps, g)
 }
 
-// mergeGaps is one gap that stands for a and the later g.
+// mergeGaps is one gap that stands for a and for g, which was found later. It may
+// lie before a: behind a plan that is spared, drops come first.
 func mergeGaps(a, g Gap) Gap {
-	a.Last, a.Until, a.After = g.Last, g.Until, g.After
+	if g.First < a.First {
+		a.First, a.Since, a.Before = g.First, g.Since, g.Before
+	}
+	if g.Last > a.Last {
+		a.Last, a.Until, a.After = g.Last, g.Until, g.After
+	}
 	a.Count += g.Count
 	return a
 }
