@@ -30,11 +30,12 @@ type link struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every change below
 	up      bool
-	down    error            // why it is not up, nil while it is
-	closed  bool             // nats.go gave up; the link is of no more use
-	payload int64            // the server's max_payload, as of the last connect
-	denied  map[string]error // subject → the server's refusal to let us publish there
-	noInbox error            // the server's refusal to let us receive acknowledgements
+	down    error             // why it is not up, nil while it is
+	closed  bool              // nats.go gave up; the link is of no more use
+	payload int64             // the server's max_payload, as of the last connect
+	denied  map[string]error  // subject → the server's refusal to let us publish there
+	checked map[string]uint64 // lane → session in which Last asked for it
+	noInbox error             // the server's refusal to let us receive acknowledgements
 }
 
 // errConnecting is the state of a link whose attempt to connect has not ended.
@@ -43,7 +44,7 @@ var errConnecting = errors.New("connecting")
 // connect returns a link that connects in the background, for ever, with pauses.
 // It waits for nothing.
 func connect(c *Config, name, inbox string, log *slog.Logger) (*link, error) {
-	l := &link{log: log, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}}
+	l := &link{log: log, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}, checked: map[string]uint64{}}
 	l.dial = newDialer(c.ConnectTimeout, c.AckTimeout, 1+strings.Count(c.Servers, ","))
 	security, err := c.security()
 	if err != nil {
@@ -244,6 +245,8 @@ type dialer struct {
 	ctx    context.Context // ends with close; nats.go passes none
 	cancel context.CancelFunc
 
+	made atomic.Uint64 // connections
+
 	mu   sync.Mutex
 	skip int // so many calls are answered with errNotYet
 	last net.Conn
@@ -273,11 +276,16 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.made.Add(1)
 	d.mu.Lock()
 	d.last = c
 	d.mu.Unlock()
 	return &wire{c, d.stall}, nil
 }
+
+// session numbers the connections. It is counted here, before the first byte goes
+// over a new one: nats.go's callbacks come when messages may be on their way.
+func (d *dialer) session() uint64 { return d.made.Load() }
 
 // cut closes the newest connection. A write that hangs in it returns, and nats.go
 // connects again.

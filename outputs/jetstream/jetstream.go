@@ -37,10 +37,12 @@ type Output struct {
 	l      *link // guarded by mu
 	closed bool  // guarded by mu
 
+	stream atomic.Pointer[string] // that acknowledged last, for Last
+
 	delivered, already, bytes atomic.Uint64 // see outputs.Counts
 }
 
-var _ outputs.Output = (*Output)(nil)
+var _ outputs.Stream = (*Output)(nil)
 
 // New returns an output called name for agent at site. It connects in the
 // background and waits for nothing: a server that is down is no error, a wrong
@@ -103,12 +105,18 @@ func (o *Output) Limits() batch.Limits {
 // A server that refuses one batch and takes the next one, already on its way (it
 // is smaller, or a limit was raised in between), stores them out of order, as the
 // refused one follows later. Readers order by number.
+//
+// All of a run goes over the connection over which Last was asked for its lane.
 func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err error) {
 	subject := o.fill(o.c.Subject, run.Lane)
 	fail := func(stored outputs.Stored, err error) error {
 		return o.fail("publish to "+subject, subject, stored, err)
 	}
 	l, err := o.ready(ctx, subject)
+	if err != nil {
+		return 0, fail(0, err)
+	}
+	session, err := l.session(run.Lane)
 	if err != nil {
 		return 0, fail(0, err)
 	}
@@ -129,6 +137,10 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err
 				break
 			}
 			msg := &nats.Msg{Subject: subject, Data: run.Batches[next].Payload, Header: header(o.site, o.c.Stream, run, next)}
+			if l.dial.session() != session {
+				stopped = &notSent{outputs.ErrUnchecked}
+				break
+			}
 			f, err := l.send(ctx, msg)
 			if err != nil {
 				stopped = err
@@ -143,6 +155,7 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err
 		if err := o.settle(ctx, l, flight[0], subject); err != nil {
 			return accepted, fail(o.settleRest(ctx, l, err, flight[1:], subject), err)
 		}
+		outputs.Moved(ctx)
 		bytes -= flight[0].bytes
 		flight = flight[1:]
 		accepted++
@@ -165,6 +178,9 @@ func (o *Output) settle(ctx context.Context, l *link, s sent, subject string) er
 	// A server that knows Nats-Expected-Stream never gets here with another stream.
 	if o.c.Stream != "" && ack.Stream != o.c.Stream || o.c.Domain != "" && ack.Domain != o.c.Domain {
 		return fmt.Errorf("%w: stream %q, domain %q", errWrongStream, ack.Stream, ack.Domain)
+	}
+	if o.c.Stream == "" {
+		o.stream.Store(&ack.Stream)
 	}
 	if ack.Duplicate {
 		o.already.Add(1)
@@ -229,12 +245,21 @@ func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
 
 // send hands msg to the connection. When it returns, msg.Data is written or
 // copied, and not referred to any more.
-//
-// A write waits for the peer under nats.go's lock and knows no ctx. Should ctx end
-// meanwhile, the connection is cut.
-func (l *link) send(ctx context.Context, msg *nats.Msg) (jetstream.PubAckFuture, error) {
+func (l *link) send(ctx context.Context, msg *nats.Msg) (f jetstream.PubAckFuture, err error) {
+	err = l.guard(ctx, func() (err error) {
+		f, err = l.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
+		return err
+	})
+	msg.Data = nil // the future keeps msg, but no payload
+	return f, err
+}
+
+// guard calls f, which hands something to the connection. A write waits for the
+// peer under nats.go's lock and knows no ctx: should ctx end meanwhile, the
+// connection is cut.
+func (l *link) guard(ctx context.Context, f func() error) error {
 	if err := ctx.Err(); err != nil {
-		return nil, &notSent{err}
+		return &notSent{err}
 	}
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -244,15 +269,14 @@ func (l *link) send(ctx context.Context, msg *nats.Msg) (jetstream.PubAckFuture,
 			l.dial.cut()
 		}
 	})
-	f, err := l.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
+	err := f()
 	close(done)
 	stop()
-	msg.Data = nil // the future keeps msg, but no payload
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		// nats.go's word for "not now": there is no such buffer, see connect.
 		err = &notSent{fmt.Errorf("not connected: %w", nats.ErrConnectionReconnecting)}
 	}
-	return f, err
+	return err
 }
 
 // grace is how long a write that is under way may go on when its ctx has ended.
@@ -294,7 +318,8 @@ const neverStream = "spillway.probe"
 
 // Probe implements outputs.Output. It publishes an empty message that expects to
 // be stored by a stream that can't exist. The answer 10060 proves the connection,
-// the permission to publish, and a stream with a leader; nothing is stored.
+// the permission to publish, and a stream with a leader; nothing is stored. That
+// the stream is full or sealed it does not see: the next run does.
 func (o *Output) Probe(ctx context.Context, lane string) error {
 	subject := o.fill(o.c.Subject, lane)
 	err := o.probe(ctx, subject)
@@ -343,9 +368,12 @@ func (o *Output) fail(op, subject string, stored outputs.Stored, err error) erro
 	}
 	top, _, _ := strings.Cut(subject, ".")
 	hint := strings.NewReplacer("{subject}", subject, "{stream}", stream, "{filter}", top+".>", "{inbox}", o.inbox+".>",
-		"{var}", "SPILLWAY_OUTPUT_"+strings.ToUpper(o.name)+"_").Replace(c.hint)
-	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: hint}
+		"{var}", o.variable()).Replace(c.hint)
+	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: hint, Patience: patience(err)}
 }
+
+// variable is how the names of the output's variables begin.
+func (o *Output) variable() string { return "SPILLWAY_OUTPUT_" + strings.ToUpper(o.name) + "_" }
 
 // Counts implements outputs.Output.
 func (o *Output) Counts() outputs.Counts {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"spillway/outputs/jetstream"
+	"spillway/outputs/outputtest"
 	"spillway/test/servers"
 )
 
@@ -21,7 +22,7 @@ func BenchmarkJetStreamPublish(b *testing.B) {
 			b.SetBytes(size * batches)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := o.Publish(b.Context(), run); err != nil {
+				if _, err := outputtest.Publish(b.Context(), o, run); err != nil {
 					b.Fatal(err)
 				}
 				// The next run: other numbers, so that the server takes it for new.

@@ -20,6 +20,7 @@ import (
 
 	"spillway/outputs"
 	"spillway/outputs/jetstream"
+	"spillway/outputs/outputtest"
 	"spillway/test/servers"
 )
 
@@ -147,7 +148,7 @@ func TestJetStreamConnects(t *testing.T) {
 			}
 			// Without a stream: that it says so is proof of the whole way.
 			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-				_, err := o.Publish(t.Context(), run)
+				_, err := outputtest.Publish(t.Context(), o, run)
 				if err == nil {
 					t.Fatal("accepted without a stream")
 				}
