@@ -29,7 +29,6 @@ var (
 	errDenied      = errors.New("permission denied")
 	errNoInbox     = errors.New("permission denied to receive acknowledgements")
 	errTooLarge    = errors.New("batch larger than the server takes")
-	errNoAPI       = errors.New("no JetStream answers")
 	errEnded       = errors.New("ended before all was acknowledged")
 )
 
@@ -52,7 +51,6 @@ var client = []struct {
 	{errNoInbox, class{outputs.StoredMaybe, outputs.Misconfigured, "grant subscribe on {inbox} to this user, or set {var}INBOX_PREFIX to what it may use"}},
 	{errWrongStream, class{outputs.StoredYes, outputs.Misconfigured, "two streams take {subject}, or {var}STREAM and {var}DOMAIN name another one"}},
 	{errSilent, class{outputs.StoredMaybe, outputs.Retry, "the server hangs or can't write to its disk, or the stream has no_ack set"}},
-	{errNoAPI, class{outputs.StoredNo, outputs.Retry, "JetStream is starting, is not enabled for this account, or {var}DOMAIN names another one"}},
 	{outputs.ErrUnchecked, class{outputs.StoredNo, outputs.Retry, ""}},
 	{errEnded, class{outputs.StoredMaybe, outputs.Retry, ""}},
 	{context.Canceled, class{outputs.StoredMaybe, outputs.Retry, ""}},
@@ -120,27 +118,6 @@ const (
 	descMaxPerSubject                     = "maximum messages per subject exceeded"
 )
 
-// election is how long a leader's election, or a server's start, may take. What
-// says no more than that the stream is not there lasts if it lasts longer.
-const election = 10 * time.Second
-
-// patience returns how long to try again after err before another output is used,
-// 0: as long as after any other.
-func patience(err error) time.Duration {
-	var a *jetstream.APIError
-	switch {
-	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, errNoAPI):
-		return election
-	case !errors.As(err, &a):
-		return 0
-	}
-	switch a.ErrorCode {
-	case 10008, 10009, 10063, 10118, 10194:
-		return election
-	}
-	return 0
-}
-
 // classify says what err means for the batch that it was the answer to.
 func classify(err error) class {
 	var a *jetstream.APIError
@@ -168,6 +145,25 @@ func classify(err error) class {
 		return class{outputs.StoredNo, outputs.Misconfigured, hintTLS}
 	}
 	return class{outputs.StoredMaybe, outputs.Retry, ""}
+}
+
+// election is how long nobody may lead a stream before that is no election any more:
+// it was deleted, its servers are down, or JetStream gave up over a full disk.
+const election = 10 * time.Second
+
+// patience is election for the answers of a stream that nobody leads, else 0.
+func patience(err error) time.Duration {
+	var a *jetstream.APIError
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse):
+		return election
+	case errors.As(err, &a):
+		switch a.ErrorCode {
+		case 10008, 10009, 10063, 10118, 10194:
+			return election
+		}
+	}
+	return 0
 }
 
 // isTLS reports whether err is a certificate that is not trusted, or a handshake

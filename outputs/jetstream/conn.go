@@ -30,12 +30,11 @@ type link struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every change below
 	up      bool
-	down    error             // why it is not up, nil while it is
-	closed  bool              // nats.go gave up; the link is of no more use
-	payload int64             // the server's max_payload, as of the last connect
-	denied  map[string]error  // subject → the server's refusal to let us publish there
-	checked map[string]uint64 // lane → session in which Last asked for it
-	noInbox error             // the server's refusal to let us receive acknowledgements
+	down    error            // why it is not up, nil while it is
+	closed  bool             // nats.go gave up; the link is of no more use
+	payload int64            // the server's max_payload, as of the last connect
+	denied  map[string]error // subject → the server's refusal to let us publish there
+	noInbox error            // the server's refusal to let us receive acknowledgements
 }
 
 // errConnecting is the state of a link whose attempt to connect has not ended.
@@ -44,7 +43,7 @@ var errConnecting = errors.New("connecting")
 // connect returns a link that connects in the background, for ever, with pauses.
 // It waits for nothing.
 func connect(c *Config, name, inbox string, log *slog.Logger) (*link, error) {
-	l := &link{log: log, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}, checked: map[string]uint64{}}
+	l := &link{log: log, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}}
 	l.dial = newDialer(c.ConnectTimeout, c.AckTimeout, 1+strings.Count(c.Servers, ","))
 	security, err := c.security()
 	if err != nil {
@@ -192,10 +191,10 @@ func (l *link) refusal(subject string) (changed <-chan struct{}, err error) {
 	return l.changed, l.denied[subject]
 }
 
-// ready waits until the link is up, and forgets the refusals of earlier attempts:
-// this one finds out anew. It waits no longer than ctx, patience, or until it is
-// known that waiting does not help.
-func (l *link) ready(ctx context.Context, subject string, patience time.Duration) error {
+// ready waits until the link is up and returns its session. It forgets the refusals
+// of earlier attempts: this one finds out anew. It waits no longer than ctx,
+// patience, or until it is known that waiting does not help.
+func (l *link) ready(ctx context.Context, subject string, patience time.Duration) (session, error) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for {
@@ -209,19 +208,25 @@ func (l *link) ready(ctx context.Context, subject string, patience time.Duration
 		up, down, closed, changed := l.up, l.down, l.closed, l.changed
 		l.mu.Unlock()
 		if up {
-			return nil
+			return l.session(), nil
 		}
 		if closed || classify(down).action != outputs.Retry {
-			return &notSent{fmt.Errorf("not connected: %w", down)}
+			return session{}, &notSent{fmt.Errorf("not connected: %w", down)}
 		}
 		select {
 		case <-changed:
 		case <-timer.C:
-			return &notSent{fmt.Errorf("not connected: %w", down)}
+			return session{}, &notSent{fmt.Errorf("not connected: %w", down)}
 		case <-ctx.Done():
-			return &notSent{ctx.Err()}
+			return session{}, &notSent{ctx.Err()}
 		}
 	}
+}
+
+func (l *link) isUp() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.up
 }
 
 // notSent is why a batch was not even sent.
@@ -238,6 +243,23 @@ func (l *link) close() {
 	}
 }
 
+// session is one connection of a link. nats.go reconnects by itself and would send
+// over the next connection what was begun over the last one; a session does not.
+type session struct {
+	l    *link
+	dial int // which connection of the link's dialer
+}
+
+// session returns the present one. Its connection may have ended.
+func (l *link) session() session {
+	l.dial.mu.Lock()
+	defer l.dial.mu.Unlock()
+	return session{l, l.dial.dials}
+}
+
+// ended reports whether there is a newer connection.
+func (s session) ended() bool { return s.l.session() != s }
+
 // dialer makes the connections of one link, and can cut them.
 type dialer struct {
 	d      net.Dialer
@@ -245,47 +267,83 @@ type dialer struct {
 	ctx    context.Context // ends with close; nats.go passes none
 	cancel context.CancelFunc
 
-	made atomic.Uint64 // connections
+	read atomic.Int64 // bytes, of all connections
 
-	mu   sync.Mutex
-	skip int // so many calls are answered with errNotYet
-	last net.Conn
+	mu sync.Mutex
+	// guarded by mu
+	skip    int // so many calls are answered with errNotYet
+	last    net.Conn
+	dials   int                   // connections that were tried
+	sending map[*sending]struct{} // what nats.go is being handed
 }
+
+// sending is a message on its way into nats.go. As long as there is one, no
+// connection is made: it goes to the one that was there when it began, or nowhere.
+type sending struct{ ctx context.Context }
 
 // errNotYet is the answer to nats.Connect's own attempts, one for each server. It
 // would wait for a server that is silent; so it gets this, and nats.go's
-// reconnecting begins at once, in the background.
+// reconnecting begins at once, in the background. It is also the answer while
+// something is being sent: nats.go holds its lock while it dials, so that waiting
+// here would wait for ever.
 var errNotYet = errors.New("not yet")
 
 func newDialer(timeout, stall time.Duration, skip int) *dialer {
-	d := &dialer{d: net.Dialer{Timeout: timeout}, stall: stall, skip: skip}
+	d := &dialer{d: net.Dialer{Timeout: timeout}, stall: stall, skip: skip, sending: map[*sending]struct{}{}}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
+}
+
+// begin notes a sending over connection number dial, until end. It is nil if there
+// is a newer connection.
+func (d *dialer) begin(ctx context.Context, dial int) *sending {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dials != dial {
+		return nil
+	}
+	s := &sending{ctx}
+	d.sending[s] = struct{}{}
+	return s
+}
+
+func (d *dialer) end(s *sending) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.sending, s)
+}
+
+// moved tells those who send that bytes went out. They were those of one of them,
+// and the others wait behind it.
+func (d *dialer) moved() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for s := range d.sending {
+		outputs.Moved(s.ctx)
+	}
 }
 
 // Dial implements nats.CustomDialer.
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.mu.Lock()
-	skip := d.skip > 0
+	notYet := d.skip > 0 || len(d.sending) > 0
 	d.skip--
+	if !notYet {
+		d.dials++
+	}
 	d.mu.Unlock()
-	if skip {
+	if notYet {
 		return nil, errNotYet
 	}
 	c, err := d.d.DialContext(d.ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	d.made.Add(1)
 	d.mu.Lock()
 	d.last = c
 	d.mu.Unlock()
-	return &wire{c, d.stall}, nil
+	return &wire{c, d}, nil
 }
-
-// session numbers the connections. It is counted here, before the first byte goes
-// over a new one: nats.go's callbacks come when messages may be on their way.
-func (d *dialer) session() uint64 { return d.made.Load() }
 
 // cut closes the newest connection. A write that hangs in it returns, and nats.go
 // connects again.
@@ -308,7 +366,7 @@ func (d *dialer) close() {
 // much of a message went out.
 type wire struct {
 	net.Conn
-	stall time.Duration
+	d *dialer
 }
 
 const wirePiece = 32 << 10
@@ -316,13 +374,21 @@ const wirePiece = 32 << 10
 func (w *wire) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var m int
-		if err = w.Conn.SetWriteDeadline(time.Now().Add(w.stall)); err == nil {
+		if err = w.Conn.SetWriteDeadline(time.Now().Add(w.d.stall)); err == nil {
 			m, err = w.Conn.Write(p[n:min(n+wirePiece, len(p))])
-			n += m
+			if n += m; m > 0 {
+				w.d.moved()
+			}
 		}
 	}
 	if err != nil {
 		w.Conn.Close()
 	}
+	return n, err
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	w.d.read.Add(int64(n))
 	return n, err
 }

@@ -33,11 +33,13 @@ type Output struct {
 	inbox string
 	log   *slog.Logger
 
-	mu     sync.Mutex
-	l      *link // guarded by mu
-	closed bool  // guarded by mu
-
-	stream atomic.Pointer[string] // that acknowledged last, for Last
+	mu sync.Mutex
+	// guarded by mu
+	l       *link
+	closed  bool
+	stream  string                    // that acknowledged last
+	checked map[string]session        // by lane: the one in which Last was asked
+	acked   map[string]batch.Identity // by lane: the newest batch that was acknowledged
 
 	delivered, already, bytes atomic.Uint64 // see outputs.Counts
 }
@@ -58,7 +60,8 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 	if err != nil {
 		return nil, err
 	}
-	o := &Output{name: name, site: site, agent: agent, c: c, log: log.With("output", name)}
+	o := &Output{name: name, site: site, agent: agent, c: c, log: log.With("output", name),
+		checked: map[string]session{}, acked: map[string]batch.Identity{}}
 	o.inbox = o.fill(c.InboxPrefix, "")
 	if o.l, err = o.connect(); err != nil {
 		return nil, err
@@ -107,16 +110,17 @@ func (o *Output) Limits() batch.Limits {
 // refused one follows later. Readers order by number.
 //
 // All of a run goes over the connection over which Last was asked for its lane.
+// When that is gone, or the stream was without a leader since, Publish returns
+// outputs.ErrUnchecked.
 func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err error) {
 	subject := o.fill(o.c.Subject, run.Lane)
 	fail := func(stored outputs.Stored, err error) error {
 		return o.fail("publish to "+subject, subject, stored, err)
 	}
-	l, err := o.ready(ctx, subject)
-	if err != nil {
-		return 0, fail(0, err)
+	s, err := o.ready(ctx, subject)
+	if err == nil {
+		err = o.isChecked(run.Lane, s)
 	}
-	session, err := l.session(run.Lane)
 	if err != nil {
 		return 0, fail(0, err)
 	}
@@ -137,11 +141,7 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err
 				break
 			}
 			msg := &nats.Msg{Subject: subject, Data: run.Batches[next].Payload, Header: header(o.site, o.c.Stream, run, next)}
-			if l.dial.session() != session {
-				stopped = &notSent{outputs.ErrUnchecked}
-				break
-			}
-			f, err := l.send(ctx, msg)
+			f, err := s.publish(ctx, msg)
 			if err != nil {
 				stopped = err
 				break
@@ -152,10 +152,16 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err
 		if len(flight) == 0 {
 			return accepted, fail(0, stopped)
 		}
-		if err := o.settle(ctx, l, flight[0], subject); err != nil {
-			return accepted, fail(o.settleRest(ctx, l, err, flight[1:], subject), err)
+		if err := o.settle(ctx, s.l, flight[0], subject); err != nil {
+			if patience(err) > 0 {
+				o.uncheck(run.Lane) // nobody led the stream: who leads it next may have less
+			}
+			return accepted, fail(o.settleRest(ctx, s.l, err, flight[1:], subject), err)
 		}
 		outputs.Moved(ctx)
+		o.mu.Lock()
+		o.acked[run.Lane] = run.Batches[accepted].Identity(run.Agent, run.Epoch)
+		o.mu.Unlock()
 		bytes -= flight[0].bytes
 		flight = flight[1:]
 		accepted++
@@ -179,9 +185,9 @@ func (o *Output) settle(ctx context.Context, l *link, s sent, subject string) er
 	if o.c.Stream != "" && ack.Stream != o.c.Stream || o.c.Domain != "" && ack.Domain != o.c.Domain {
 		return fmt.Errorf("%w: stream %q, domain %q", errWrongStream, ack.Stream, ack.Domain)
 	}
-	if o.c.Stream == "" {
-		o.stream.Store(&ack.Stream)
-	}
+	o.mu.Lock()
+	o.stream = ack.Stream
+	o.mu.Unlock()
 	if ack.Duplicate {
 		o.already.Add(1)
 		return nil
@@ -217,8 +223,8 @@ func (o *Output) settleRest(ctx context.Context, l *link, err error, rest []sent
 	return stored
 }
 
-// ready returns the link when it is up.
-func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
+// ready returns the session of a link that is up.
+func (o *Output) ready(ctx context.Context, subject string) (session, error) {
 	o.mu.Lock()
 	l := o.l
 	l.mu.Lock()
@@ -227,7 +233,7 @@ func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
 	switch {
 	case o.closed:
 		o.mu.Unlock()
-		return nil, &notSent{nats.ErrConnectionClosed}
+		return session{}, &notSent{nats.ErrConnectionClosed}
 	case ended:
 		// The server said something that nats.go takes for final.
 		o.log.Warn("connection closed for good; making another one", "error", why)
@@ -235,48 +241,62 @@ func (o *Output) ready(ctx context.Context, subject string) (*link, error) {
 		var err error
 		if l, err = o.connect(); err != nil {
 			o.mu.Unlock()
-			return nil, &notSent{err}
+			return session{}, &notSent{err}
 		}
 		o.l = l
 	}
 	o.mu.Unlock()
-	return l, l.ready(ctx, subject, o.c.ConnectTimeout)
+	return l.ready(ctx, subject, o.c.ConnectTimeout)
 }
 
-// send hands msg to the connection. When it returns, msg.Data is written or
+// publish hands msg to the connection. When it returns, msg.Data is written or
 // copied, and not referred to any more.
-func (l *link) send(ctx context.Context, msg *nats.Msg) (f jetstream.PubAckFuture, err error) {
-	err = l.guard(ctx, func() (err error) {
-		f, err = l.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
+func (s session) publish(ctx context.Context, msg *nats.Msg) (f jetstream.PubAckFuture, err error) {
+	err = s.send(ctx, func() error {
+		f, err = s.l.js.PublishMsgAsync(msg, jetstream.WithRetryAttempts(0))
 		return err
 	})
 	msg.Data = nil // the future keeps msg, but no payload
 	return f, err
 }
 
-// guard calls f, which hands something to the connection. A write waits for the
-// peer under nats.go's lock and knows no ctx: should ctx end meanwhile, the
-// connection is cut.
-func (l *link) guard(ctx context.Context, f func() error) error {
+// send calls f, which hands something to the connection: to this session's, or to
+// none.
+//
+// A write waits for the peer under nats.go's lock and knows no ctx. Should ctx end
+// meanwhile, the connection is cut.
+func (s session) send(ctx context.Context, f func() error) error {
 	if err := ctx.Err(); err != nil {
 		return &notSent{err}
 	}
-	done := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		select {
-		case <-done:
-		case <-time.After(grace):
-			l.dial.cut()
-		}
-	})
+	this := s.l.dial.begin(ctx, s.dial)
+	if this == nil {
+		return &notSent{outputs.ErrUnchecked}
+	}
+	defer s.l.dial.end(this)
+	defer s.l.cutAfter(ctx)()
 	err := f()
-	close(done)
-	stop()
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		// nats.go's word for "not now": there is no such buffer, see connect.
 		err = &notSent{fmt.Errorf("not connected: %w", nats.ErrConnectionReconnecting)}
 	}
 	return err
+}
+
+// cutAfter cuts the connection if ctx has ended for a while before done is called.
+func (l *link) cutAfter(ctx context.Context) (done func()) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-ended:
+		case <-time.After(grace):
+			l.dial.cut()
+		}
+	})
+	return func() {
+		close(ended)
+		stop()
+	}
 }
 
 // grace is how long a write that is under way may go on when its ctx has ended.
@@ -318,8 +338,8 @@ const neverStream = "spillway.probe"
 
 // Probe implements outputs.Output. It publishes an empty message that expects to
 // be stored by a stream that can't exist. The answer 10060 proves the connection,
-// the permission to publish, and a stream with a leader; nothing is stored. That
-// the stream is full or sealed it does not see: the next run does.
+// the permission to publish, and a stream with a leader; nothing is stored. It
+// does not see that the stream is full or sealed: the next run finds out.
 func (o *Output) Probe(ctx context.Context, lane string) error {
 	subject := o.fill(o.c.Subject, lane)
 	err := o.probe(ctx, subject)
@@ -330,15 +350,15 @@ func (o *Output) Probe(ctx context.Context, lane string) error {
 }
 
 func (o *Output) probe(ctx context.Context, subject string) error {
-	l, err := o.ready(ctx, subject)
+	s, err := o.ready(ctx, subject)
 	if err != nil {
 		return err
 	}
-	f, err := l.send(ctx, &nats.Msg{Subject: subject, Header: nats.Header{hdrExpected: {neverStream}}})
+	f, err := s.publish(ctx, &nats.Msg{Subject: subject, Header: nats.Header{hdrExpected: {neverStream}}})
 	if err != nil {
 		return err
 	}
-	ack, err := l.wait(ctx, sent{PubAckFuture: f}, subject, o.c.AckTimeout)
+	ack, err := s.l.wait(ctx, sent{PubAckFuture: f}, subject, o.c.AckTimeout)
 	if err == nil {
 		return fmt.Errorf("%w: stream %q stored the probe", errWrongStream, ack.Stream)
 	}
@@ -368,12 +388,14 @@ func (o *Output) fail(op, subject string, stored outputs.Stored, err error) erro
 	}
 	top, _, _ := strings.Cut(subject, ".")
 	hint := strings.NewReplacer("{subject}", subject, "{stream}", stream, "{filter}", top+".>", "{inbox}", o.inbox+".>",
-		"{var}", o.variable()).Replace(c.hint)
+		"{var}", o.variable("")).Replace(c.hint)
 	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: hint, Patience: patience(err)}
 }
 
-// variable is how the names of the output's variables begin.
-func (o *Output) variable() string { return "SPILLWAY_OUTPUT_" + strings.ToUpper(o.name) + "_" }
+// variable returns the name of the variable that sets option.
+func (o *Output) variable(option string) string {
+	return "SPILLWAY_OUTPUT_" + strings.ToUpper(o.name) + "_" + option
+}
 
 // Counts implements outputs.Output.
 func (o *Output) Counts() outputs.Counts {
@@ -385,9 +407,7 @@ func (o *Output) Connected() bool {
 	o.mu.Lock()
 	l := o.l
 	o.mu.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.up
+	return l.isUp()
 }
 
 // Close implements outputs.Output.

@@ -171,7 +171,7 @@ func TestJetStreamRefuses(t *testing.T) {
 		{"full of a subject", full(func(c *servers.StreamConfig) { c.MaxMsgsPerSubject, c.DiscardNewPerSubject = 2, true }), nil, times(10, 100), 2, no, failover, []string{"per subject"}},
 		{"message too large", stream(func(c *servers.StreamConfig) { c.MaxMsgSize = 5000 }), nil, []int{100, 100, 9000, 100}, 2, no, unfit, []string{"max_msg_size"}},
 		{"another stream", logs, func(c *jetstream.Config) { c.Stream = "OTHER" }, times(3, 100), 0, no, misconfigured, []string{"SPILLWAY_OUTPUT_HUB_STREAM"}},
-		{"another domain", logs, func(c *jetstream.Config) { c.Domain = "hub" }, times(1, 100), 0, no, outputs.Retry, []string{"SPILLWAY_OUTPUT_HUB_DOMAIN"}},
+		{"another domain", logs, func(c *jetstream.Config) { c.Domain = "hub" }, times(1, 100), 0, outputs.StoredYes, misconfigured, []string{"SPILLWAY_OUTPUT_HUB_DOMAIN"}},
 		{"sealed", logs, nil, times(3, 100), 0, no, misconfigured, []string{"sealed"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -276,8 +276,8 @@ type account struct{ password, publish, subscribe string }
 func withUsers(t *testing.T, gw1 account) (n *servers.NATS, change func(account)) {
 	t.Helper()
 	users := func(a account) string {
-		return fmt.Sprintf("authorization: {users: [{user: admin, password: admin}, {user: gw1, password: %s, permissions: {publish: [%s], subscribe: [%s]}}]}",
-			a.password, quoted(a.publish), quoted(a.subscribe))
+		return fmt.Sprintf("authorization: {users: [{user: admin, password: admin}, {user: gw1, password: %s, permissions: {publish: [\"%s\"], subscribe: [%q]}}]}",
+			a.password, a.publish, a.subscribe)
 	}
 	n = servers.StartNATS(t, t.TempDir(), servers.Config(users(gw1)))
 	n.URL = strings.Replace(n.URL, "://", "://admin:admin@", 1)
@@ -474,9 +474,4 @@ func TestJetStreamSilent(t *testing.T) {
 			stored(t, n, f.next-1)
 		})
 	}
-}
-
-// quoted makes a list for the server's configuration of subjects with blanks between.
-func quoted(subjects string) string {
-	return `"` + strings.Join(strings.Fields(subjects), `", "`) + `"`
 }
