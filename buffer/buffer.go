@@ -923,7 +923,7 @@ func (b *Buffer) Close() error {
 		b.active = nil
 	}
 	b.mu.Lock()
-	save := b.dirty || b.next != b.start.Next
+	save := b.dirty || b.saved || b.next != b.start.Next // b.saved: without saying that it ends in order
 	b.pos.closed = err == nil && durable
 	b.mu.Unlock()
 	if save {

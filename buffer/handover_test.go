@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -459,5 +462,220 @@ func TestReject(t *testing.T) {
 	}
 	if s := b.Stats(); s.PendingRecords != 0 {
 		t.Fatalf("%+v", s)
+	}
+}
+
+// TestRejectedOnDisk: the tools read rejected/ as they read a buffer, holes between
+// its files are none, and what is damaged there is damage.
+func TestRejectedOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	b := mustOpen(t, dir, Options{SyncGap: -1})
+	fill(t, b, newWriter(b.Start()), 9)
+	want := map[uint64][]byte{}
+	for i := range 8 {
+		run := next(t, b, batch.Limits{Batches: 1 + i%2})
+		var err error
+		if i%3 == 0 {
+			err = b.Commit(run.Last(), "hub")
+		} else {
+			for _, x := range run.Batches {
+				want[x.First] = bytes.Clone(x.Payload)
+			}
+			err = b.Reject(&run, "nobody takes it")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run.Last() == 90 {
+			break
+		}
+	}
+	aside := filepath.Join(dir, rejected)
+	if m := mode(t, aside); m != 0o700 {
+		t.Errorf("%s has mode %v", aside, m)
+	}
+	files, err := os.ReadDir(aside)
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	if m := mode(t, filepath.Join(aside, files[0].Name())); m != 0o600 {
+		t.Errorf("%s has mode %v", files[0].Name(), m)
+	}
+	report, err := Verify(aside, func(f Finding) { t.Error(f.String()) })
+	if err != nil || report.Bad != 0 || report.Lost != 0 || report.Batches != uint64(len(want)) {
+		t.Errorf("%+v, %v", report, err)
+	}
+	err = Cat(aside, func(x *batch.Batch, agent string, epoch batch.Epoch, before batch.Seal) error {
+		if agent != "gw-1" || epoch != b.Start().Epoch || x.Chain(before, epoch) != x.Seal || !bytes.Equal(x.Payload, want[x.First]) {
+			t.Errorf("batch %d is not as it was", x.First)
+		}
+		delete(want, x.First)
+		return nil
+	})
+	if err != nil || len(want) > 0 {
+		t.Errorf("%v, and %d batches are not there", err, len(want))
+	}
+	name := filepath.Join(aside, files[1].Name())
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)-footerSize-10] ^= 1
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := Verify(aside, nil); err != nil || report.Bad == 0 || report.Damaged == 0 {
+		t.Errorf("a damaged file: %+v, %v", report, err)
+	}
+	if _, foreign, err := Segments(dir); err != nil || len(foreign) != 0 {
+		t.Errorf("foreign %v, %v", foreign, err)
+	}
+}
+
+// TestRejectTwice: a run that was kept aside and came again is there once.
+func TestRejectTwice(t *testing.T) {
+	b, d := simulated(t, Options{})
+	fill(t, b, newWriter(b.Start()), 1)
+	for range 3 { // each life dies before it saves its position
+		run := next(t, b, due)
+		if err := b.Reject(&run, "nobody takes it"); err != nil {
+			t.Fatal(err)
+		}
+		if files, _ := d.List(rejected); len(files) != 1 {
+			t.Fatalf("%v", files)
+		}
+		b = again(t, d, Options{})
+	}
+}
+
+// TestRejectLimits: nothing is kept if the limit says so, and a full disk is made
+// room on by what is delivered.
+func TestRejectLimits(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		limit     int64
+		room      int64 // of the disk
+		delivered int   // segments
+		err       error
+		files     int
+	}{
+		{name: "default", room: -1, files: 1},
+		{name: "none", limit: -1, room: -1},
+		{name: "too small", limit: 400, room: -1},
+		{name: "disk full", room: 200, err: ErrFull},
+		{name: "disk full, a segment can go", room: 300, delivered: 2, files: 1},
+		{name: "disk full, and none is wanted", room: 0, limit: -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, d := simulated(t, Options{RejectedBytes: tt.limit, SegmentBytes: 1, MinFree: -1})
+			w := newWriter(b.Start())
+			fill(t, b, w, 4)
+			take(t, b, slices.Repeat([]string{"hub"}, tt.delivered)...)
+			if _, err := b.Next(t.Context(), due); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.InDoubt("hub", Range{1, 1}); err != nil { // so that the cursor has its place
+				t.Fatal(err)
+			}
+			d.room = tt.room
+			run := next(t, b, batch.Limits{Batches: 1})
+			err := b.Reject(&run, "nobody takes it")
+			files, _ := d.List(rejected)
+			if !errors.Is(err, tt.err) || len(files) != tt.files {
+				t.Fatalf("%v, and %d files are there", err, len(files))
+			}
+			if got := b.Stats().Committed; (got == run.Last()) != (tt.err == nil) {
+				t.Fatalf("the position is %d", got)
+			}
+		})
+	}
+}
+
+// TestReadBeside reads again while others append, the oldest is dropped and
+// delivered segments go.
+func TestReadBeside(t *testing.T) {
+	b := mustOpen(t, t.TempDir(), Options{SyncGap: -1, Sync: SyncInterval, MaxUnsynced: 8 << 10, SegmentBytes: 4 << 10, MaxBytes: 64 << 10, KeepAcked: time.Millisecond, Full: DropOldest})
+	const n = 3000
+	appended := make(chan struct{})
+	go func() {
+		defer close(appended)
+		w := newWriter(b.Start())
+		for i := range n {
+			if err := b.Append(t.Context(), w.seal(10, text(50+i%700, byte(i)))); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	maintained := make(chan struct{})
+	go func() {
+		defer close(maintained)
+		for {
+			b.Maintain(time.Now().Add(time.Second))
+			select {
+			case <-appended:
+				return
+			default:
+				runtime.Gosched()
+			}
+		}
+	}()
+	seen := map[uint64]batch.Batch{}
+	reads, ended := 0, false
+	for i := uint64(0); ; i++ {
+		if !ended {
+			select {
+			case <-appended:
+				<-maintained
+				ended = true
+				b.Maintain(time.Now().Add(time.Hour)) // the last become durable
+			default:
+			}
+		}
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		run, err := b.Next(done, batch.Limits{Batches: 4})
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if err != nil && ended {
+			break
+		}
+		for _, x := range run.Batches {
+			x.Payload = bytes.Clone(x.Payload)
+			seen[x.First] = x
+		}
+		for _, output := range []string{"hub", "archive"} {
+			for _, r := range b.Taken(output) {
+				for _, x := range readAll(t, b, Range{r.First + i%10, r.Last + 10}, batch.Limits{Bytes: 3000}) {
+					if was, ok := seen[x.First]; ok && (was.Header != x.Header || !bytes.Equal(was.Payload, x.Payload)) {
+						t.Fatalf("batch %d is read otherwise than it was handed out", x.First)
+					}
+					reads++
+				}
+			}
+		}
+		if err != nil {
+			continue
+		}
+		for _, x := range run.Batches { // Read left them alone
+			if !bytes.Equal(x.Payload, seen[x.First].Payload) {
+				t.Fatalf("batch %d changed while it was being sent", x.First)
+			}
+		}
+		switch {
+		case i%7 == 3:
+			err = b.Reject(&run, "nobody takes it")
+		case i%7 == 5:
+			err = b.InDoubt("hub", Range{run.First(), run.Last()})
+		default:
+			err = b.Commit(run.Last(), []string{"hub", "archive"}[i/5%2])
+		}
+		if err != nil && !errors.Is(err, ErrOrder) { // a part of the run may have been dropped meanwhile
+			t.Fatal(err)
+		}
+	}
+	if reads < 100 || len(seen) < 100 {
+		t.Errorf("only %d batches were handed out, and %d read", len(seen), reads)
 	}
 }
