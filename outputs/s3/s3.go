@@ -314,7 +314,7 @@ type client struct {
 func newClient(ctx context.Context, c Config) (*client, error) {
 	// The SDK may only add a CA (AWS_CA_BUNDLE) to a client of its own kind.
 	buildable := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
-		t.DialContext = dialer.DialContext
+		t.DialContext = dial
 		t.TLSHandshakeTimeout = 10 * time.Second
 	})
 	load := []func(*config.LoadOptions) error{

@@ -383,6 +383,50 @@ func TestAlreadyThere(t *testing.T) {
 	}
 }
 
+// A server may answer and close while the body is still on its way: its answer
+// counts, over http and https.
+func TestEarlyAnswer(t *testing.T) {
+	setenv(t)
+	for _, secure := range []bool{false, true} {
+		var asked atomic.Int64
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if _, err := io.ReadFull(r.Body, make([]byte, 1000)); err != nil {
+				t.Error(err)
+			}
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n")
+			_ = c.Close() // with bytes unread: a reset follows the answer
+		}))
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		if secure {
+			server.StartTLS()
+			ca := filepath.Join(t.TempDir(), "ca.pem")
+			if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("AWS_CA_BUNDLE", ca)
+		} else {
+			server.Start()
+		}
+		o := open(t, settings(server.URL))
+		const times = 20
+		for range times {
+			if n, err := o.Publish(t.Context(), newRun(o, strings.Repeat("x", 1<<20))); n != 1 || err != nil {
+				t.Errorf("accepted %d: %v", n, err)
+			}
+		}
+		if n := asked.Load(); n != times {
+			t.Errorf("%d attempts for %d runs, https %v", n, times, secure)
+		}
+		server.Close()
+	}
+}
+
 // A server that knows no If-None-Match is told so once and remembered, unless
 // CONDITIONAL insists.
 func TestUnconditional(t *testing.T) {

@@ -1,10 +1,12 @@
 package s3
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +30,36 @@ var dialer = net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second,
 			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
 		}), err)
 	},
+}
+
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c}, nil
+}
+
+// conn is a connection whose answers outlive its requests. A server that refuses an
+// object, or has it, may say so and close while the body is still being written.
+// The client of net/http ends a request at the first write that fails, and then
+// the answer that has arrived is lost (half of the repeats of an object of 512 KiB
+// ended so). So what can't be written any more goes nowhere, and reading tells.
+type conn struct {
+	net.Conn
+	closed atomic.Bool // by the server
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	if c.closed.Load() {
+		return len(p), nil
+	}
+	n, err := c.Conn.Write(p)
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		c.closed.Store(true)
+		return len(p), nil
+	}
+	return n, err
 }
 
 // transport says of requests how their bodies get on.

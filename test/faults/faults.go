@@ -407,8 +407,9 @@ func (c *conn) move(dir int, p piece, to *net.TCPConn) bool {
 				continue
 			}
 			if _, err := to.Write(p.b[:n]); err != nil {
-				p = piece{err: err}
-				continue
+				// What that side said before it closed is still on its way: the other
+				// direction ends the connection.
+				return false
 			}
 			p.b = p.b[n:]
 		case p.err == nil:
