@@ -66,17 +66,8 @@ func (c *cat) complain(source string, err error) {
 }
 
 func (c *cat) source(ctx context.Context, source string) {
-	if scheme, _, ok := strings.Cut(source, "://"); ok {
-		i := slices.IndexFunc(kinds, func(k kind) bool { return slices.Contains(k.schemes, scheme) })
-		if i < 0 {
-			if k := schemes[scheme]; k != "" {
-				c.complain(source, fmt.Errorf("this binary was built without %s: use one with it", k))
-			} else {
-				c.complain(source, fmt.Errorf("%s:// is no source: use a path, or %s", scheme, or(examples())))
-			}
-			return
-		}
-		s, err := kinds[i].source(ctx, source)
+	if strings.Contains(source, "://") {
+		s, _, err := openSource(ctx, source)
 		if err != nil {
 			c.complain(source, err)
 			return
@@ -95,6 +86,30 @@ func (c *cat) source(ctx context.Context, source string) {
 	default:
 		c.directory(ctx, source)
 	}
+}
+
+// openSource returns what url holds, and the kind of output that stored it.
+func openSource(ctx context.Context, url string) (outputs.Source, *kind, error) {
+	scheme, _, _ := strings.Cut(url, "://")
+	i := slices.IndexFunc(kinds, func(k kind) bool { return slices.Contains(k.schemes, scheme) })
+	switch {
+	case i >= 0:
+		s, err := kinds[i].source(ctx, url)
+		return s, &kinds[i], err
+	case schemes[scheme] != "":
+		return nil, nil, fmt.Errorf("this binary was built without %s: use one with it", schemes[scheme])
+	}
+	return nil, nil, fmt.Errorf("%s:// is no source: use a path, or %s", scheme, or(examples()))
+}
+
+// openDirectory returns the tree of a file output.
+func openDirectory(ctx context.Context, dir string) (outputs.Source, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := openSource(ctx, (&url.URL{Scheme: "file", Path: abs}).String())
+	return s, err
 }
 
 // buffer prints the batches in a lane's directory, in their order, each once.
@@ -137,25 +152,26 @@ var globEscape = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 
 // directory prints the tree of a file output.
 func (c *cat) directory(ctx context.Context, dir string) {
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		c.complain(dir, err)
-		return
-	}
-	i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == "file" })
-	s, err := kinds[i].source(ctx, (&url.URL{Scheme: "file", Path: abs}).String())
+	s, err := openDirectory(ctx, dir)
 	if err != nil {
 		c.complain(dir, err)
 		return
 	}
 	entries, err := os.ReadDir(dir)
 	if c.objects(ctx, dir, s) == 0 && err == nil && len(entries) > 0 {
-		c.complain(dir, errors.New("holds nothing of Spillway: give the directory of a file output, or of a lane, as in <state>/buffer/main"))
+		c.complain(dir, errNothingHere)
 	}
 }
 
+var errNothingHere = errors.New("holds nothing of Spillway: give the directory of a file output, or of a lane, as in <state>/buffer/main")
+
 // objects prints what s yields and returns how many objects that were.
 func (c *cat) objects(ctx context.Context, source string, s outputs.Source) (n int) {
+	ctx = outputs.WithStrangers(ctx, func(name string, err error) {
+		if err != nil {
+			c.complain(source+": "+name, err)
+		}
+	})
 	for o, err := range s.Objects(ctx) {
 		if err != nil {
 			c.complain(source, err)

@@ -32,6 +32,7 @@ var commands = []command{
 	{"check", "[--probe]", "look at configuration and host; --probe: also at the far sides", cmdCheck},
 	{"env", "[--markdown]", "print every variable, its value and where that is from", cmdEnv},
 	{"cat", "SOURCE...", "print what a directory, file, bucket or stream holds, as NDJSON", cmdCat},
+	{"verify", "SOURCE... [--json] [--from-start]", "what is missing, doubled or changed in directories, buckets and streams together", cmdVerify},
 	{"buffer", "ls|cat|verify DIR [--json]", "look into a buffer, or a copy of one", cmdBuffer},
 	{"version", "", "print the version", cmdVersion},
 }
@@ -63,7 +64,7 @@ func realMain() int {
 func usage(w io.Writer) {
 	fmt.Fprintln(w, "usage: spillway COMMAND, configured by SPILLWAY_* variables alone")
 	for _, c := range commands {
-		fmt.Fprintf(w, "  %-34s %s\n", c.name+" "+c.args, c.what)
+		fmt.Fprintf(w, "  %-43s %s\n", c.name+" "+c.args, c.what)
 	}
 }
 

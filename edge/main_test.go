@@ -28,7 +28,7 @@ func TestScripts(t *testing.T) {
 			return slices.ContainsFunc(kinds, func(k kind) bool { return k.name == name }), nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code": scriptCode, "flip": scriptFlip, "lines": scriptLines, "listen": scriptListen, "make": scriptMake, "only": scriptOnly,
+			"code": scriptCode, "flip": scriptFlip, "lines": scriptLines, "listen": scriptListen, "make": scriptMake, "only": scriptOnly, "records": scriptRecords,
 		},
 	})
 }

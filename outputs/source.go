@@ -23,6 +23,7 @@ type Object struct {
 	CRC               uint32 // of the body, as its name says
 	Codec             batch.Codec
 	Reason            string // "", "failover" or "large"
+	Raw               bool   // lines are message bytes, not records
 
 	Before, Seal batch.Seal
 	Sizes        []batch.Size // of the batches inside; nil when unknown
@@ -36,6 +37,22 @@ type Object struct {
 type Source interface {
 	// Objects yields each object once. The sequence ends after the first error.
 	Objects(ctx context.Context) iter.Seq2[*Object, error]
+}
+
+type strangerKey struct{}
+
+// WithStrangers returns a context with which a Source calls f for what it holds
+// besides whole objects: err is nil for what is not Spillway's; else name is, and
+// err says what can't be true of it. f is called between two yields.
+func WithStrangers(ctx context.Context, f func(name string, err error)) context.Context {
+	return context.WithValue(ctx, strangerKey{}, f)
+}
+
+// Stranger is for a Source to say so; see WithStrangers.
+func Stranger(ctx context.Context, name string, err error) {
+	if f, ok := ctx.Value(strangerKey{}).(func(string, error)); ok {
+		f(name, err)
+	}
 }
 
 // ParseKey restores from a key what Key put into it. It is how a reader knows an
@@ -64,7 +81,7 @@ func ParseKey(key string) (*Object, error) {
 	case ".gz":
 		o.Codec, base = batch.Gzip, strings.TrimSuffix(base, ".gz")
 	}
-	base = strings.TrimSuffix(strings.TrimSuffix(base, ".ndjson"), ".log")
+	base, o.Raw = strings.CutSuffix(strings.TrimSuffix(base, ".ndjson"), ".log")
 	f := strings.Split(base, "-")
 	if len(f) != 4 || len(f[3]) != 8 {
 		return nil, bad

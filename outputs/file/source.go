@@ -41,6 +41,7 @@ func (s source) Objects(ctx context.Context) iter.Seq2[*outputs.Object, error] {
 			}
 			object, err := outputs.ParseKey(rel)
 			if err != nil {
+				outputs.Stranger(ctx, rel, nil)
 				return nil
 			}
 			object.Body, err = os.Open(filepath.Join(s.dir, rel))

@@ -56,6 +56,9 @@ const (
 	hdrPath        = "Spillway-Path"
 )
 
+// rawLines is the Content-Type of lines that are no records.
+const rawLines = "application/octet-stream"
+
 // headerRoom is what the headers of one message may take, in bytes. All names at
 // their longest need 1,212.
 const headerRoom = 2 << 10
@@ -65,7 +68,7 @@ func header(site, stream string, run *batch.Run, i int) nats.Header {
 	b := &run.Batches[i]
 	contentType := "application/x-ndjson"
 	if b.Flags&batch.RawLines != 0 {
-		contentType = "application/octet-stream"
+		contentType = rawLines
 	}
 	// One array for all values: a header's value is a list of strings.
 	values := make([]string, 0, 19)
@@ -114,7 +117,7 @@ func parseHeader(h nats.Header, size int) (*outputs.Object, error) {
 	}
 	o := &outputs.Object{
 		Lane: h.Get(hdrLane), Site: h.Get(hdrSite), Agent: id.Agent, Epoch: id.Epoch, First: id.First, Last: id.Last, CRC: id.CRC,
-		Duplicate: id.String(),
+		Raw: h.Get(hdrContentType) == rawLines, Duplicate: id.String(),
 	}
 	if e := h.Get(hdrEncoding); e != "" {
 		if o.Codec, err = batch.ParseCodec(e); err != nil {

@@ -129,8 +129,15 @@ func (s *source) read(ctx context.Context, yield func(*outputs.Object, error) bo
 		if seen > last {
 			return nil
 		}
-		if o, err := parseHeader(msg.Headers(), len(msg.Data())); err == nil {
-			o.Name = fmt.Sprintf("%s@%d", msg.Subject(), seen)
+		name := fmt.Sprintf("%s@%d", msg.Subject(), seen)
+		o, err := parseHeader(msg.Headers(), len(msg.Data()))
+		switch {
+		case err != nil && msg.Headers().Get(hdrEpoch) == "":
+			outputs.Stranger(ctx, name, nil)
+		case err != nil:
+			outputs.Stranger(ctx, name, err)
+		default:
+			o.Name = name
 			o.Body = io.NopCloser(bytes.NewReader(msg.Data()))
 			if !yield(o, nil) {
 				return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"strconv"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -51,6 +52,9 @@ func (s *source) Objects(ctx context.Context) iter.Seq2[*outputs.Object, error] 
 			for _, entry := range page.Contents {
 				object, err := outputs.ParseKey(aws.ToString(entry.Key))
 				if err != nil {
+					if !strings.Contains("/"+aws.ToString(entry.Key), "/_probe/") {
+						outputs.Stranger(ctx, aws.ToString(entry.Key), nil)
+					}
 					continue
 				}
 				err = s.get(ctx, object)
@@ -71,14 +75,15 @@ func (s *source) Objects(ctx context.Context) iter.Seq2[*outputs.Object, error] 
 }
 
 // get opens o's body and adds what its metadata says. An object without (copied by
-// a tool that drops it) has what its key says.
+// a tool that drops it), or with metadata that can't be true, has what its key says.
 func (s *source) get(ctx context.Context, o *outputs.Object) error {
 	out, err := s.s3.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.bucket, Key: &o.Name})
 	if err != nil {
 		return err
 	}
 	if err := addMetadata(o, out.Metadata); err != nil {
-		return errors.Join(err, out.Body.Close())
+		outputs.Stranger(ctx, o.Name, err)
+		o.Before, o.Seal, o.Sizes, o.Attempt = batch.Seal{}, batch.Seal{}, nil, 0
 	}
 	o.Body = out.Body
 	return nil
