@@ -44,6 +44,12 @@ type Doubt struct {
 	Range
 }
 
+// HandOver is a range of records that Output has acknowledged.
+type HandOver struct {
+	Output string `json:"output"`
+	Range
+}
+
 // Plan is an object that is about to be handed over to Output: exactly the
 // records First to Last under Key. The zero Plan is none.
 type Plan struct {

@@ -17,6 +17,9 @@
 //     any of them may be deleted or destroyed, and what follows is repeats, never
 //     loss. Open writes nothing and succeeds on any damage.
 //   - The position is durable before a segment goes; the note of a drop is, too.
+//   - What InDoubt returned for is marked as sent before until its output has
+//     acknowledged it. No output is said to have taken what it did not acknowledge.
+//   - What Reject takes out of the line is in rejected/ before, and told by Gaps.
 //
 // # On disk
 //
@@ -24,6 +27,7 @@
 //	  <ordinal>-<epoch>-<first>-<salt>-<agent>.seg     0600
 //	  cursor              two slots: position, plan, drops, gaps; see appendSlot
 //	  quarantine/         damaged segments that were drained, bounded
+//	  rejected/           segments of what no output takes, bounded; see Reject
 //
 //	segment   [header 112][batch header 136][payload]…[batch header][payload][footer 80]
 //	           |           |                                             |
@@ -65,6 +69,8 @@
 //     After a read error (not damage) 2^32 numbers are left out.
 //  6. Aim delivery behind the cursor's position; without a cursor behind the acked
 //     floor of the newest readable segment header; without that at the oldest batch.
+//  7. Unless the cursor says that the last life ended with Close, mark what is not
+//     delivered yet as sent before.
 //
 // The first Next or Append after an unclean stop syncs the newest segment and the
 // directory, before anything of it is seen.
@@ -79,7 +85,8 @@
 //
 // All methods may be called from any goroutine. There is no goroutine and no clock
 // in here: the first Append that waits writes and syncs for all, and Maintain is
-// called by the owner. Next blocks Close's return only until it has seen it.
+// called by the owner. Next blocks Close's return only until it has seen it. Next
+// and Read have files and memory of their own.
 //
 // # Limitations
 //

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,15 @@ func TestGoldenSegmentHeader(t *testing.T) {
 			t.Fatalf("a header with bit %d wrong was accepted", bit)
 		}
 		b[bit/8] ^= 1 << (bit % 8)
+	}
+	h.Aside = true
+	aside := appendSegmentHeader(nil, &h)
+	if got, err := parseSegmentHeader(aside); err != nil || got != h || aside[10] != 1 {
+		t.Fatalf("kept aside: %+v, %v", got, err)
+	}
+	aside[10] = 0
+	if !bytes.Equal(aside[:108], b[:108]) {
+		t.Fatal("the flag changes other bytes too")
 	}
 	b[8] = 2
 	le.PutUint32(b[108:], batch.CRC32C(b[:108]))
@@ -114,6 +124,29 @@ func TestGoldenCursor(t *testing.T) {
 			t.Fatalf("a slot with bit %d wrong was accepted", bit)
 		}
 		b[bit/8] ^= 1 << (bit % 8)
+	}
+}
+
+// TestSlotWithoutOutput: hand-overs to nobody and doubts at any output, and what is
+// left of more outputs than a slot has names for.
+func TestSlotWithoutOutput(t *testing.T) {
+	p := position{handed: []handed{{"", 5}, {"hub", 7}, {"", 9}}, doubts: []Doubt{{"", Range{1, 2}}, {"hub", Range{3, 4}}}}
+	got, err := parseSlot(appendSlot(nil, &p))
+	if err != nil || !reflect.DeepEqual(got, p) {
+		t.Fatalf("%v\ngot  %+v\nwant %+v", err, got, p)
+	}
+	p = position{}
+	for i := range uint64(maxNames) {
+		p.doubts = append(p.doubts, Doubt{fmt.Sprint("doubted", i), Range{i + 1, i + 1}})
+		p.handed = append(p.handed, handed{fmt.Sprint("taker", i), i + 1})
+	}
+	if got, err = parseSlot(appendSlot(nil, &p)); err != nil || len(got.handed) != len(p.handed) || !slices.Equal(got.doubts, p.doubts) {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	for i, h := range got.handed {
+		if h != (handed{"", uint64(i + 1)}) {
+			t.Fatalf("an output without a name there took up to %d: %+v", i+1, got.handed)
+		}
 	}
 }
 

@@ -172,16 +172,25 @@ func (b *Buffer) Taken(output string) []Range {
 	}
 	var out []Range
 	kept := b.segs[0].first
-	for i := 1; i < len(b.pos.handed); i++ {
-		h := b.pos.handed[i]
-		r := Range{max(kept, b.pos.handed[i-1].last+1), h.last}
-		if h.output != output || r.First > r.Last {
+	for _, h := range b.pos.handOvers() {
+		r := Range{max(kept, h.First), h.Last}
+		if h.Output != output || r.First > r.Last {
 			continue
 		}
 		if n := len(out); n > 0 && out[n-1].Last+1 == r.First {
 			out[n-1].Last = r.Last
 		} else {
 			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// handOvers returns what is known of who took what, oldest first.
+func (p *position) handOvers() (out []HandOver) {
+	for i := 1; i < len(p.handed); i++ {
+		if h := p.handed[i]; h.output != "" {
+			out = append(out, HandOver{h.output, Range{p.handed[i-1].last + 1, h.last}})
 		}
 	}
 	return out

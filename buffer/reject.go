@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"spillway/buffer/batch"
 )
+
+const maxDetail = 512
 
 // Reject takes run, which Next returned last, out of the line because no output
 // takes it: it is kept aside in rejected/, a gap with ReasonRejected and why as its
@@ -14,10 +17,11 @@ import (
 // that; a crash before the position is saved leaves the run at the head of the
 // line. The head of the line is never blocked for good by what nobody takes.
 //
-// A file in rejected/ is a segment, which the tools read. They take RejectedBytes
-// at most; the oldest go first, and a run that alone takes more is not kept at
-// all. A disk that is full is not, however, a reason to do without: the
-// error is ErrFull then, and nothing has changed, as after every error.
+// A file in rejected/ is a segment, which the tools read. All of them take
+// RejectedBytes at most, whatever MinFree says: the oldest go first, and a run that
+// alone takes more is not kept, only told. A full disk is no reason to do without:
+// delivered segments make room, else the error is ErrFull. After an error nothing
+// has changed. Of why, 512 bytes are kept.
 //
 // Rejecting what lies behind the position changes nothing. What does not begin
 // right behind it, or was not handed out, is ErrOrder.
@@ -41,7 +45,8 @@ func (b *Buffer) Reject(run *batch.Run, why string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	g := Gap{Reason: ReasonRejected, Epoch: run.Epoch, First: first, Last: last, Count: last - first + 1, Before: run.Before, Detail: why}
+	g := Gap{Reason: ReasonRejected, Epoch: run.Epoch, First: first, Last: last, Count: last - first + 1, Before: run.Before,
+		Detail: strings.ToValidUTF8(why[:min(len(why), maxDetail)], "")}
 	if len(b.index) > 0 && b.index[0].h.First == first {
 		g.Since = instant(b.index[0].since)
 	}
@@ -78,7 +83,7 @@ func (b *Buffer) keepAside(run *batch.Run, floor uint64) error {
 	if err != nil {
 		return err
 	}
-	b.trimAside(run.First(), name)
+	b.trimAside(run, name)
 	return nil
 }
 
@@ -141,10 +146,9 @@ func (b *Buffer) writeAside(run *batch.Run, floor uint64) (name string, err erro
 	return name, b.fs.SyncDir()
 }
 
-// trimAside removes files of rejected/: what an earlier try left of the run that
-// begins with first, other than name, and the oldest above the limit. That it
-// fails does no harm: the next one tries again.
-func (b *Buffer) trimAside(first uint64, name string) {
+// trimAside removes files of rejected/: what an earlier try left of run, which is in
+// name now, and the oldest above the limit. If it fails, the next one tries again.
+func (b *Buffer) trimAside(run *batch.Run, name string) {
 	files, err := b.fs.List(rejected)
 	if err != nil {
 		return
@@ -152,7 +156,7 @@ func (b *Buffer) trimAside(first uint64, name string) {
 	var sum int64
 	files = slices.DeleteFunc(files, func(f FileInfo) bool {
 		s, ok := parseName(f.Name)
-		if ok && s.first == first && f.Name != name {
+		if ok && s.first == run.First() && s.epoch == run.Epoch && f.Name != name {
 			b.fs.Remove(rejected + "/" + f.Name)
 			return true
 		}

@@ -43,6 +43,8 @@ type Position struct {
 	Next      uint64            `json:"next"`           // the number that came next when the cursor was saved
 	Plan      *Plan             `json:"plan,omitempty"` // the object that was about to be handed over
 	Acked     map[string]uint64 `json:"acked"`          // by output, the last record that it acknowledged
+	HandOvers []HandOver        `json:"hand_overs"`     // who took what, oldest first, as far as the cursor can hold it
+	Doubts    []Doubt           `json:"in_doubt"`       // oldest first; without an output: any may have it
 	Lost      map[string]uint64 `json:"lost"`           // records by reason
 	Gaps      []Gap             `json:"gaps,omitempty"` // not yet told in-band
 }
@@ -105,7 +107,8 @@ func ReadPosition(dir string) (pos Position, ok bool, err error) {
 	if !ok {
 		return pos, false, nil
 	}
-	pos = Position{Committed: p.committed, Next: p.next, Acked: map[string]uint64{}, Lost: map[string]uint64{}, Gaps: p.gaps}
+	pos = Position{Committed: p.committed, Next: p.next, Acked: map[string]uint64{}, Lost: map[string]uint64{}, Gaps: p.gaps,
+		HandOvers: append([]HandOver{}, p.handOvers()...), Doubts: append([]Doubt{}, p.doubts...)}
 	if p.plan != (Plan{}) {
 		pos.Plan = &p.plan
 	}

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -19,7 +22,8 @@ const bufferUsage = `usage: spillway buffer ls|cat|verify DIR [--json]
   ls      the segments, and what is delivered
   cat     every record that can be read, as NDJSON
   verify  every checksum, seal and number; exit code 1 if something is damaged or lost
-DIR is <state>/buffer/<lane>, also of a running agent, or a copy of one. Nothing is changed.`
+DIR is <state>/buffer/<lane>, also of a running agent, or a copy of one; or rejected/ or
+quarantine/ in it. Nothing is changed.`
 
 // cmdBuffer is `spillway buffer`: it looks into a buffer and changes nothing.
 func cmdBuffer(_ context.Context, args []string, stdout, stderr io.Writer, _ []string) int {
@@ -69,12 +73,18 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	aside := filepath.Join(dir, "rejected")
+	rejected, _, err := buffer.Segments(aside)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if asJSON {
 		list := struct {
 			Segments []buffer.SegmentInfo `json:"segments"`
+			Rejected []buffer.SegmentInfo `json:"rejected,omitempty"`
 			Cursor   *buffer.Position     `json:"cursor"` // null: none that can be read
 			Foreign  []string             `json:"foreign,omitempty"`
-		}{segments, nil, foreign}
+		}{segments, rejected, nil, foreign}
 		if ok {
 			list.Cursor = &pos
 		}
@@ -110,11 +120,32 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 		if p := pos.Plan; p != nil {
 			fmt.Fprintf(stdout, "planned for output %s: records %d to %d as %s\n", p.Output, p.First, p.Last, p.Key)
 		}
+		taken := map[string]string{}
+		for _, h := range pos.HandOvers {
+			taken[h.Output] += fmt.Sprintf(", %d to %d", h.First, h.Last)
+		}
+		for _, o := range slices.Sorted(maps.Keys(taken)) {
+			fmt.Fprintf(stdout, "output %s took records %s\n", o, taken[o][2:])
+		}
+		for _, d := range pos.Doubts {
+			if d.Output == "" {
+				fmt.Fprintf(stdout, "in doubt after a stop without warning: records %d to %d\n", d.First, d.Last)
+			} else {
+				fmt.Fprintf(stdout, "in doubt at output %s: records %d to %d\n", d.Output, d.First, d.Last)
+			}
+		}
 		for _, reason := range slices.Sorted(maps.Keys(pos.Lost)) {
 			if n := pos.Lost[reason]; n > 0 {
 				fmt.Fprintf(stdout, "lost (%s): %s\n", reason, count(n, "record"))
 			}
 		}
+	}
+	if len(rejected) > 0 {
+		bytes = 0
+		for _, s := range rejected {
+			bytes += s.Bytes
+		}
+		fmt.Fprintf(stdout, "%s that no output takes, %s: read them with `spillway buffer cat %s`\n", count(uint64(len(rejected)), "segment"), human(bytes), aside)
 	}
 	if len(foreign) > 0 {
 		fmt.Fprintf(stdout, "not of the buffer: %s\n", strings.Join(foreign, ", "))
