@@ -84,6 +84,10 @@ type Stream interface {
 	// error that wraps ErrUnchecked (StoredNo, Retry) whenever the connection is
 	// another one than the last Last saw.
 	Last(ctx context.Context, lane string) (Mark, error)
+
+	// Checked reports whether Publish could use the connection of this moment for
+	// lane, or there is none. It never waits.
+	Checked(lane string) bool
 }
 
 // ErrUnchecked means that Last must be asked before the next Publish of a Stream.

@@ -73,6 +73,10 @@ func (l *Lane) Reroute() {
 	}
 }
 
+// idleLook is how often a lane without anything to send looks whether its stream
+// was connected anew.
+const idleLook = 2 * time.Second
+
 // step hands over one run, or finds out that it can't. It returns how long to pause;
 // tried says that an output was asked.
 func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duration, tried bool) {
@@ -95,7 +99,8 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 		s.complain("what an output may have received can't be noted; trying again", "output", s.open.Output, "error", err)
 		return time.Second, false
 	}
-	if stream, ok := o.(outputs.Stream); ok && len(s.resend[o.Name()]) > 0 {
+	stream, isStream := o.(outputs.Stream)
+	if isStream && len(s.resend[o.Name()]) > 0 {
 		return s.again(ctx, stream), true
 	}
 	limits := batch.Limits{}
@@ -104,6 +109,15 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 	}
 	if turn.Alone {
 		limits.Batches = 1
+	}
+	if isStream {
+		// Also without anything new: what a far side lost is kept only for a while.
+		if !last && !stream.Checked(l.o.Name) {
+			return s.compare(ctx, stream), true
+		}
+		var stop context.CancelFunc
+		gather, stop = context.WithTimeout(gather, idleLook)
+		defer stop()
 	}
 	if last || l.waiting.Load() > 0 {
 		limits.Age = 0
@@ -124,7 +138,7 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 		return 0, false // the plan could not be repeated and is gone
 	}
 	pause, err = s.publish(ctx, o, turn.Reason, &run)
-	if stream, ok := o.(outputs.Stream); ok && errors.Is(err, outputs.ErrUnchecked) {
+	if isStream && errors.Is(err, outputs.ErrUnchecked) {
 		pause = s.compare(ctx, stream)
 	}
 	return pause, true

@@ -47,6 +47,12 @@ func (s *stream) Last(context.Context, string) (outputs.Mark, error) {
 	return outputs.Mark{Found: true, Epoch: s.runs[len(s.runs)-1].Epoch, Last: s.batches[len(s.batches)-1].Last()}, nil
 }
 
+func (s *stream) Checked(string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.checked || s.fail != nil
+}
+
 // lose makes it forget all but the first n batches, and reconnect.
 func (s *stream) lose(n int) {
 	s.mu.Lock()

@@ -25,6 +25,14 @@ func (o *Output) isChecked(lane string, s session) error {
 	return nil
 }
 
+// Checked implements outputs.Stream.
+func (o *Output) Checked(lane string) bool {
+	o.mu.Lock()
+	l, s := o.l, o.checked[lane]
+	o.mu.Unlock()
+	return !l.isUp() || s.l == l && !s.ended()
+}
+
 func (o *Output) uncheck(lane string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -146,8 +154,10 @@ func (o *Output) get(ctx context.Context, s session, subject, stream string) (na
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err)
+	case got.Error != nil && got.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return nats.Header{"Status": {"404"}}, nil
 	case got.Error != nil:
-		return nats.Header{"Status": {strconv.Itoa(got.Error.Code)}, "Description": {got.Error.Description}}, nil
+		return nil, &unaskable{fmt.Sprintf("stream %s: %v", stream, got.Error)}
 	}
 	h, err := nats.DecodeHeadersMsg(got.Message.Header)
 	if err != nil {
