@@ -137,9 +137,13 @@ func (e *epoch) opens(l *Ledger, first uint64) {
 	}
 }
 
-// anchor gives loose batches behind a hole the seal that its gap record tells.
+// anchor compares the seals on both sides of a hole with those that its gap record
+// tells, and gives loose batches behind it theirs.
 func (e *epoch) anchor(l *Ledger) {
 	for _, g := range e.gaps {
+		if x, last := e.batches.at(g.First - 1); x != nil && last == g.First-1 && x.seal != 0 && g.Before != (batch.Seal{}) && x.seal != short(g.Before) {
+			l.fault(e.fault(KindSeal, x.first, last, "the gap record of records %d to %d tells another seal of the batch before them", g.First, g.Last))
+		}
 		if g.After == (batch.Seal{}) {
 			continue
 		}

@@ -56,15 +56,16 @@ type Ledger struct {
 	kinds   map[string]uint64
 }
 
-// epochKey names an epoch.
+// epochKey names an epoch. No two lanes share one.
 type epochKey struct {
-	agent, lane string
-	epoch       batch.Epoch
+	agent string
+	epoch batch.Epoch
 }
 
 // epoch is what is known of one.
 type epoch struct {
 	epochKey
+	lane      string // "" while no source knows it
 	site      string
 	batches   track
 	spans     []span
@@ -97,6 +98,9 @@ type Source struct {
 	ordered bool
 
 	objects, bytes, records, strangers uint64
+
+	bare      uint64 // objects with which no seals travel
+	firstBare string
 }
 
 // New returns an empty ledger.
@@ -178,11 +182,17 @@ func seals(o *outputs.Object, c *content) error {
 
 // enter adds an object that is sound in itself.
 func (s *Source) enter(o *outputs.Object, c *content) {
-	key := epochKey{o.Agent, o.Lane, o.Epoch}
-	e := s.l.epochs[key]
-	if e == nil {
-		e = &epoch{epochKey: key, site: o.Site, sources: map[*Source]*part{}}
-		s.l.epochs[key] = e
+	e := s.l.epoch(epochKey{o.Agent, o.Epoch})
+	if e.lane == "" {
+		e.lane = o.Lane
+	}
+	if e.site == "" {
+		e.site = o.Site
+	}
+	if !stated(o) {
+		if s.bare++; s.bare == 1 {
+			s.firstBare = o.Name
+		}
 	}
 	p := e.sources[s]
 	if p == nil {
@@ -190,6 +200,12 @@ func (s *Source) enter(o *outputs.Object, c *content) {
 		e.sources[s] = p
 	}
 	f := Fault{Source: s.name, Object: o.Name, Agent: o.Agent, Lane: o.Lane, Epoch: o.Epoch.String(), First: o.First, Last: o.Last}
+
+	if o.Lane != "" && o.Lane != e.lane {
+		f := f
+		f.Kind, f.Error = KindMetadata, fmt.Sprintf("it says that its epoch is lane %s's, and others say %s's", o.Lane, e.lane)
+		s.l.fault(f)
+	}
 
 	// Objects of one source may be there twice, but not share records.
 	again := false
@@ -204,12 +220,10 @@ func (s *Source) enter(o *outputs.Object, c *content) {
 	}
 	s.records += o.Last - o.First + 1
 
-	fresh := uint64(0)
 	before := o.Before
 	for i := range c.pieces {
 		b := &c.pieces[i]
 		if s.batch(e, b, before, stated(o), f) {
-			fresh += uint64(b.Count)
 			if lowest := e.batches.runs[0].first(); lowest == o.First && i == 0 {
 				e.began = c.created
 			}
@@ -227,7 +241,7 @@ func (s *Source) enter(o *outputs.Object, c *content) {
 		switch {
 		case o.Last > p.high:
 			p.high = o.Last
-		case fresh == 0:
+		case again:
 		case o.Attempt > 1:
 			p.returned++
 		default:
@@ -331,6 +345,16 @@ func (e *epoch) fill(first, last uint64) {
 	}
 }
 
+// epoch returns that of key, which may be new.
+func (l *Ledger) epoch(key epochKey) *epoch {
+	e := l.epochs[key]
+	if e == nil {
+		e = &epoch{epochKey: key, sources: map[*Source]*part{}}
+		l.epochs[key] = e
+	}
+	return e
+}
+
 // gap enters what a gap record of epoch e tells.
 func (s *Source) gap(e *epoch, g told, c *content) {
 	if g.Epoch != e.epoch && g.First == 0 {
@@ -345,12 +369,9 @@ func (s *Source) gap(e *epoch, g told, c *content) {
 		}
 		return
 	}
-	key := e.epochKey
-	key.epoch = g.Epoch
-	of := s.l.epochs[key]
-	if of == nil {
-		of = &epoch{epochKey: key, site: e.site, sources: map[*Source]*part{}}
-		s.l.epochs[key] = of
+	of := s.l.epoch(epochKey{e.agent, g.Epoch})
+	if of.lane == "" {
+		of.lane, of.site = e.lane, e.site
 	}
 	if g.Last < g.First || g.First == 0 {
 		return

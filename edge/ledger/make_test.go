@@ -196,7 +196,7 @@ func show(r *ledger.Report) string {
 		fmt.Fprintf(&b, "%+v\n", f)
 	}
 	for _, e := range r.Epochs {
-		fmt.Fprintf(&b, "%+v\n", e)
+		fmt.Fprintf(&b, "%+v %+v\n", e, e.Previous)
 	}
 	return b.String()
 }

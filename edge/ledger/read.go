@@ -6,11 +6,13 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"regexp"
 	"strconv"
 	"time"
 
@@ -101,6 +103,7 @@ type reader struct {
 	in    *bufio.Reader
 	next  uint64 // number of the next record
 	lines *bufio.Reader
+	tail  []byte // of the next record
 	c     *content
 }
 
@@ -301,14 +304,16 @@ func (r *reader) record(line []byte, whole bool) error {
 	if r.next > r.o.Last {
 		return fail(KindNumbers, "it has more records than %d to %d", r.o.First, r.o.Last)
 	}
-	before, epoch, seq, ok := parseTail(line)
-	if r.o.Raw && (!ok || epoch != r.o.Epoch || seq != r.next || !bytes.HasSuffix(before, []byte(`},`))) {
+	r.tail = appendTail(r.tail[:0], r.o.Epoch, r.next)
+	before, ok := bytes.CutSuffix(line, r.tail)
+	if !ok && r.o.Raw {
 		return nil
 	}
-	switch {
-	case !ok:
-		return fail(KindNumbers, "record %d has no number of its own (no \"spillway\" at its end)", r.next)
-	case epoch != r.o.Epoch || seq != r.next:
+	if !ok {
+		epoch, seq, ok := parseTail(line)
+		if !ok {
+			return fail(KindNumbers, "record %d has no number of its own (no \"spillway\" at its end)", r.next)
+		}
 		return fail(KindNumbers, "record %d says that it is %d of epoch %v", r.next, seq, epoch)
 	}
 	if r.next == r.o.First && whole && !r.o.Raw {
@@ -327,31 +332,34 @@ func (r *reader) record(line []byte, whole bool) error {
 	return nil
 }
 
-// parseTail reads a record from its end:
+// appendTail appends how the record of that number ends:
 //
 //	…"epoch":"<16 hex digits>","seq":<decimal>}}\n
 //
 // No text of a sender can stand there: inside a string its quotes are escaped, and
 // behind an embedded object there would be one more brace.
-func parseTail(line []byte) (before []byte, e batch.Epoch, seq uint64, ok bool) {
-	line, ok = bytes.CutSuffix(line, []byte("}}\n"))
-	if !ok {
-		return nil, 0, 0, false
+func appendTail(dst []byte, e batch.Epoch, seq uint64) []byte {
+	dst = append(dst, `"epoch":"`...)
+	var id [8]byte
+	binary.BigEndian.PutUint64(id[:], uint64(e))
+	dst = hex.AppendEncode(dst, id[:])
+	dst = append(dst, `","seq":`...)
+	dst = strconv.AppendUint(dst, seq, 10)
+	return append(dst, "}}\n"...)
+}
+
+// tailRule is any such end.
+var tailRule = regexp.MustCompile(`"epoch":"([0-9a-f]{16})","seq":(\d{1,20})\}\}\n$`)
+
+// parseTail reads the number at the end of a record.
+func parseTail(line []byte) (e batch.Epoch, seq uint64, ok bool) {
+	m := tailRule.FindSubmatch(line[max(0, len(line)-longest):])
+	if m == nil {
+		return 0, 0, false
 	}
-	n := len(line)
-	for n > 0 && line[n-1] >= '0' && line[n-1] <= '9' {
-		n--
-	}
-	seq, err := strconv.ParseUint(string(line[n:]), 10, 64)
-	head, isSeq := bytes.CutSuffix(line[:n], []byte(`","seq":`))
-	if err != nil || !isSeq || len(head) < 16 {
-		return nil, 0, 0, false
-	}
-	if e, err = batch.ParseEpoch(string(head[len(head)-16:])); err != nil {
-		return nil, 0, 0, false
-	}
-	before, ok = bytes.CutSuffix(head[:len(head)-16], []byte(`"epoch":"`))
-	return before, e, seq, ok
+	e, err1 := batch.ParseEpoch(string(m[1]))
+	seq, err2 := strconv.ParseUint(string(m[2]), 10, 64)
+	return e, seq, err1 == nil && err2 == nil
 }
 
 // parseGap reads a gap record, as ecs.AppendGap writes it.

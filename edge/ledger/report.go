@@ -101,6 +101,8 @@ type SourceReport struct {
 	Records   uint64 `json:"records"` // also those that are there twice
 	Bytes     uint64 `json:"bytes"`
 	Strangers uint64 `json:"strangers"` // not Spillway's: stepped over
+	Bare      uint64 `json:"bare"`      // objects with which no seals travel, as in a directory
+	FirstBare string `json:"first_bare,omitempty"`
 }
 
 // Fault is one thing that makes a report incomplete. Fields that do not apply are left out.
@@ -125,22 +127,32 @@ func (l *Ledger) Report() *Report {
 			cmp.Compare(a.lowest(), b.lowest()), cmp.Compare(a.epoch, b.epoch))
 	})
 	// What the next epoch tells of one is needed first.
-	ends := map[epochKey]*told{}
+	ends := map[epochKey]*end{}
 	for _, e := range all {
 		if p := e.previous; p != nil {
-			k := e.epochKey
-			k.epoch = p.Epoch
+			k := epochKey{e.agent, p.Epoch}
 			if t := ends[k]; t == nil || t.Last < p.Last {
-				ends[k] = p
+				ends[k] = &end{p, e}
+			}
+			if l.epochs[k] == nil {
+				named := l.epoch(k)
+				named.lane, named.site = e.lane, e.site
+				all = append(all, named)
 			}
 		}
 	}
-	for i, e := range all {
-		if e.records == 0 {
+	for _, e := range all {
+		var rep Epoch
+		switch end := ends[e.epochKey]; {
+		case e.records > 0:
+			rep = l.close(e, end, below(all, e) > 0)
+		case end != nil:
+			if rep = l.lost(e, end, below(all, end.by)); rep.Holes == nil {
+				continue
+			}
+		default:
 			continue // gap records know of it, the sources have nothing
 		}
-		older := i > 0 && all[i-1].agent == e.agent && all[i-1].lane == e.lane && all[i-1].records > 0
-		rep := l.close(e, ends[e.epochKey], older)
 		r.Records += rep.Records
 		r.Batches += rep.Batches
 		r.Duplicates += rep.Duplicates.Batches
@@ -151,7 +163,10 @@ func (l *Ledger) Report() *Report {
 		r.Epochs = append(r.Epochs, rep)
 	}
 	for _, s := range l.sources {
-		r.Sources = append(r.Sources, SourceReport{s.name, s.objects, s.records, s.bytes, s.strangers})
+		r.Sources = append(r.Sources, SourceReport{s.name, s.objects, s.records, s.bytes, s.strangers, s.bare, s.firstBare})
+	}
+	if len(r.Epochs) == 0 && len(l.kinds) == 0 {
+		l.fault(Fault{Kind: KindUnreadable, Error: "there is no record of Spillway in any source"})
 	}
 	r.Faults, r.Counts = l.faults, l.kinds
 	if r.Faults == nil {
@@ -159,6 +174,55 @@ func (l *Ledger) Report() *Report {
 	}
 	r.Complete = len(l.kinds) == 0
 	return r
+}
+
+// end is what the epoch by tells of the one before it.
+type end struct {
+	*told
+	by *epoch
+}
+
+// below is the highest number of the epochs that came before e in its lane; 0: none
+// is here. Numbers only go up from one epoch to the next; a new directory begins at 1
+// again, later.
+func below(all []*epoch, e *epoch) (last uint64) {
+	for _, o := range all {
+		if o == e || o.records == 0 || o.agent != e.agent || o.lane != e.lane || o.lowest() >= e.lowest() {
+			continue
+		}
+		if later := !o.began.IsZero() && !e.began.IsZero() && o.began.After(e.began); !later {
+			last = max(last, o.batches.runs[len(o.batches.runs)-1].last)
+		}
+	}
+	return last
+}
+
+// lost is an epoch of which nothing is here, but older records of its lane are, the
+// last of which is number last, and the next epoch names it.
+func (l *Ledger) lost(e *epoch, end *end, last uint64) Epoch {
+	r := Epoch{Agent: e.agent, Lane: e.lane, Site: e.site, Epoch: e.epoch.String(), Ranges: []Range{}, Begins: "middle"}
+	from := e.told(end.Last + 1)
+	if from > end.Last {
+		from = last + 1 // nobody says where it began
+	}
+	if last == 0 || last >= end.Last {
+		return r
+	}
+	r.Holes = []Hole{}
+	l.holes(e, &r, from, end.Last)
+	return r
+}
+
+// told is from, or the lowest number from which on gap records tell that everything
+// below from is missing.
+func (e *epoch) told(from uint64) uint64 {
+	for i := len(e.gaps) - 1; i >= 0; i-- {
+		if g := &e.gaps[i]; g.First < from && g.Last+1 >= from && (g.Count == 0 || g.Count > g.Last-g.First) {
+			from = g.First
+			i = len(e.gaps)
+		}
+	}
+	return from
 }
 
 // lowest is the first number that is there; 0: none.
@@ -171,7 +235,7 @@ func (e *epoch) lowest() uint64 {
 
 // close checks what only the whole can tell. end is what the next epoch tells of e,
 // or nil; older says that an epoch before e is there.
-func (l *Ledger) close(e *epoch, end *told, older bool) Epoch {
+func (l *Ledger) close(e *epoch, end *end, older bool) Epoch {
 	e.anchor(l)
 	runs := e.batches.runs
 	first, last := e.lowest(), runs[len(runs)-1].last
@@ -208,18 +272,10 @@ func (l *Ledger) close(e *epoch, end *told, older bool) Epoch {
 func (l *Ledger) beginning(e *epoch, r *Epoch, older bool) (from uint64) {
 	first := r.First
 	// What gap records tell right below the first record is missing, not removed.
-	from = first
-	for i := len(e.gaps) - 1; i >= 0; i-- {
-		if g := &e.gaps[i]; g.First < from && g.Last+1 >= from && g.Count > g.Last-g.First {
-			from = g.First
-			i = len(e.gaps)
-		}
-	}
+	from = e.told(first)
 	zero := len(e.spans) > 0 && e.spans[0].first == first && !e.spans[0].headless && e.spans[0].before == (batch.Seal{})
 	if p := e.previous; p != nil {
-		k := e.epochKey
-		k.epoch = p.Epoch
-		before := l.epochs[k]
+		before := l.epochs[epochKey{e.agent, p.Epoch}]
 		r.Previous = &Previous{p.Epoch.String(), p.Last, before != nil && before.records > 0}
 		if !r.Previous.Here && l.o.FromStart {
 			l.fault(e.fault(KindEpoch, first, first, "it follows epoch %v, of which nothing is here", p.Epoch))
@@ -254,7 +310,7 @@ func (l *Ledger) beginning(e *epoch, r *Epoch, older bool) (from uint64) {
 }
 
 // ending compares e with what the next epoch tells of it.
-func (l *Ledger) ending(e *epoch, end *told) {
+func (l *Ledger) ending(e *epoch, end *end) {
 	x, last := e.batches.at(end.Last)
 	if x == nil || last != end.Last || x.seal == 0 || end.Before == (batch.Seal{}) || x.seal == short(end.Before) {
 		return

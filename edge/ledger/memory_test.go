@@ -1,0 +1,97 @@
+package ledger_test
+
+import (
+	"bytes"
+	"io"
+	"runtime"
+	"testing"
+
+	"spillway/buffer/batch"
+	"spillway/edge/ledger"
+)
+
+// TestMemory holds that what a ledger keeps of a million records is what it keeps
+// of their batches.
+func TestMemory(t *testing.T) {
+	const batches, records = 1000, 1000
+	for _, test := range []struct {
+		name  string
+		bare  bool
+		limit int64 // bytes
+	}{{"messages", false, 200 << 10}, {"a directory", true, 200 << 10}} {
+		t.Run(test.name, func(t *testing.T) {
+			l := newLane(t, batch.Zstd, 7, 1)
+			led := ledger.New(ledger.Options{})
+			s := led.Source("stream", !test.bare)
+			before := heap()
+			for range batches {
+				o := message(l.run(1, records), 0)
+				if test.bare {
+					bare(o)
+				}
+				s.Object(o)
+			}
+			kept := heap() - before
+			r := led.Report()
+			if !r.Complete || r.Records != batches*records {
+				t.Fatalf("%d records: %s", r.Records, show(r))
+			}
+			if kept > test.limit {
+				t.Errorf("%d bytes are kept of %d records in %d batches, want at most %d", kept, batches*records, batches, test.limit)
+			}
+			t.Logf("%d bytes kept", kept)
+		})
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestLongLine holds that a line is not gathered to find its end.
+func TestLongLine(t *testing.T) {
+	l := newLane(t, batch.None, 7, 1)
+	l.salt = string(bytes.Repeat([]byte("x"), 32<<20))
+	run := l.run(1, 1)
+	o := object(run)
+	payload := payloads(run)
+	led := ledger.New(ledger.Options{})
+	s := led.Source("dir", false)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	o.Body = io.NopCloser(bytes.NewReader(payload))
+	s.Object(o)
+	runtime.ReadMemStats(&after)
+	if r := led.Report(); !r.Complete || r.Records != 1 {
+		t.Fatal(show(r))
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("%d bytes allocated for one line of %d", n, len(payload))
+	}
+}
+
+func BenchmarkObject(b *testing.B) {
+	for _, codec := range []batch.Codec{batch.Zstd, batch.Gzip, batch.None} {
+		b.Run(codec.String(), func(b *testing.B) {
+			l := newLane(b, codec, 7, 1)
+			run := l.run(4, 5000)
+			o, payload := object(run), payloads(run)
+			raw := int64(0)
+			for i := range run.Batches {
+				raw += int64(run.Batches[i].Raw)
+			}
+			b.SetBytes(raw)
+			b.ReportAllocs()
+			s := ledger.New(ledger.Options{}).Source("bucket", false)
+			for b.Loop() {
+				o.Body = io.NopCloser(bytes.NewReader(payload))
+				s.Object(o)
+			}
+			b.ReportMetric(float64(run.Count())*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+		})
+	}
+}
