@@ -175,7 +175,7 @@ func run(t *testing.T, s *schedule, sum *totals) {
 // rules are what may be missing after the faults of s.
 func (s *schedule) rules() Rules {
 	// The longest that a batch is open, and the machine's pauses.
-	r := Rules{Drops: s.drops, Loss: time.Second + 2*time.Second}
+	r := Rules{Drops: s.drops, Unfit: s.unfit, Loss: time.Second + 2*time.Second}
 	for _, f := range s.faults {
 		if f.thing == "agent" && f.what == "paused" {
 			r.Loss += f.end - f.begin
@@ -253,7 +253,7 @@ func sum(m map[string]float64, prefix string) (n float64) {
 // lane and connection that an output keeps.
 func (w *world) bounded() {
 	w.t.Helper()
-	const goroutines, descriptors, resident = 60, 40, 256 << 20
+	const goroutines, descriptors, resident = 40, 32, 256 << 20
 	var stacks string
 	n := 0
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {

@@ -72,6 +72,9 @@ type Gap struct {
 	First, Last, Count   uint64
 }
 
+// allowed reports whether g may tell of records that were durable.
+func (g *Gap) allowed() bool { return g.Reason == "full_oldest" || g.Reason == "rejected" }
+
 // Delivered is what has arrived, of all sources together.
 type Delivered struct {
 	Records map[Number]Record
@@ -107,7 +110,9 @@ func (d *Delivered) Cat(cmd *exec.Cmd, source int) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	err = d.read(out, source)
+	if err = d.read(out, source); err != nil {
+		_ = cmd.Process.Kill() // nobody reads it any more
+	}
 	if err := errors.Join(err, cmd.Wait()); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args[1:], " "), err, bytes.TrimSpace(errs.Bytes()))
 	}
@@ -115,7 +120,7 @@ func (d *Delivered) Cat(cmd *exec.Cmd, source int) error {
 }
 
 func (d *Delivered) read(r io.Reader, source int) error {
-	lines := bufio.NewReaderSize(r, 1<<20)
+	lines := bufio.NewReaderSize(r, 16<<20)
 	for {
 		line, err := lines.ReadSlice('\n')
 		if errors.Is(err, io.EOF) && len(line) == 0 {
@@ -191,6 +196,7 @@ func (d *Delivered) problem(format string, args ...any) {
 // Rules say what may be missing.
 type Rules struct {
 	Drops bool // the lanes drop their oldest records when they are full
+	Unfit bool // there are records that no output takes
 	Stops bool // the agent was stopped or killed while senders sent
 
 	Others []string // messages that others than the senders sent, each once
@@ -205,8 +211,8 @@ type Rules struct {
 // Judge compares what has arrived with what was promised and what was sent, and
 // returns every violation:
 //
-//   - a record that was durable is there, unless its lane dropped it to make room
-//     and a gap record tells so;
+//   - a record that was durable is there, unless a gap record tells that its lane
+//     dropped it to make room, or that no output takes it, and the rules allow that;
 //   - what is there twice is the same, byte for byte;
 //   - what others sent is there once;
 //   - the lines of a connection are in the order of their numbers, and none is
@@ -236,10 +242,12 @@ func (d *Delivered) Judge(promises []Promise, conns []Conn, rules Rules) error {
 	}
 	told := map[string]uint64{} // by input, "" for lanes
 	for _, g := range d.Gaps {
-		if g.Reason == "full_oldest" && !rules.Drops {
+		switch {
+		case g.Reason == "full_oldest" && !rules.Drops:
 			d.problem("records %d to %d of epoch %s were dropped to make room although the buffer holds", g.First, g.Last, g.Epoch)
-		}
-		if g.Reason == "full_oldest" || g.Input != "" {
+		case g.Reason == "rejected" && !rules.Unfit:
+			d.problem("records %d to %d of epoch %s were rejected although an output takes them", g.First, g.Last, g.Epoch)
+		case g.allowed() || g.Input != "":
 			told[g.Input] += g.Count
 		}
 	}
@@ -286,9 +294,9 @@ func (d *Delivered) Judge(promises []Promise, conns []Conn, rules Rules) error {
 		case c.datagrams() && !rules.Stops:
 			missing[c.Input] += holes + end
 		case c.datagrams():
-		case rules.Drops && c.Whole:
+		case (rules.Drops || rules.Unfit) && c.Whole:
 			missing[""] += holes + end
-		case rules.Drops:
+		case rules.Drops || rules.Unfit:
 			missing[""] += holes
 		case holes > 0 || c.Whole && end > 0:
 			d.problem("connection %d to %s: %d of %d lines are missing, %d of them at its end: %s", c.ID, c.Input, holes+end, c.Sent, end, first)
@@ -299,10 +307,10 @@ func (d *Delivered) Judge(promises []Promise, conns []Conn, rules Rules) error {
 		if input != "" {
 			known += rules.Kernel
 		}
-		if rules.Drops && input != "" {
+		if input != "" {
 			known += told[""]
 		}
-		if n > known || n < known && input != "" && !rules.Drops {
+		if n > known || n < known && input != "" && told[""] == 0 {
 			d.problem("%d lines are missing, and gap records tell of %d (input %q, the kernel dropped %d)", n, known, input, rules.Kernel)
 		}
 	}
@@ -324,7 +332,7 @@ func (d *Delivered) kept(p Promise) {
 
 func (d *Delivered) tells(epoch string, seq uint64) bool {
 	return slices.ContainsFunc(d.Gaps, func(g Gap) bool {
-		return g.Reason == "full_oldest" && g.Epoch == epoch && g.First <= seq && seq <= g.Last
+		return g.allowed() && g.Epoch == epoch && g.First <= seq && seq <= g.Last
 	})
 }
 

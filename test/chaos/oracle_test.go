@@ -59,6 +59,8 @@ func TestJudge(t *testing.T) {
 		{"dropped to make room, told", append(without(4), gap(7, dropped)), promise, tcp, Rules{Stops: true, Drops: true}, ""},
 		{"dropped to make room where the buffer holds", append(without(4), gap(7, dropped)), promise, tcp, stops, "although the buffer holds"},
 		{"dropped to make room, not told", without(4), promise, tcp, Rules{Stops: true, Drops: true}, "durable"},
+		{"rejected, told", append(without(4), gap(7, strings.Replace(dropped, "full_oldest", "rejected", 1))), promise, tcp, Rules{Stops: true, Unfit: true}, ""},
+		{"rejected where an output takes it", append(without(4), gap(7, strings.Replace(dropped, "full_oldest", "rejected", 1))), promise, tcp, stops, "although an output takes them"},
 		{"told as damaged", append(without(4, 6), gap(7, strings.Replace(dropped, "full_oldest", "damaged", 1))), promise, tcp, stops, "durable"},
 		{"told of another epoch", append(without(4, 6), gap(7, `"reason":"full_oldest","count":4,"epoch":"0000000000000001","first":1,"last":4`)), promise, tcp, Rules{Stops: true, Drops: true}, "durable"},
 		{"more missing than told", append(without(1, 3), gap(7, dropped)), nil, tcp, Rules{Stops: true, Drops: true}, "2 lines are missing, and gap records tell of 1"},

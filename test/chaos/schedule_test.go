@@ -21,6 +21,7 @@ type schedule struct {
 	drops    bool     // SPILLWAY_BUFFER_FULL=drop_oldest
 	small    bool     // state and directory are on a small file system of their own
 	audit    bool     // there is a second lane, of input tcp2
+	unfit    bool     // there are records that no output takes
 	failback bool     // SPILLWAY_FAILBACK
 	faults   []fault  // by begin
 }
@@ -177,6 +178,10 @@ func draw(seed uint64) *schedule {
 		if s.audit && i%2 == 1 {
 			s.loads[i].Input = "tcp2"
 		}
+	}
+	if chance(20) { // records too large for JetStream, some of them
+		s.loads = append(s.loads, Load{Input: "tcp", Rate: 2, Pad: 2 << 20, Seed: r.Uint64()})
+		s.unfit = slices.Equal(s.outputs, []string{"hub"})
 	}
 	if slices.Contains(inputs, "udp") {
 		s.loads = append(s.loads, Load{Input: "udp", Rate: number(50, 1000), Pad: 50, Seed: r.Uint64()})
