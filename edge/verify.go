@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,12 +159,15 @@ func (s bufferSource) Objects(ctx context.Context) iter.Seq2[*outputs.Object, er
 
 var errEnough = errors.New("enough")
 
-// laneOf is the lane whose buffer dir is, or lies in.
+// laneOf is the lane in whose buffer the directory dir is; "" of a copy.
 func laneOf(dir string) string {
-	if base := filepath.Base(dir); base != "rejected" && base != "quarantine" {
-		return base
+	if base := filepath.Base(dir); base == "rejected" || base == "quarantine" {
+		dir = filepath.Dir(dir)
 	}
-	return filepath.Base(filepath.Dir(dir))
+	if filepath.Base(filepath.Dir(dir)) != "buffer" {
+		return ""
+	}
+	return filepath.Base(dir)
 }
 
 // batchObject is b as an object of its own. A seal that does not follow from before
@@ -253,14 +257,20 @@ const most = 8
 func printReport(w io.Writer, r *ledger.Report) error {
 	var b bytes.Buffer
 	for _, e := range r.Epochs {
-		fmt.Fprintf(&b, "%s %s, epoch %s: records %d to %d\n", e.Agent, e.Lane, e.Epoch, e.First, e.Last)
+		lane := cmp.Or(e.Lane, "(lane not known)")
+		if e.Records == 0 {
+			fmt.Fprintf(&b, "%s %s, epoch %s: nothing is here\n", e.Agent, lane, e.Epoch)
+		} else {
+			fmt.Fprintf(&b, "%s %s, epoch %s: records %d to %d\n", e.Agent, lane, e.Epoch, e.First, e.Last)
+		}
 		line := func(name, format string, args ...any) {
 			fmt.Fprintf(&b, "  %-10s  "+format+"\n", append([]any{name}, args...)...)
 		}
-		switch e.Begins {
-		case "first":
+		switch {
+		case e.Records == 0:
+		case e.Begins == "first":
 			line("begins", "with number 1")
-		case "follows":
+		case e.Begins == "follows":
 			here := ""
 			if !e.Previous.Here {
 				here = ", which is not here"
@@ -269,7 +279,9 @@ func printReport(w io.Writer, r *ledger.Report) error {
 		default:
 			line("begins", "in the middle: what was before is not here")
 		}
-		line("there", "%s in %s", count(e.Records, "record"), count(e.Batches, "batch"))
+		if e.Records > 0 {
+			line("there", "%s in %s", count(e.Records, "record"), count(e.Batches, "batch"))
+		}
 		for _, s := range r.Sources {
 			var list []string
 			for _, x := range e.Ranges {
@@ -302,6 +314,7 @@ func printReport(w io.Writer, r *ledger.Report) error {
 			line("late", "%s behind higher numbers, marked as sent again", count(e.SentAgain, "message"))
 		}
 		switch {
+		case e.Records == 0:
 		case e.Seals.Chains == 0:
 			line("seals", "not checked: nothing states the seal before any record")
 		case e.Seals.Unchecked > 0:
@@ -315,6 +328,9 @@ func printReport(w io.Writer, r *ledger.Report) error {
 		fmt.Fprintf(&b, "%s: %s, %s, %s", s.Source, count(s.Objects, "object"), count(s.Records, "record"), human(int64(s.Bytes)))
 		if s.Strangers > 0 {
 			fmt.Fprintf(&b, "; %s not of Spillway", count(s.Strangers, "object"))
+		}
+		if s.Bare > 0 && s.Bare < s.Objects {
+			fmt.Fprintf(&b, "; %s without seals, the first is %s", count(s.Bare, "object"), s.FirstBare)
 		}
 		fmt.Fprintln(&b)
 	}
