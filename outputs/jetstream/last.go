@@ -106,6 +106,7 @@ func (o *Output) last(ctx context.Context, s session, lane, subject string) (mar
 		if err != nil {
 			return mark, err
 		}
+		outputs.Moved(ctx)
 		was := mark
 		if mark, err = parseMark(h); err != nil {
 			return mark, &unaskable{fmt.Sprintf("the last message on %s in stream %s: %v", subject, stream, err)}
