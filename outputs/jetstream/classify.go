@@ -30,13 +30,18 @@ var (
 	errNoInbox     = errors.New("permission denied to receive acknowledgements")
 	errTooLarge    = errors.New("batch larger than the server takes")
 	errEnded       = errors.New("ended before all was acknowledged")
+
+	// What nats.go returns for its ErrMaxConnectionsExceeded in a handshake is equal
+	// to this and not to that.
+	errMaxConnections = errors.New("nats: " + nats.MAX_CONNECTIONS_ERR)
 )
 
 const (
-	hintGrant = "grant publish on {subject} to this user"
-	hintFull  = "raise the limits of stream {stream} (nats stream edit {stream}), or let it discard old messages"
-	hintAuth  = "check {var}CREDS_FILE, _NKEY_FILE, _USER or _TOKEN, and that the server knows this user"
-	hintTLS   = "check the certificates, {var}TLS_CA_FILE and this host's clock"
+	hintGrant       = "grant publish on {subject} to this user"
+	hintFull        = "raise the limits of stream {stream} (nats stream edit {stream}), or let it discard old messages"
+	hintAuth        = "check {var}CREDS_FILE, _NKEY_FILE, _USER or _TOKEN, and that the server knows this user"
+	hintConnections = "raise max_connections of the server"
+	hintTLS         = "check the certificates, {var}TLS_CA_FILE and this host's clock"
 )
 
 // client are the errors of nats.go and of this package. The first that errors.Is
@@ -69,7 +74,8 @@ var client = []struct {
 	{nats.ErrAuthExpired, class{outputs.StoredNo, outputs.Failover, hintAuth}},
 	{nats.ErrAuthRevoked, class{outputs.StoredNo, outputs.Failover, hintAuth}},
 	{nats.ErrAccountAuthExpired, class{outputs.StoredNo, outputs.Failover, hintAuth}},
-	{nats.ErrMaxConnectionsExceeded, class{outputs.StoredNo, outputs.Retry, "raise max_connections of the server"}},
+	{nats.ErrMaxConnectionsExceeded, class{outputs.StoredNo, outputs.Retry, hintConnections}},
+	{errMaxConnections, class{outputs.StoredNo, outputs.Retry, hintConnections}},
 	{nats.ErrMaxAccountConnectionsExceeded, class{outputs.StoredNo, outputs.Retry, "raise the connections of the account"}},
 	{nats.ErrHeadersNotSupported, class{outputs.StoredNo, outputs.Misconfigured, "use a nats-server of 2.2 or newer"}},
 	{nats.ErrSecureConnRequired, class{outputs.StoredNo, outputs.Misconfigured, "write {var}URL as in tls://host:4222"}},

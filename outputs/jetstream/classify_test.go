@@ -65,6 +65,7 @@ func TestClassify(t *testing.T) {
 		{nats.ErrAuthRevoked, no, failover},
 		{nats.ErrAccountAuthExpired, no, failover},
 		{nats.ErrMaxConnectionsExceeded, no, retry},
+		{errMaxConnections, no, retry},
 		{nats.ErrMaxAccountConnectionsExceeded, no, retry},
 		{nats.ErrHeadersNotSupported, no, misconfigured},
 		{nats.ErrSecureConnRequired, no, misconfigured},

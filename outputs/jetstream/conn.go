@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -342,7 +343,7 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.mu.Lock()
 	d.last = c
 	d.mu.Unlock()
-	return &wire{c, d}, nil
+	return &wire{Conn: c, d: d}, nil
 }
 
 // cut closes the newest connection. A write that hangs in it returns, and nats.go
@@ -363,15 +364,20 @@ func (d *dialer) close() {
 // wire is a connection whose writes may take as long as they move: each piece has
 // a deadline of its own, so that a slow link can carry a large batch and a dead
 // one is noticed. A write that fails ends the connection, since nobody knows how
-// much of a message went out.
+// much of a message went out. But a server that ends it says why before that: if
+// it is gone, writes go nowhere, and what reads gets its last words.
 type wire struct {
 	net.Conn
-	d *dialer
+	d    *dialer
+	gone atomic.Bool
 }
 
 const wirePiece = 32 << 10
 
 func (w *wire) Write(p []byte) (n int, err error) {
+	if w.gone.Load() {
+		return len(p), nil
+	}
 	for n < len(p) && err == nil {
 		var m int
 		if err = w.Conn.SetWriteDeadline(time.Now().Add(w.d.stall)); err == nil {
@@ -381,7 +387,11 @@ func (w *wire) Write(p []byte) (n int, err error) {
 			}
 		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET):
+		w.gone.Store(true)
+		return len(p), nil
+	case err != nil:
 		w.Conn.Close()
 	}
 	return n, err

@@ -44,7 +44,7 @@ func readAll(r io.Reader) []byte {
 // A peer that takes nothing ends the write, and the connection, after stall.
 func TestWireStall(t *testing.T) {
 	here, there := pipe(t)
-	w := &wire{here, newDialer(stall, stall, 0)}
+	w := &wire{Conn: here, d: newDialer(stall, stall, 0)}
 	var err error
 	for range 1000 { // until all buffers between the two are full
 		if _, err = w.Write(make([]byte, 1<<20)); err != nil {
@@ -63,7 +63,7 @@ func TestWireStall(t *testing.T) {
 // A write is cut into pieces with a deadline each, and nothing is lost between.
 func TestWire(t *testing.T) {
 	here, there := pipe(t)
-	w := &wire{here, newDialer(stall, stall, 0)}
+	w := &wire{Conn: here, d: newDialer(stall, stall, 0)}
 	sent := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
 	got := make(chan []byte, 1)
 	go func() { got <- readAll(there) }()

@@ -30,15 +30,22 @@ type NATS struct {
 // Option changes how StartNATS starts the server.
 type Option func(*options)
 
-type options struct{ config, jetstream string }
+type options struct {
+	config, jetstream string
+	plain             bool
+}
 
 // Config adds text to the server's configuration: users, permissions, limits.
 func Config(text string) Option { return func(o *options) { o.config += text + "\n" } }
 
 // Domain puts JetStream into a domain.
-func Domain(name string) Option {
-	return func(o *options) { o.jetstream += fmt.Sprintf(", domain: %q", name) }
-}
+func Domain(name string) Option { return JetStreamConfig(fmt.Sprintf("domain: %q", name)) }
+
+// JetStreamConfig adds text to the configuration of JetStream: its limits.
+func JetStreamConfig(text string) Option { return func(o *options) { o.jetstream += ", " + text } }
+
+// WithoutJetStream leaves JetStream out.
+func WithoutJetStream() Option { return func(o *options) { o.plain = true } }
 
 // StartNATS starts a server that keeps its streams in storeDir, and returns when
 // JetStream answers.
@@ -58,7 +65,10 @@ func StartNATS(t testing.TB, storeDir string, opts ...Option) *NATS {
 
 func (n *NATS) configure(t testing.TB, o options) {
 	t.Helper()
-	text := fmt.Sprintf("listen: %q\njetstream: {store_dir: %q%s}\n%s", n.address, n.store, o.jetstream, o.config)
+	text := fmt.Sprintf("listen: %q\n%s", n.address, o.config)
+	if !o.plain {
+		text += fmt.Sprintf("jetstream: {store_dir: %q%s}\n", n.store, o.jetstream)
+	}
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
