@@ -84,6 +84,12 @@ func TestEpochs(t *testing.T) {
 			m[4], m[5] = m[5], m[4]
 			return world{stream: m, bucket: objects(h[1])}
 		}, "order", "records 41 to 50 come behind record 60"},
+		{"merged gap records share what is missing, the one that ends first first", func(l *lane) world {
+			r := split(l, l.run(6, 1)) // 2 and 4 are missing
+			wide := ecs.Gap{Reason: "damaged", Epoch: 7, First: 1, Last: 5, Count: 1}
+			narrow := ecs.Gap{Reason: "torn", Epoch: 7, First: 2, Last: 3, Count: 1}
+			return world{stream: messages(r[0], r[2], r[4], r[5], l.telling(10, wide, narrow))}
+		}, "", "{First:2 Last:2 Explained:1 Missing:0 Reasons:[torn]} {First:4 Last:4 Explained:1 Missing:0 Reasons:[damaged]}"},
 		{"nothing", func(l *lane) world { return world{bucket: []*outputs.Object{}} }, "unreadable", "no record of Spillway"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
