@@ -86,8 +86,8 @@ func TestJetStreamCluster(t *testing.T) {
 			t.Errorf("probe: %v", err)
 		}
 	}
-	for range 100 {
-		works(t, o, f.run(times(16, 10_000)...))
+	for i := range 200 {
+		works(t, o, f.run(times(1+i%16, 50_000)...))
 		if m, err := o.Last(ctx, "main"); err != nil || m.Last != f.next-1 {
 			t.Fatalf("%d were acknowledged: %+v, %v", f.next-1, m, err)
 		}
@@ -101,6 +101,14 @@ func TestJetStreamCluster(t *testing.T) {
 	if err := o.Probe(ctx, "main"); err != nil {
 		t.Errorf("probe: %v", err)
 	}
-	leader()
-	stored(t, cluster["n1"], f.next-1)
+	back, err := nats.Connect(cluster[killed].URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	if js, err = natsjs.New(back); err != nil {
+		t.Fatal(err)
+	}
+	leader() // as that one knows it
+	stored(t, cluster[killed], f.next-1)
 }
