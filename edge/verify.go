@@ -329,7 +329,7 @@ func printReport(w io.Writer, r *ledger.Report) error {
 		if s.Strangers > 0 {
 			fmt.Fprintf(&b, "; %s not of Spillway", count(s.Strangers, "object"))
 		}
-		if s.Bare > 0 && s.Bare < s.Objects {
+		if s.Bare > 0 && strings.Contains(s.Source, "://") {
 			fmt.Fprintf(&b, "; %s without seals, the first is %s", count(s.Bare, "object"), s.FirstBare)
 		}
 		fmt.Fprintln(&b)
@@ -353,8 +353,17 @@ func printReport(w io.Writer, r *ledger.Report) error {
 	if !r.Complete {
 		verdict = "NOT complete: " + count(all, "fault")
 	}
-	fmt.Fprintf(&b, "%s: %s, %s, %d missing and explained, %d missing and not, %s there again\n", verdict, count(r.Records, "record"),
-		count(r.Batches, "batch"), r.Explained, r.Missing, count(r.Duplicates, "batch"))
+	sum := []string{count(r.Records, "record"), count(r.Batches, "batch")}
+	if r.Explained > 0 {
+		sum = append(sum, fmt.Sprintf("%d missing and explained", r.Explained))
+	}
+	if r.Missing > 0 {
+		sum = append(sum, fmt.Sprintf("%d missing and NOT explained", r.Missing))
+	}
+	if r.Duplicates > 0 {
+		sum = append(sum, count(r.Duplicates, "batch")+" there again")
+	}
+	fmt.Fprintf(&b, "%s: %s\n", verdict, strings.Join(sum, ", "))
 	_, err := w.Write(b.Bytes())
 	return err
 }
