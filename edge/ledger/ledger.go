@@ -342,6 +342,9 @@ func (e *epoch) fill(first, last uint64) {
 			e.unchecked += from - first
 		}
 		first = to + 1
+		if first == 0 {
+			return // the highest number there is
+		}
 	}
 }
 
