@@ -87,6 +87,9 @@ crash: ## simulated power cuts and faults, BUDGET times what make test does, fro
 chaos: build servers ## N (200) random schedules of faults at every part, from SEED (1); a failure names its seed
 	cd test && SPILLWAY_CHAOS_N=$(N) SPILLWAY_CHAOS_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestSchedules ./chaos
 
+failover: build servers ## what failover is to show, with a million lines and two minutes of a cluster (about ten minutes)
+	cd test && SPILLWAY_FAILOVER_FULL=1 $(GO) test -count=1 -timeout 1h -v -run TestFailover ./e2e
+
 bench: build servers ## benchmarks of every step and of the whole path
 	$(GO) test -run xxx -bench . -benchmem $(P)
 	cd test && $(GO) test -count=1 -run xxx -bench . -benchmem ./...
@@ -105,4 +108,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race e2e tools servers packages crash chaos bench fuzz cross golden clean
+.PHONY: help build build-small run local check test race e2e tools servers packages crash chaos failover bench fuzz cross golden clean
