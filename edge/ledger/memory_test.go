@@ -11,37 +11,34 @@ import (
 )
 
 // TestMemory holds that what a ledger keeps of a million records is what it keeps
-// of their batches.
+// of their batches, with seals that travel and without.
 func TestMemory(t *testing.T) {
-	const batches, records = 1000, 1000
-	for _, test := range []struct {
-		name  string
-		bare  bool
-		limit int64 // bytes
-	}{{"messages", false, 200 << 10}, {"a directory", true, 200 << 10}} {
-		t.Run(test.name, func(t *testing.T) {
-			l := newLane(t, batch.Zstd, 7, 1)
-			led := ledger.New(ledger.Options{})
-			s := led.Source("stream", !test.bare)
-			before := heap()
-			for range batches {
-				o := message(l.run(1, records), 0)
-				if test.bare {
-					bare(o)
-				}
-				s.Object(o)
-			}
-			kept := heap() - before
-			r := led.Report()
-			if !r.Complete || r.Records != batches*records {
-				t.Fatalf("%d records: %s", r.Records, show(r))
-			}
-			if kept > test.limit {
-				t.Errorf("%d bytes are kept of %d records in %d batches, want at most %d", kept, batches*records, batches, test.limit)
-			}
-			t.Logf("%d bytes kept", kept)
-		})
+	const batches, records, limit = 1000, 1000, 200 << 10
+	l := newLane(t, batch.Zstd, 7, 1)
+	var kept [2]int64
+	var ledgers [2]*ledger.Ledger
+	var sources [2]*ledger.Source
+	for i := range ledgers {
+		ledgers[i] = ledger.New(ledger.Options{})
+		sources[i] = ledgers[i].Source("x", i == 0)
 	}
+	for range batches {
+		run := l.run(1, records)
+		sources[0].Object(message(run, 0))
+		sources[1].Object(bare(object(run)))
+	}
+	for i := range ledgers {
+		with := heap()
+		r := ledgers[i].Report()
+		if !r.Complete || r.Records != batches*records {
+			t.Fatalf("%d records: %s", r.Records, show(r))
+		}
+		r, ledgers[i], sources[i] = nil, nil, nil
+		if kept[i] = with - heap(); kept[i] > limit || kept[i] < batches*8 {
+			t.Errorf("%d bytes are kept of %d records in %d batches, want at most %d", kept[i], batches*records, batches, limit)
+		}
+	}
+	t.Logf("bytes kept: %d with seals, %d without", kept[0], kept[1])
 }
 
 func heap() int64 {
