@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sys/unix"
 
 	"spillway/outputs"
 )
@@ -289,8 +290,19 @@ type sending struct{ ctx context.Context }
 // here would wait for ever.
 var errNotYet = errors.New("not yet")
 
+// maxUnsent is how far the kernel lets writes run ahead of what it has sent. It would
+// take some MiB otherwise, and a slow line that needs longer for those than
+// ACK_TIMEOUT would look like a server that does not answer.
+const maxUnsent = 64 << 10
+
+func limitUnsent(_, _ string, c syscall.RawConn) (err error) {
+	return errors.Join(c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
+	}), err)
+}
+
 func newDialer(timeout, stall time.Duration, skip int) *dialer {
-	d := &dialer{d: net.Dialer{Timeout: timeout}, stall: stall, skip: skip, sending: map[*sending]struct{}{}}
+	d := &dialer{d: net.Dialer{Timeout: timeout, Control: limitUnsent}, stall: stall, skip: skip, sending: map[*sending]struct{}{}}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }
