@@ -236,10 +236,9 @@ type Buffer struct {
 	stranded       bool
 	lastSave       time.Time
 
-	r     sync.Mutex // held by Next; guards what follows, and is taken before w
-	ready bool       // settled
-	// orderly: the cursor says that the last life ended with Close, and would say so of this one
-	orderly bool
+	r       sync.Mutex // held by Next; guards what follows, and is taken before w
+	ready   bool       // settled
+	handing bool       // a run was handed out
 	scan    scanner
 	rfile   File
 	rseg    *segment // of rfile
@@ -820,16 +819,12 @@ func (b *Buffer) flush() error {
 // drained, and the checksum in the identity still tells two contents apart.
 // w is held.
 func (b *Buffer) settle() {
-	if !b.settled {
-		b.settled = true
-		if b.syncNewest() != nil {
-			b.saveCursor()
-		}
+	if b.settled {
+		return
 	}
-	if !b.saved {
-		if _, planned := b.Plan(); planned {
-			b.saveCursor() // Next is about to repeat it
-		}
+	b.settled = true
+	if b.syncNewest() != nil {
+		b.saveCursor()
 	}
 }
 

@@ -72,8 +72,9 @@
 //  7. Unless the cursor says that the last life ended with Close, mark what is not
 //     delivered yet as sent before.
 //
-// The first Next or Append after an unclean stop syncs the newest segment and the
-// directory, before anything of it is seen.
+// The first Next, Read or Append after an unclean stop syncs the newest segment and
+// the directory, before anything of it is seen. Before the first run of a life is
+// handed out, the cursor is saved.
 //
 // Reading steps from header to header. Where none is intact, it searches for the
 // next one with the right salt; where a payload is bad, it steps over it. Bytes

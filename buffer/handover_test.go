@@ -679,3 +679,38 @@ func TestReadBeside(t *testing.T) {
 		t.Errorf("only %d batches were handed out, and %d read", len(seen), reads)
 	}
 }
+
+// TestFloor: without a cursor, delivery begins again at the acked floor of the newest
+// segment header, which a hole that is not told yet holds back.
+func TestFloor(t *testing.T) {
+	for _, told := range []bool{false, true} {
+		t.Run(fmt.Sprintf("told %v", told), func(t *testing.T) {
+			o := Options{SegmentBytes: 1}
+			b, d := simulated(t, o)
+			w := newWriter(b.Start())
+			fill(t, b, w, 3)
+			take(t, b, "hub")
+			run := next(t, b, batch.Limits{Batches: 1})
+			if err := b.Reject(&run, "nobody takes it"); err != nil {
+				t.Fatal(err)
+			}
+			take(t, b, "hub")
+			if told {
+				fill(t, b, w, 1)
+				b.GapsTold(1)
+			}
+			fill(t, b, w, 1)
+			if err := d.Remove(cursorFile); err != nil {
+				t.Fatal(err)
+			}
+			b = again(t, d, o)
+			want := uint64(11)
+			if told {
+				want = 31
+			}
+			if run := next(t, b, due); run.First() != want {
+				t.Fatalf("delivery begins again with %d, want %d", run.First(), want)
+			}
+		})
+	}
+}

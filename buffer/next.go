@@ -137,16 +137,17 @@ func (b *Buffer) readable(ready *bool) error {
 	return nil
 }
 
-// begun makes sure, before the first run of a life is handed out, that the cursor
-// does not call the end of this life orderly when it is not. If it can't be saved
-// a mark may be missing that the run was sent before, no more. r is held.
+// begun saves the cursor before the first run of a life is handed out: a plan that
+// the run repeats may be what an earlier life wrote and did not get to sync, and
+// what says that the last life ended in order must not speak for this one too. If
+// it can't be saved, a dying disk should be drained all the same. r is held.
 func (b *Buffer) begun() {
-	if !b.orderly {
+	if b.handing {
 		return
 	}
+	b.handing = true
 	b.w.Lock()
 	defer b.w.Unlock()
-	b.orderly = false
 	if !b.saved {
 		b.saveCursor()
 	}

@@ -121,8 +121,7 @@ func (b *Buffer) recover() error {
 	b.next, b.seal = b.start.Next, b.start.Seal
 	b.tailNext, b.tailSeal = b.next, b.seal
 	b.settled = len(b.segs) == 0 || !b.start.Unclean
-	b.orderly = certain && p.closed && p.next == b.next
-	if !b.orderly && b.next-1 > b.pos.committed {
+	if orderly := certain && p.closed && p.next == b.next; !orderly && b.next-1 > b.pos.committed {
 		b.pos.doubt("", Range{b.pos.committed + 1, b.next - 1}) // what had been handed out is not known
 	}
 	b.settleDoubts()
