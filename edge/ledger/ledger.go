@@ -11,6 +11,7 @@
 package ledger
 
 import (
+	"bufio"
 	"cmp"
 	"encoding/binary"
 	"fmt"
@@ -54,6 +55,8 @@ type Ledger struct {
 	epochs  map[epochKey]*epoch
 	faults  []Fault
 	kinds   map[string]uint64
+
+	in, lines *bufio.Reader // of the object that is being read: its bytes, its lines
 }
 
 // epochKey names an epoch. No two lanes share one.
@@ -105,7 +108,8 @@ type Source struct {
 
 // New returns an empty ledger.
 func New(o Options) *Ledger {
-	return &Ledger{o: o, epochs: map[epochKey]*epoch{}, kinds: map[string]uint64{}}
+	return &Ledger{o: o, epochs: map[epochKey]*epoch{}, kinds: map[string]uint64{},
+		in: bufio.NewReaderSize(nil, 64<<10), lines: bufio.NewReaderSize(nil, 64<<10)}
 }
 
 // Source adds a source under the name that reports use. ordered says that its order
@@ -137,7 +141,7 @@ func (l *Ledger) fault(f Fault) {
 // wrong with it is in the report; such an object covers nothing.
 func (s *Source) Object(o *outputs.Object) {
 	s.objects++
-	c, err := read(o)
+	c, err := s.l.read(o)
 	o.Body.Close()
 	if err == nil {
 		s.bytes += c.bytes

@@ -77,10 +77,13 @@ func (b *body) Read(p []byte) (int, error) {
 // read reads o's body to its end and checks what an object can tell alone: its
 // CRC, that it decodes, and the numbers inside. Memory is one decoder's and a few
 // numbers for each batch of the object.
-func read(o *outputs.Object) (*content, error) {
+func (l *Ledger) read(o *outputs.Object) (*content, error) {
 	b := &body{r: o.Body}
-	r := reader{o: o, in: bufio.NewReaderSize(b, 64<<10), next: o.First, c: new(content)}
+	l.in.Reset(b)
+	r := reader{o: o, in: l.in, next: o.First, lines: l.lines, c: new(content)}
 	err := r.pieces()
+	l.lines.Reset(nil) // it would keep the object in memory
+	defer l.in.Reset(nil)
 	if b.err == nil {
 		// Whatever else is wrong, changed bytes are why.
 		if _, cerr := io.Copy(io.Discard, r.in); cerr == nil && b.crc != o.CRC {
@@ -266,11 +269,7 @@ const longest = 9 + 16 + 8 + 20 + 3
 
 // records reads lines and compares the numbers in them.
 func (r *reader) records(in io.Reader) error {
-	if r.lines == nil {
-		r.lines = bufio.NewReaderSize(in, 64<<10)
-	} else {
-		r.lines.Reset(in)
-	}
+	r.lines.Reset(in)
 	var kept []byte // the end of a line's part that is gone from memory
 	for {
 		line, err := r.lines.ReadSlice('\n')
