@@ -382,9 +382,7 @@ func TestJetStreamCredentialsEnd(t *testing.T) {
 				n.Reload(t, op.config(time.Now()))
 			}
 			disconnects(t, o)
-			for range 2 {
-				fails(t, o, f.run(100), 0, outputs.StoredNo, outputs.Failover, "SPILLWAY_OUTPUT_HUB_CREDS_FILE")
-			}
+			insists(t, o, f, outputs.StoredNo, outputs.Failover, "SPILLWAY_OUTPUT_HUB_CREDS_FILE")
 			if how == "revoked" {
 				n.Reload(t, op.config(time.Time{}))
 			} else {

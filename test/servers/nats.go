@@ -65,10 +65,11 @@ func StartNATS(t testing.TB, storeDir string, opts ...Option) *NATS {
 
 func (n *NATS) configure(t testing.TB, o options) {
 	t.Helper()
-	text := fmt.Sprintf("listen: %q\n%s", n.address, o.config)
+	text := fmt.Sprintf("listen: %q\n", n.address)
 	if !o.plain {
 		text += fmt.Sprintf("jetstream: {store_dir: %q%s}\n", n.store, o.jetstream)
 	}
+	text += o.config
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
