@@ -186,6 +186,21 @@ func (b *Buffer) Taken(output string) []Range {
 	return out
 }
 
+// TakenSince returns the lowest number from which on it is known who took what:
+// below it, hand-overs are forgotten or their segments are gone.
+func (b *Buffer) TakenSince() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	since := b.pos.committed + 1
+	if len(b.pos.handed) > 0 {
+		since = b.pos.handed[0].last + 1
+	}
+	if len(b.segs) > 0 {
+		since = max(since, b.segs[0].first)
+	}
+	return since
+}
+
 // handOvers returns what is known of who took what, oldest first.
 func (p *position) handOvers() (out []HandOver) {
 	for i := 1; i < len(p.handed); i++ {

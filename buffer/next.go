@@ -236,12 +236,12 @@ func follows(before, e *entry) bool {
 // fits reports whether l lets h into a run of so many bytes that begins with first.
 func fits(l *batch.Limits, bytes int64, first, h *batch.Header) bool {
 	return bytes+int64(h.Length) <= l.Bytes && (l.BatchBytes <= 0 || int64(h.Length) <= l.BatchBytes) &&
-		(!l.Hour || hour(first.FirstTime) == hour(h.FirstTime))
+		(l.Last == 0 || h.Last() <= l.Last) && (!l.Hour || hour(first.FirstTime) == hour(h.FirstTime))
 }
 
 // full reports whether l lets nothing more into a run of n batches that ends with h.
 func full(l *batch.Limits, bytes int64, n int, h *batch.Header) bool {
-	return bytes >= l.Bytes || n >= l.Batches || l.BatchBytes > 0 && int64(h.Length) > l.BatchBytes
+	return bytes >= l.Bytes || n >= l.Batches || l.Last > 0 && h.Last() >= l.Last || l.BatchBytes > 0 && int64(h.Length) > l.BatchBytes
 }
 
 // bound fills in the limits that hold without any.

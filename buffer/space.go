@@ -646,8 +646,11 @@ func outside(gaps []Gap, g Gap) []Gap {
 // the record before it, as far as they are known. mu is held.
 func (b *Buffer) sealBefore(s *segment) (batch.Seal, time.Time) {
 	for i := range b.index {
-		if b.index[i].seg == s {
-			return b.index[i].before, instant(b.index[i].since)
+		if e := &b.index[i]; e.seg == s {
+			if e.prev != (batch.Seal{}) {
+				return e.prev, instant(e.since) // also right behind a hole that was told before
+			}
+			return e.before, instant(e.since)
 		}
 	}
 	if b.tail.seg == s {

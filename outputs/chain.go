@@ -91,6 +91,7 @@ type health struct {
 	ok       time.Time     // last success
 	since    time.Time     // when the failure began: nothing has got through since
 	failures int           // in a row
+	asking   bool          // all of them were of Last
 	told     time.Time     // when the failure was last logged
 	last     error         // of the failure
 	pause    time.Duration // before the next attempt, or probe while all fail
@@ -108,7 +109,8 @@ type route struct {
 	from int // and before it, for the log
 
 	alone bool         // a run was unfit: the next one is the head batch alone
-	unfit map[int]bool // members that can't take the head batch
+	head  uint64       // number of the head batch that alone and unfit are about
+	unfit map[int]bool // members that can't take it
 
 	held  time.Time // since when every output fails; zero: they don't
 	told  time.Time // when that was last logged
@@ -127,8 +129,10 @@ type Turn struct {
 	// Reason is Run.Reason of an object: "failover" while a Stream of higher rank was
 	// left, "large" for what is unfit for one.
 	Reason string
-	// Alone says that the head batch must be the whole run.
+	// Alone says that the head batch, which begins with record Head, must be the whole
+	// run. If another one is there now, Settled makes the chain forget the old one.
 	Alone bool
+	Head  uint64
 }
 
 // NewChain returns a chain over outs, in failover order. There is at least one.
@@ -171,10 +175,10 @@ func (c *Chain) Turn(lane string) Turn {
 	m := c.members[r.at]
 	if r.unfit[m.i] {
 		if m = c.fit(lane, r); m == nil {
-			return Turn{Alone: true}
+			return Turn{Alone: true, Head: r.head}
 		}
 	}
-	t := Turn{Output: m.out, Alone: r.alone}
+	t := Turn{Output: m.out, Alone: r.alone, Head: r.head}
 	if _, object := m.out.(Planner); object {
 		for i, higher := range c.members[:m.i] {
 			if _, stream := higher.out.(Stream); stream && r.unfit[i] {
@@ -205,12 +209,13 @@ func (c *Chain) fit(lane string, r *route) (m *member) {
 }
 
 // Usable returns the output called name if lane may hand something over to it now,
-// nil if it is down or not in the chain.
+// nil if it is down, fails and is not the lane's own, or is not in the chain.
 func (c *Chain) Usable(lane, name string) Output {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	r := c.route(lane)
 	for _, m := range c.members {
-		if m.out.Name() == name && m.state(lane) != Down {
+		if s := m.state(lane); m.out.Name() == name && s != Down && (s != Failing || m.i == r.at) {
 			return m.out
 		}
 	}
@@ -236,7 +241,7 @@ func (c *Chain) Publish(ctx context.Context, lane string, o Output, run *batch.R
 	if errors.Is(err, ErrUnchecked) || err != nil && ctx.Err() != nil {
 		return accepted, 0, err // no failure of the output
 	}
-	return accepted, c.note(w, len(run.Batches), accepted, err), err
+	return accepted, c.note(w, run, accepted, err), err
 }
 
 // Last is o.Last under the same eyes.
@@ -244,10 +249,19 @@ func (c *Chain) Last(ctx context.Context, lane string, o Stream) (mark Mark, pau
 	w := c.watch(ctx, lane, o)
 	mark, err = o.Last(w.ctx, lane)
 	err = w.end(err)
-	if err == nil || ctx.Err() != nil {
-		return mark, 0, err // that it can be asked does not prove that it stores
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		// That it can be asked does not prove that it stores, but a failure to be asked is over.
+		if h := w.m.health(lane); h.state == Failing && h.asking {
+			c.works(lane, c.route(lane), w.m)
+		}
+		return mark, 0, nil
 	}
-	return mark, c.note(w, 0, 0, err), err
+	if ctx.Err() != nil {
+		return mark, 0, err
+	}
+	return mark, c.note(w, nil, 0, err), err
 }
 
 // watch is one call of an output for a lane.
@@ -278,7 +292,7 @@ func (c *Chain) watch(ctx context.Context, lane string, o Output) *watch {
 	ctx, w.cancel = context.WithCancelCause(ctx)
 	w.ctx = WithMoved(ctx, func() { w.moved.Store(max(1, int64(time.Since(w.began)))) })
 	if len(c.members) > 1 {
-		w.timer = time.AfterFunc(time.Until(w.since.Add(c.o.After)), w.look)
+		w.timer = time.AfterFunc(time.Until(w.deadline()), w.look)
 	}
 	return w
 }
@@ -291,6 +305,17 @@ func (w *watch) silent() time.Time {
 	return w.since
 }
 
+// deadline is when the call has been silent for too long. Each call has a while of
+// its own, also the last one before the failover.
+func (w *watch) deadline() time.Time {
+	after := w.c.o.After
+	end, least := w.silent().Add(after), w.began.Add(min(after/10, time.Second))
+	if end.Before(least) {
+		return least
+	}
+	return end
+}
+
 // look ends the call if it is time.
 func (w *watch) look() {
 	c := w.c
@@ -299,7 +324,7 @@ func (w *watch) look() {
 	if w.ctx.Err() != nil {
 		return
 	}
-	left := time.Until(w.silent().Add(c.o.After))
+	left := time.Until(w.deadline())
 	switch {
 	case left > 0:
 		w.timer.Reset(left)
@@ -327,8 +352,9 @@ func (w *watch) end(err error) error {
 	return err
 }
 
-// note takes down how a call ended: of n batches, accepted arrived.
-func (c *Chain) note(w *watch, n, accepted int, err error) (pause time.Duration) {
+// note takes down how a call ended: of run's batches, accepted arrived. run is nil
+// when the far side was only asked.
+func (c *Chain) note(w *watch, run *batch.Run, accepted int, err error) (pause time.Duration) {
 	c.mu.Lock()
 	r := c.route(w.lane)
 	if accepted > 0 {
@@ -342,7 +368,14 @@ func (c *Chain) note(w *watch, n, accepted int, err error) (pause time.Duration)
 	switch {
 	case err == nil:
 	case action == Unfit:
-		if n == 1 {
+		if run == nil {
+			break
+		}
+		head := run.Batches[accepted].First
+		if r.head != head {
+			r.head, r.unfit = head, nil
+		}
+		if len(run.Batches) == 1 {
 			if r.unfit == nil {
 				r.unfit = map[int]bool{}
 			}
@@ -351,7 +384,7 @@ func (c *Chain) note(w *watch, n, accepted int, err error) (pause time.Duration)
 		}
 		r.alone = true
 	default:
-		pause, also = c.fails(w, r, action, err)
+		pause, also = c.fails(w, r, action, run == nil, err)
 	}
 	c.mu.Unlock()
 	for _, lane := range also {
@@ -413,33 +446,44 @@ func (c *Chain) switched(lane string, r *route) {
 
 // fails notes a failure. It returns how long the lane pauses, and other lanes that
 // have another output now. mu is held.
-func (c *Chain) fails(w *watch, r *route, action Action, err error) (pause time.Duration, also []string) {
+func (c *Chain) fails(w *watch, r *route, action Action, asking bool, err error) (pause time.Duration, also []string) {
 	m, lane, now := w.m, w.lane, time.Now()
 	h := m.health(lane)
 	trial := h.state == Trial
 	if h.state == Up {
-		h.since, h.failures, h.told, h.pause = w.silent(), 0, time.Time{}, c.o.RetryMin
+		h.since, h.failures, h.told, h.pause, h.asking = w.silent(), 0, time.Time{}, c.o.RetryMin, true
 	}
 	h.failures++
 	h.last = err
-	if m.i != r.at {
-		// An object that was planned for it, a batch that is unfit for the lane's own
-		// output, or another lane found out meanwhile.
-		if h.state != Down {
-			c.down(h, now)
-		} else if r.unfit[r.at] {
-			pause = c.jitter(&h.pause)
-		}
-		return pause, nil
-	}
-	h.state = Failing
+	h.asking = h.asking && asking
 	limit := c.o.After
 	var e *Error
 	if errors.As(err, &e) && e.Patience > 0 {
 		limit = min(limit, e.Patience)
 	}
 	alt := c.alternative(lane, r, m)
+	if m.i != r.at && h.state == Down && !r.unfit[r.at] {
+		return 0, nil // another lane found out meanwhile
+	}
 	due := trial || w.cut.Load() || action == Failover || action == Misconfigured || now.Sub(h.since) >= limit
+	if m.i != r.at {
+		// A batch that is unfit for the lane's own output, or an object that was planned
+		// for this one: the lane's own does not change.
+		pause = c.jitter(&h.pause)
+		switch {
+		case h.state == Down:
+		case due && !c.o.RoundRobin:
+			c.down(h, now)
+		default:
+			h.state = Failing
+		}
+		c.tell(lane, m, h, action, pause, nil, 0)
+		if !r.unfit[r.at] {
+			pause = 0
+		}
+		return pause, nil
+	}
+	h.state = Failing
 	if due && alt != nil {
 		return c.leave(lane, r, m, alt, action, trial)
 	}
@@ -455,16 +499,27 @@ func (c *Chain) fails(w *watch, r *route, action Action, err error) (pause time.
 	if alt != nil {
 		pause = min(pause, max(0, h.since.Add(limit).Sub(now)))
 	}
-	if h.told.IsZero() || now.Sub(h.told) >= c.o.Remind {
-		h.told = now
-		args := []any{"output", m.out.Name(), "lane", lane, "error", err, "class", action.String(),
-			"failing_for", now.Sub(h.since).Round(time.Millisecond), "attempts", h.failures, "next_try_in", pause.Round(time.Millisecond)}
-		if alt != nil {
-			args = append(args, "failover_in", max(0, h.since.Add(limit).Sub(now)).Round(time.Millisecond), "to", alt.out.Name())
-		}
-		c.o.Log.Warn("output fails; records stay in the buffer and the run is tried again", args...)
-	}
+	c.tell(lane, m, h, action, pause, alt, limit)
 	return pause, nil
+}
+
+// tell logs a failure once, and again each Remind. mu is held.
+func (c *Chain) tell(lane string, m *member, h *health, action Action, pause time.Duration, alt *member, limit time.Duration) {
+	now := time.Now()
+	if !h.told.IsZero() && now.Sub(h.told) < c.o.Remind {
+		return
+	}
+	h.told = now
+	args := []any{"output", m.out.Name(), "lane", lane, "error", h.last, "class", action.String(),
+		"failing_for", now.Sub(h.since).Round(time.Millisecond), "attempts", h.failures, "next_try_in", pause.Round(time.Millisecond)}
+	if alt != nil {
+		args = append(args, "failover_in", max(0, h.since.Add(limit).Sub(now)).Round(time.Millisecond), "to", alt.out.Name())
+	}
+	level := slog.LevelWarn
+	if action == Misconfigured {
+		level = slog.LevelError // a person must act
+	}
+	c.o.Log.Log(context.Background(), level, "output fails; records stay in the buffer and the run is tried again", args...)
 }
 
 // jitter returns a pause of half of *d to all of it, and doubles *d.
@@ -542,13 +597,14 @@ func (c *Chain) move(lane string, r *route, m, alt *member, action Action, trial
 	h := m.health(lane)
 	r.from, r.at = m.i, alt.i
 	if c.o.RoundRobin {
-		delete(m.lanes, lane) // its clock begins anew when it is its turn again
+		h.state = Failing
 		if r.turns++; r.turns >= len(c.members) {
 			r.pause = max(r.pause, c.o.RetryMin)
 			pause = c.jitter(&r.pause)
-			m.lanes[lane] = h
 			c.hold(lane, r, pause, now)
-			delete(m.lanes, lane)
+		}
+		delete(alt.lanes, lane) // its clock begins anew, it is its turn
+		if pause > 0 {
 			return pause
 		}
 	} else {

@@ -219,6 +219,7 @@ type Limits struct {
 	Batches    int           // batches of a run
 	Age        time.Duration // how long the first batch of a run may wait for more; 0: a run is due at once
 	BatchBytes int64         // payload bytes of one batch; a larger one is unfit for the output
+	Last       uint64        // a run ends with this record at the latest; 0: no such bound
 	Hour       bool          // a run ends where the hour (UTC) of its batches' first records changes
 }
 

@@ -492,6 +492,15 @@ func (l *Lane) encode() {
 // is encoded by then shares an fsync.
 func (l *Lane) store(ctx context.Context) {
 	sealer := batch.Sealer{Epoch: l.start.Epoch, Prev: l.start.Seal}
+	var lost struct { // what the stop cut off, told once
+		first, last uint64
+		err         error
+	}
+	defer func() {
+		if lost.err != nil {
+			l.o.Log.Error("stopped before these records were stored; they are lost", "lane", l.o.Name, "first", lost.first, "last", lost.last, "error", lost.err)
+		}
+	}()
 	var group []*batch.Batch
 	var mems [][]byte
 	for j := <-l.order; j != nil; {
@@ -513,8 +522,15 @@ func (l *Lane) store(ctx context.Context) {
 				j = nil
 			}
 		}
-		if l.append(ctx, group) {
-			l.told(gaps)
+		if len(group) > 0 {
+			if err := l.append(ctx, group); err == nil {
+				l.told(gaps)
+			} else {
+				if lost.err == nil {
+					lost.first, lost.err = group[0].First, err
+				}
+				lost.last = group[len(group)-1].Last()
+			}
 		}
 		l.reuse(mems)
 		l.held.Add(-raw)
@@ -555,11 +571,9 @@ func (l *Lane) reuse(mems [][]byte) {
 
 // append stores group and does not return before it is stored or ctx has ended:
 // while there is no room or the disk fails, batches wait in memory and, through
-// the bounded hand-overs, at the sockets. It reports whether group is stored.
-func (l *Lane) append(ctx context.Context, group []*batch.Batch) bool {
-	if len(group) == 0 {
-		return false
-	}
+// the bounded hand-overs, at the sockets. An error means that group is not stored
+// and the lane stops.
+func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 	pause, since, full := time.Duration(0), time.Time{}, false
 	for {
 		err := l.o.Buffer.Append(ctx, group...)
@@ -567,9 +581,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) bool {
 			break
 		}
 		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
-			l.o.Log.Error("stopped before these records were stored; they are lost", "lane", l.o.Name,
-				"first", group[0].First, "last", group[len(group)-1].Last(), "error", err)
-			return false
+			return err
 		}
 		if since.IsZero() {
 			since = time.Now()
@@ -596,7 +608,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) bool {
 	last := group[len(group)-1].Last()
 	l.durable.Store(last)
 	l.o.Log.Debug("durable", "lane", l.o.Name, "last", last)
-	return true
+	return nil
 }
 
 // maintain gives the buffer its time: it is the buffer's only clock.

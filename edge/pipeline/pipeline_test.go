@@ -123,7 +123,7 @@ type bench struct {
 	in     *Input
 	cancel context.CancelFunc
 	done   chan struct{}
-	log    *bytes.Buffer
+	log    *safe
 	sent   uint64 // by send
 }
 
@@ -138,9 +138,9 @@ func start(t *testing.T, dir string, out outputs.Output, full OnFull, edit func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, buf: buf, done: make(chan struct{}), log: &bytes.Buffer{}}
+	b := &bench{t: t, buf: buf, done: make(chan struct{}), log: &safe{}}
 	lo.Buffer = buf
-	lo.Log = slog.New(slog.NewTextHandler(&syncWriter{w: b.log}, nil))
+	lo.Log = slog.New(slog.NewTextHandler(b.log, nil))
 	if lo.Chain == nil {
 		lo.Chain = outputs.NewChain(outputs.ChainOptions{RetryMin: time.Millisecond, RetryMax: 20 * time.Millisecond, Log: lo.Log}, out)
 	}
@@ -153,16 +153,14 @@ func start(t *testing.T, dir string, out outputs.Output, full OnFull, edit func(
 	return b
 }
 
-type syncWriter struct {
+// safe is a log that can be read while it is written.
+type safe struct {
 	mu sync.Mutex
-	w  *bytes.Buffer
+	b  strings.Builder
 }
 
-func (s *syncWriter) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.w.Write(p)
-}
+func (s *safe) Write(p []byte) (int, error) { s.mu.Lock(); defer s.mu.Unlock(); return s.b.Write(p) }
+func (s *safe) String() string              { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
 
 // stop closes the intake, waits for the lane, closes the buffer.
 func (b *bench) stop() {

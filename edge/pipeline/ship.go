@@ -110,6 +110,9 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 	if turn.Alone {
 		limits.Batches = 1
 	}
+	if _, plans := o.(outputs.Planner); plans {
+		limits.Last = s.doubtful(o.Name())
+	}
 	if isStream {
 		// Also without anything new: what a far side lost is kept only for a while.
 		if !last && !stream.Checked(l.o.Name) {
@@ -132,6 +135,9 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 	}
 	run.Lane = l.o.Name
 	switch {
+	case turn.Alone && run.First() != turn.Head:
+		l.o.Chain.Settled(l.o.Name) // drop_oldest took the batch that was unfit
+		return 0, false
 	case o == nil:
 		return s.reject(&run)
 	case o != turn.Output && run.Key == "":
@@ -150,6 +156,22 @@ func (s *shipper) doubt(output string, r buffer.Range) {
 		r.First, r.Last = min(r.First, s.open.First), max(r.Last, s.open.Last)
 	}
 	s.open = buffer.Doubt{Output: output, Range: r}
+}
+
+// doubtful returns where an object ended that output may have and that began with
+// the next record, 0 if there is none: it is repeated, so that no two overlap.
+func (s *shipper) doubtful(output string) uint64 {
+	doubts := s.l.o.Buffer.Doubts()
+	if len(doubts) == 0 {
+		return 0
+	}
+	first := s.l.o.Buffer.Stats().Committed + 1
+	for _, d := range doubts {
+		if d.Output == output && d.First <= first && first <= d.Last {
+			return d.Last
+		}
+	}
+	return 0
 }
 
 // settle makes durable what is in doubt, unless it is next's.
@@ -237,14 +259,26 @@ func (s *shipper) publish(ctx context.Context, o outputs.Output, reason string, 
 	}
 	if err != nil {
 		stored, action := outputs.Classify(err)
-		if stored != outputs.StoredNo {
-			s.doubt(o.Name(), buffer.Range{First: run.Batches[n].First, Last: run.Last()})
+		rest := run.Batches[n:]
+		if action == outputs.Unfit {
+			rest, stored = rest[1:], outputs.StoredMaybe // those behind it may have been on their way
+		}
+		if stored != outputs.StoredNo && len(rest) > 0 && !(plans && action == outputs.Unfit) {
+			s.doubt(o.Name(), buffer.Range{First: rest[0].First, Last: run.Last()})
 		}
 		if plans && action == outputs.Unfit {
 			// This object will never be.
 			if perr := l.o.Buffer.SetPlan(buffer.Plan{}); perr != nil {
 				s.complain("the plan of an object can't be given up; trying again", "output", o.Name(), "key", run.Key, "error", perr)
 				return time.Second, perr
+			}
+		} else if plans && l.o.Chain.Usable(l.o.Name, o.Name()) == nil {
+			// Asked although it is down, since no other output takes this batch: the plan
+			// must not keep it from drop_oldest.
+			s.doubt(o.Name(), whole)
+			if derr := s.settle(nil); derr != nil {
+				s.complain("what an output may have received can't be noted; trying again", "output", o.Name(), "error", derr)
+				return time.Second, derr
 			}
 		}
 	}
@@ -285,7 +319,12 @@ func (s *shipper) compare(ctx context.Context, o outputs.Stream) (pause time.Dur
 	case !l.o.Buffer.Knows(mark.Epoch):
 		why = fmt.Sprintf("its last message of this lane is of epoch %v, which is none of this buffer", mark.Epoch)
 	case mark.Last < acked:
-		if lost := above(l.o.Buffer.Taken(name), mark.Last); len(lost) > 0 {
+		lost := above(l.o.Buffer.Taken(name), mark.Last)
+		if since := l.o.Buffer.TakenSince(); since > mark.Last+1 {
+			// Who took these is forgotten: what is kept of them goes out again.
+			lost = append([]buffer.Range{{First: mark.Last + 1, Last: min(since-1, acked)}}, lost...)
+		}
+		if len(lost) > 0 {
 			s.resend[name] = lost
 			l.o.Log.Warn("the stream lost what it had acknowledged; it is sent again before anything new", "lane", l.o.Name, "output", name,
 				"stream_has", mark.Last, "acknowledged", acked, "ranges", fmt.Sprint(lost))
@@ -336,11 +375,22 @@ func (s *shipper) again(ctx context.Context, o outputs.Stream) (pause time.Durat
 				"hint", "raise SPILLWAY_BUFFER_KEEP_ACKED above what the stream may lose")
 		}
 		run.Lane, run.Attempt = l.o.Name, 2
-		if _, pause, err = l.o.Chain.Publish(ctx, l.o.Name, o, &run); err != nil {
-			return pause // a new connection is compared again
+		_, pause, err = l.o.Chain.Publish(ctx, l.o.Name, o, &run)
+		_, action := outputs.Classify(err)
+		switch {
+		case err == nil:
+			records += run.Count()
+			l.resent.Add(run.Count())
+		case errors.Is(err, outputs.ErrUnchecked):
+			delete(s.resend, name) // a new connection is compared again
+			return 0
+		case action == outputs.Unfit:
+			l.o.Chain.Settled(l.o.Name) // it is not the head batch
+			l.o.Log.Error("records that the stream lost are unfit for it now", "lane", l.o.Name, "output", name,
+				"first", run.First(), "last", run.Last(), "error", err)
+		default:
+			return pause
 		}
-		records += run.Count()
-		l.resent.Add(run.Count())
 		if r.First = run.Last() + 1; r.First > r.Last {
 			s.resend[name] = s.resend[name][1:]
 		} else {
