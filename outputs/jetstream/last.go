@@ -49,11 +49,11 @@ func (o *Output) uncheck(lane string) {
 // $JS.API.STREAM.MSG.GET.<stream>, which takes the permission to read all of it. A
 // missing permission and a message of somebody else give a Mark.Unknown.
 //
-// Any replica answers a direct get, also one that lags behind the leader. If it shows less than
-// this Output saw acknowledged, it is asked again until it shows that, or has shown
-// the same for settling. What lags longer, or was acknowledged to an earlier life
-// of the agent, is taken for lost and sent again: within the stream's duplicate
-// window that stores nothing.
+// Any replica answers a direct get, also one that lags behind the leader. If it
+// shows less than this Output saw acknowledged, it is asked again until it shows
+// that, or has shown the same for settling. What lags longer, or was acknowledged to
+// an earlier life of the agent, is taken for lost and sent again: within the
+// stream's duplicate window that stores nothing.
 func (o *Output) Last(ctx context.Context, lane string) (outputs.Mark, error) {
 	subject := o.fill(o.c.Subject, lane)
 	fail := func(err error) error {
