@@ -153,6 +153,8 @@ func TestRunLimits(t *testing.T) {
 		{"bytes", batch.Limits{Bytes: 350}, nil, "[3 3 3 1]"},
 		{"bytes of less than one", batch.Limits{Bytes: 10}, nil, "[1 1 1 1 1 1 1 1 1 1]"},
 		{"bytes that just fit", batch.Limits{Bytes: 500}, nil, "[5 5]"},
+		{"not beyond a record", batch.Limits{Last: 12}, nil, "[4 1 1 1 1 1 1]"},
+		{"not into a batch that goes beyond it", batch.Limits{Last: 14}, nil, "[4 1 1 1 1 1 1]"},
 		{"a large batch is alone", batch.Limits{BatchBytes: 150}, func(i int, h *batch.Header) {
 			if i == 3 {
 				h.Length = 200

@@ -248,6 +248,9 @@ func TestTaken(t *testing.T) {
 			sum++
 		}
 	}
+	if h, a := b.Taken("hub"), b.Taken("archive"); b.TakenSince() != min(h[0].First, a[0].First) {
+		t.Errorf("known from %d on, but the first are %v and %v", b.TakenSince(), h[0], a[0])
+	}
 	if sum != maxHanded-1 {
 		t.Errorf("%d hand-overs are known, want %d", sum, maxHanded-1)
 	}
