@@ -15,7 +15,7 @@ import (
 //
 // A doubt ends when its output acknowledges its last number or a higher one, or
 // when its records are not kept any more. At most 16 are kept: ranges of one output
-// that touch become one, then the oldest goes.
+// that overlap become one, then the oldest goes.
 func (b *Buffer) InDoubt(output string, r Range) error {
 	if err := checkName(output); err != nil {
 		return fmt.Errorf("note doubt: %w", err)
@@ -59,11 +59,12 @@ func (b *Buffer) InDoubt(output string, r Range) error {
 	return nil
 }
 
-// doubt adds a doubt to p.
+// doubt adds a doubt to p. Ranges that only touch stay two: they may be objects,
+// which are repeated as they were.
 func (p *position) doubt(output string, r Range) {
 	keep := p.doubts[:0]
 	for _, d := range p.doubts {
-		if d.Output == output && d.First <= r.Last+1 && r.First <= d.Last+1 {
+		if d.Output == output && d.overlaps(r) {
 			r = Range{min(r.First, d.First), max(r.Last, d.Last)}
 		} else {
 			keep = append(keep, d)

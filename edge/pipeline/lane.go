@@ -106,6 +106,7 @@ const (
 	groupMax    = 8           // encoded batches that share an fsync, and as many may wait for the next
 	heldMax     = 64 << 20    // bytes of lines from which on fill waits for an fsync
 	fullAfter   = time.Second // how long a datagram input waits before it drops
+	tellAfter   = time.Second // how often a lane without new records looks for something to tell
 	remind      = time.Minute // how often a lane that is full again and again says so
 	spareBlocks = 8           // kept for reuse
 	maxBlock    = 1 << 20     // larger ones are not kept
@@ -171,6 +172,8 @@ func (l *Lane) fill(ctx context.Context) {
 	defer close(l.jobs)
 	defer close(l.order)
 	defer f.timer.Stop()
+	idle := time.NewTicker(tellAfter)
+	defer idle.Stop()
 	for {
 		select {
 		case b, ok := <-l.blocks:
@@ -186,6 +189,11 @@ func (l *Lane) fill(ctx context.Context) {
 			l.busy.Store(0)
 		case <-f.timer.C:
 			f.seal()
+		case <-idle.C:
+			// What is missing is told also when nothing comes any more.
+			if f.open == nil && (l.drops.any() || l.mustTell()) {
+				f.begin()
+			}
 		}
 	}
 }

@@ -110,8 +110,10 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 	if turn.Alone {
 		limits.Batches = 1
 	}
+	var repeat buffer.Range
 	if _, plans := o.(outputs.Planner); plans {
-		limits.Last = s.doubtful(o.Name())
+		repeat = s.doubtful(o.Name())
+		limits.Last = repeat.Last
 	}
 	if isStream {
 		// Also without anything new: what a far side lost is kept only for a while.
@@ -143,6 +145,13 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 	case o != turn.Output && run.Key == "":
 		return 0, false // the plan could not be repeated and is gone
 	}
+	if repeat.First > 0 && repeat.First < run.First() && run.Key == "" {
+		// Another output has taken the beginning of that object since.
+		if whole, err := l.o.Buffer.Read(ctx, repeat, batch.Limits{}); err == nil && whole.First() == repeat.First && whole.Last() == repeat.Last {
+			whole.Lane, whole.Attempt = run.Lane, max(2, run.Attempt)
+			run = whole
+		}
+	}
 	pause, err = s.publish(ctx, o, turn.Reason, &run)
 	if isStream && errors.Is(err, outputs.ErrUnchecked) {
 		pause = s.compare(ctx, stream)
@@ -158,20 +167,20 @@ func (s *shipper) doubt(output string, r buffer.Range) {
 	s.open = buffer.Doubt{Output: output, Range: r}
 }
 
-// doubtful returns where an object ended that output may have and that began with
-// the next record, 0 if there is none: it is repeated, so that no two overlap.
-func (s *shipper) doubtful(output string) uint64 {
+// doubtful returns which object, with the next record in it, output may have. It is
+// repeated as it was, so that no two objects overlap.
+func (s *shipper) doubtful(output string) (r buffer.Range) {
 	doubts := s.l.o.Buffer.Doubts()
 	if len(doubts) == 0 {
-		return 0
+		return r
 	}
 	first := s.l.o.Buffer.Stats().Committed + 1
 	for _, d := range doubts {
 		if d.Output == output && d.First <= first && first <= d.Last {
-			return d.Last
+			return d.Range
 		}
 	}
-	return 0
+	return r
 }
 
 // settle makes durable what is in doubt, unless it is next's.
@@ -226,7 +235,11 @@ func (s *shipper) publish(ctx context.Context, o outputs.Output, reason string, 
 			run.Key = ""
 		}
 	}
-	if plans && run.Key == "" {
+	head := l.o.Buffer.Stats().Committed + 1
+	if plans && run.Key == "" && run.First() < head {
+		run.Reason = reason // in doubt there, which is as good as a plan
+		run.Key = p.Key(run)
+	} else if plans && run.Key == "" {
 		// The plan is on disk before the object is handed over, so that a restart
 		// repeats this object and no other with the same records in it.
 		run.Reason = reason
@@ -243,7 +256,9 @@ func (s *shipper) publish(ctx context.Context, o outputs.Output, reason string, 
 	if n > 0 {
 		last := run.Batches[n-1].Last()
 		for _, b := range run.Batches[:n] {
-			l.delivered.Add(uint64(b.Count))
+			if b.First >= head {
+				l.delivered.Add(uint64(b.Count))
+			}
 		}
 		if s.open.Output == o.Name() {
 			s.open.First = last + 1

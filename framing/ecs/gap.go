@@ -27,8 +27,7 @@ type Gap struct {
 	First, Last uint64
 
 	// SealBefore is the seal of the batch before the hole (or the last one of
-	// the previous epoch), SealAfter that of the last batch in the hole, on
-	// which the next batch builds.
+	// the previous epoch), SealAfter that of the first batch behind it.
 	SealBefore, SealAfter [32]byte
 }
 
