@@ -157,7 +157,7 @@ func (p *pair) judge(conns []chaos.Conn, rules chaos.Rules) *chaos.Delivered {
 	if err := d.Judge(promises, conns, rules); err != nil {
 		p.t.Errorf("what has arrived is not what should have:\n%v", err)
 	}
-	if err := p.Verify(p.t, p.sources); err != nil {
+	if err := p.Verify(p.t, p.sources...); err != nil {
 		p.t.Error(err)
 	}
 	return d
