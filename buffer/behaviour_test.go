@@ -466,6 +466,45 @@ func TestDropSparesThePlan(t *testing.T) {
 	}
 }
 
+// Segments that went before what is planned are gone, not lost: verify knows.
+func TestVerifyAfterDropBehindAPlan(t *testing.T) {
+	dir := t.TempDir()
+	b, err := Open(dir, Options{Agent: "gw1", MaxBytes: 64 << 10, SegmentBytes: 8 << 10, Full: DropOldest, MinFree: -1, SyncGap: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWriter(b.Start())
+	put(t, b, w.seal(10, text(2000, 1)))
+	next(t, b, batch.Limits{})
+	if err := b.SetPlan(Plan{Output: "s3", First: 1, Last: 10, Key: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 {
+		put(t, b, w.seal(10, text(2000, byte(i))))
+	}
+	check := func() {
+		t.Helper()
+		gone := 0
+		r, err := Verify(dir, func(f Finding) {
+			if f.What == "gone" {
+				gone++
+			}
+		})
+		if err != nil || r.Bad != 0 || r.Lost != 0 || gone != 1 {
+			t.Errorf("%+v, %d gone, %v", r, gone, err)
+		}
+	}
+	check()
+	if err := b.Commit(10, "s3"); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, b, 10)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}
+
 func TestKeepAcked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := simulated(t, Options{SegmentBytes: 1000, KeepAcked: 10 * time.Minute})

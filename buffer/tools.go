@@ -129,7 +129,8 @@ type Finding struct {
 	Off  int64  `json:"offset"` // where it begins in the file
 	End  int64  `json:"end"`    // where it ends
 	// What is "damaged" (bytes that were durable once), "torn" (a write that was cut
-	// off: normal after a crash), "lost" (numbers that are missing before Off), "sum"
+	// off: normal after a crash), "lost" (numbers that are missing before Off), "gone"
+	// (the same, of segments that were delivered or dropped and told of: normal), "sum"
 	// (SHA-256 does not match), "seal" (does not follow the batch before it), or
 	// "version" (written by a newer spillway).
 	What  string      `json:"what"`
@@ -140,7 +141,7 @@ type Finding struct {
 }
 
 // Bad reports whether f means that something durable is gone or was changed.
-func (f *Finding) Bad() bool { return f.What != "torn" }
+func (f *Finding) Bad() bool { return f.What != "torn" && f.What != "gone" }
 
 func (f *Finding) String() string {
 	s := fmt.Sprintf("%s: bytes %d to %d: %s", f.File, f.Off, f.End, f.What)
@@ -174,6 +175,9 @@ type walker struct {
 	next     uint64 // expected; 0: nothing is
 	seal     batch.Seal
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
+
+	committed uint64 // as the cursor says
+	passed    Range  // and what was dropped and told behind that
 }
 
 // Verify reads every byte of the segments in dir and checks all that can be
@@ -206,6 +210,10 @@ func (w *walker) walk(dir string) error {
 		return err
 	}
 	defer d.Close()
+	var c cursor
+	if p, ok, _ := c.read(d); ok {
+		w.committed, w.passed = p.committed, p.passed
+	}
 	files, err := d.List("")
 	if err != nil {
 		return fmt.Errorf("list %s: %w", dir, err)
@@ -271,10 +279,16 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 			found := Finding{File: s.name(), Off: e.Off, End: e.End, Epoch: s.epoch, First: b.First, Last: b.Last()}
 			follows := b.Chain(w.seal, s.epoch) == b.Seal
 			if b.First > w.next {
-				w.report.Lost += b.First - w.next
 				lost := found
 				lost.What, lost.End, lost.First, lost.Last = "lost", e.Off, w.next, b.First-1
-				if follows {
+				// drop_oldest spares what is planned: segments behind that go before it.
+				removed := b.First == s.first && (lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last)
+				if removed {
+					lost.What = "gone"
+				} else {
+					w.report.Lost += b.First - w.next
+				}
+				if follows && !removed {
 					lost.Err = errors.New("left out by the writer: the seals join")
 				}
 				w.tell(lost)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"spillway/test/servers"
 )
 
 // Agent is one `spillway run` of the real binary, and what is needed to start it
@@ -50,22 +51,11 @@ func Binary(t testing.TB) string {
 	return p
 }
 
-// FreePort returns a TCP port of 127.0.0.1 that nobody listens on now.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // NewAgent prepares an agent called gw1 with state, log and ports of its own below
 // dir. env adds to its environment and wins. It is killed when the test ends.
 func NewAgent(t testing.TB, dir string, env ...string) *Agent {
 	t.Helper()
-	a := &Agent{Bin: Binary(t), State: filepath.Join(dir, "state"), Log: filepath.Join(dir, "agent.log"), TCP: FreePort(t), UDP: FreePort(t), Admin: FreePort(t)}
+	a := &Agent{Bin: Binary(t), State: filepath.Join(dir, "state"), Log: filepath.Join(dir, "agent.log"), TCP: servers.FreePort(t), UDP: servers.FreePort(t), Admin: servers.FreePort(t)}
 	a.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir,
 		"SPILLWAY_STATE_DIR=" + a.State,

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"spillway/test/servers"
 )
 
 // binary is the agent under test, as `make build` leaves it.
@@ -34,16 +35,6 @@ func binary(t testing.TB) string {
 		t.Fatalf("%v: run `make build` first", err)
 	}
 	return p
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // agent is one `spillway run` and what is needed to start it again.
@@ -65,7 +56,7 @@ type agent struct {
 func newAgent(t testing.TB, env ...string) *agent {
 	t.Helper()
 	dir := t.TempDir()
-	a := &agent{t: t, bin: binary(t), state: filepath.Join(dir, "state"), tcp: freePort(t), udp: freePort(t), admin: freePort(t), log: filepath.Join(dir, "agent.log")}
+	a := &agent{t: t, bin: binary(t), state: filepath.Join(dir, "state"), tcp: servers.FreePort(t), udp: servers.FreePort(t), admin: servers.FreePort(t), log: filepath.Join(dir, "agent.log")}
 	a.env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir,
 		"SPILLWAY_STATE_DIR=" + a.state,

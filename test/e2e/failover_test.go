@@ -433,7 +433,7 @@ func cluster(t *testing.T) (nodes []*servers.NATS, urls string) {
 	var routes, all []string
 	var ports [3]int
 	for i := range ports {
-		ports[i] = freePort(t)
+		ports[i] = servers.FreePort(t)
 		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[i]))
 	}
 	for i, port := range ports {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -145,13 +146,20 @@ func (p *process) halted() bool {
 	return len(threads) > 0
 }
 
-// freeAddress returns a TCP address of 127.0.0.1 that nobody listens on now.
-func freeAddress(t testing.TB) string {
+// FreePort returns a TCP port of 127.0.0.1 that nobody listens on now. It lies below
+// those that the kernel gives to outgoing connections: it stays free while its
+// server is restarted.
+func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 10000 + rand.IntN(22000)
+		if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return 0
 }
+
+func freeAddress(t testing.TB) string { return fmt.Sprint("127.0.0.1:", FreePort(t)) }
