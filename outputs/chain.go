@@ -575,7 +575,7 @@ func (c *Chain) leave(lane string, r *route, m, alt *member, action Action, tria
 	mine := *m.lanes[lane]
 	pause = c.move(lane, r, m, alt, action, trial)
 	for name, other := range c.routes {
-		if name == lane || other.at != m.i {
+		if name == lane || other.at != m.i || c.o.RoundRobin { // in turn, each lane has its own way and pauses
 			continue
 		}
 		h := m.health(name)

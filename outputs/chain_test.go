@@ -464,6 +464,33 @@ func TestRoundRobin(t *testing.T) {
 	})
 }
 
+// In turn, lanes don't hurry one another.
+func TestRoundRobinLanes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &far{name: "a"}, &far{name: "b"}
+		l := world(t, ChainOptions{RoundRobin: true}, a, b)
+		other := &line{name: "other", chain: l.chain, next: 1, urge: l.urge}
+		a.stop(Failover)
+		b.stop(Failover)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for ctx.Err() == nil {
+				other.step(ctx)
+			}
+		}()
+		for begin := time.Now(); time.Since(begin) < 10*time.Minute; {
+			l.step(t.Context())
+		}
+		cancel()
+		<-done
+		if n := a.tries + b.tries; n > 2*60 {
+			t.Errorf("%d tries in ten minutes", n)
+		}
+	})
+}
+
 // A batch that is unfit goes to who takes it, the others go on as they were; what
 // nobody takes is rejected, and an output that is down is not taken for one.
 func TestUnfit(t *testing.T) {
