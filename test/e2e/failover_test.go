@@ -367,7 +367,7 @@ func TestFailoverRestored(t *testing.T) {
 		}
 		p.idle()
 	}
-	per := either(30_000, 3000)
+	per := either(75_000, 3000) // 15 s: the copy lacks 30 s
 	phase(per) // is in the copy
 	n.Pause(t)
 	sh(t, "cp -a "+store+" "+saved)
