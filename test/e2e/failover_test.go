@@ -368,7 +368,7 @@ func TestFailoverRestored(t *testing.T) {
 		p.idle()
 	}
 	per := either(75_000, 3000) // 15 s: the copy lacks 30 s
-	phase(per) // is in the copy
+	phase(per)                  // is in the copy
 	n.Pause(t)
 	sh(t, "cp -a "+store+" "+saved)
 	n.Resume(t)
