@@ -176,6 +176,7 @@ type walker struct {
 	seal     batch.Seal
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
+	hurt      bool   // there is damage behind the last batch
 	committed uint64 // as the cursor says
 	passed    Range  // and what was dropped and told behind that
 }
@@ -282,7 +283,7 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 				lost := found
 				lost.What, lost.End, lost.First, lost.Last = "lost", e.Off, w.next, b.First-1
 				// drop_oldest spares what is planned: segments behind that go before it.
-				removed := b.First == s.first && (lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last)
+				removed := b.First == s.first && !w.hurt && (lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last)
 				if removed {
 					lost.What = "gone"
 				} else {
@@ -303,7 +304,7 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 				found.What, found.Err = "sum", err
 				w.tell(found)
 			}
-			w.next, w.seal, known = b.Last()+1, b.Seal, true
+			w.next, w.seal, known, w.hurt = b.Last()+1, b.Seal, true, false
 			w.report.Batches++
 			w.report.Records += uint64(b.Count)
 			w.report.Payload += int64(b.Length)
@@ -321,6 +322,7 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 // numbers of the batch behind it.
 func (w *walker) damage(s *segment, e *Extent, promise int64) {
 	f := Finding{File: s.name(), Off: e.Off, End: e.End, What: "torn", Epoch: s.epoch, Err: e.Err}
+	w.hurt = true
 	if e.Batch.Count > 0 {
 		f.First, f.Last = e.Batch.First, e.Batch.Last()
 	}

@@ -148,15 +148,23 @@ func (p *process) halted() bool {
 
 // FreePort returns a TCP port of 127.0.0.1 that nobody listens on now. It lies below
 // those that the kernel gives to outgoing connections: it stays free while its
-// server is restarted.
+// server is restarted. A locked file keeps it from other tests until this one ends.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := 10000 + rand.IntN(22000)
-		if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
-			l.Close()
-			return port
+		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("spillway-test-port-%d", port)), os.O_RDWR|os.O_CREATE, 0o666)
+		if err != nil {
+			t.Fatal(err)
 		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
+				l.Close()
+				t.Cleanup(func() { os.Remove(f.Name()); f.Close() })
+				return port
+			}
+		}
+		f.Close()
 	}
 	t.Fatal("no free port")
 	return 0
