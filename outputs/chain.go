@@ -393,7 +393,7 @@ func (c *Chain) note(w *watch, run *batch.Run, accepted int, err error) (pause t
 	return pause
 }
 
-// Settled says that the head batch, which every output called unfit, is out of the way.
+// Settled makes the chain forget what it knows of an unfit batch: it is out of the way.
 func (c *Chain) Settled(lane string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
