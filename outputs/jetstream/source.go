@@ -82,20 +82,21 @@ func (s *source) read(ctx context.Context, yield func(*outputs.Object, error) bo
 		return fmt.Errorf("connect: %w", err)
 	}
 	defer nc.Close()
-	// A peer that falls silent must not hold an API request for ever.
-	first, cancel := context.WithTimeout(ctx, s.c.AckTimeout)
-	defer cancel()
-	stream, err := js.Stream(first, s.stream)
-	if err != nil {
-		return err
-	}
-	last := stream.CachedInfo().State.LastSeq
 	config := jetstream.OrderedConsumerConfig{InactiveThreshold: time.Minute, MaxResetAttempts: 1}
 	if s.subject != "" {
 		config.FilterSubjects = []string{s.subject}
 	}
-	consumer, err := stream.OrderedConsumer(first, config)
-	if err != nil {
+	var last uint64
+	var consumer jetstream.Consumer
+	if err := s.ask(ctx, func(ctx context.Context) error {
+		stream, err := js.Stream(ctx, s.stream)
+		if err != nil {
+			return err
+		}
+		last = stream.CachedInfo().State.LastSeq
+		consumer, err = stream.OrderedConsumer(ctx, config)
+		return err
+	}); err != nil {
 		return err
 	}
 	if consumer.CachedInfo().NumPending == 0 {
@@ -109,8 +110,11 @@ func (s *source) read(ctx context.Context, yield func(*outputs.Object, error) bo
 	for seen := uint64(0); seen < last; {
 		msg, err := next(ctx, messages)
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			info, err := consumer.Info(ctx)
-			if err != nil {
+			var info *jetstream.ConsumerInfo
+			if err := s.ask(ctx, func(ctx context.Context) (err error) {
+				info, err = consumer.Info(ctx)
+				return err
+			}); err != nil {
 				return err
 			}
 			if info.NumPending == 0 && info.Delivered.Stream <= seen {
@@ -148,6 +152,27 @@ func (s *source) read(ctx context.Context, yield func(*outputs.Object, error) bo
 		}
 	}
 	return nil
+}
+
+// ask calls f with a short deadline until JetStream answers. While a cluster elects
+// a leader it passes over what it is asked, or says that it can't answer now; a peer
+// that stays silent must not hold a reader for longer than that takes.
+func (s *source) ask(ctx context.Context, f func(context.Context) error) error {
+	patient, cancel := context.WithTimeout(ctx, s.c.AckTimeout+election)
+	defer cancel()
+	for {
+		short, cancel := context.WithTimeout(patient, s.c.AckTimeout/5)
+		err := f(short)
+		cancel()
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) && patience(err) == 0 {
+			return err
+		}
+		select {
+		case <-patient.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func next(ctx context.Context, messages jetstream.MessagesContext) (jetstream.Msg, error) {
