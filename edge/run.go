@@ -20,9 +20,7 @@ import (
 	"spillway/buffer"
 	"spillway/buffer/batch"
 	"spillway/edge/admin"
-	"spillway/edge/listen"
 	"spillway/edge/pipeline"
-	"spillway/framing/ecs"
 	"spillway/outputs"
 )
 
@@ -79,18 +77,6 @@ type lane struct {
 	*pipeline.Lane
 }
 
-// input is a listening socket and what turns its messages into records.
-type input struct {
-	cfg    Input
-	server interface {
-		Addrs() []net.Addr
-		Close()
-		Serve(ctx, hard context.Context)
-	}
-	stats   *listen.Stats
-	records *pipeline.Input
-}
-
 func (a *agent) open() error {
 	c := a.cfg
 	for _, oc := range c.Outputs {
@@ -142,33 +128,6 @@ func (a *agent) open() error {
 		return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", err)
 	}
 	return nil
-}
-
-func openInput(ic Input, c *Config, l *pipeline.Lane, host string, log *slog.Logger) (*input, error) {
-	in := &input{cfg: ic}
-	in.records = pipeline.NewInput(pipeline.InputOptions{
-		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,
-		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: ic.Scheme, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
-	})
-	switch ic.Scheme {
-	case "tcp":
-		s, err := listen.ListenTCP(listen.TCPOptions{Name: ic.Name, Address: ic.Address, Framing: ic.framing(), MaxConnections: ic.MaxConnections,
-			IdleTimeout: ic.IdleTimeout, Open: in.records.Open, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		in.server, in.stats = s, &s.Stats
-	case "udp":
-		s, err := listen.ListenUDP(listen.UDPOptions{Name: ic.Name, Address: ic.Address, Framing: ic.framing(), ReceiveBuffer: int(ic.SoRcvbuf),
-			Open: in.records.OpenDatagrams, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		in.server, in.stats = s, &s.Stats
-	default:
-		return nil, errors.New("no such kind of input: " + ic.Scheme)
-	}
-	return in, nil
 }
 
 // run starts all goroutines, waits for the stop, and waits for all of them.
