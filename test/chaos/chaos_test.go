@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"spillway/test/agent"
 )
 
 func TestMain(m *testing.M) {
@@ -140,11 +142,11 @@ func run(t *testing.T, s *schedule, sum *totals) {
 	start := time.Now()
 	for _, step := range steps {
 		time.Sleep(time.Until(start.Add(step.at)))
-		w.running()
+		w.agent.MustRun(w.t)
 		step.do(step.f)
 	}
 	time.Sleep(time.Until(start.Add(s.length)))
-	w.running()
+	w.agent.MustRun(w.t)
 	t.Logf("faults over after %v", time.Since(begun).Round(time.Millisecond))
 
 	// All is well now.
@@ -186,14 +188,6 @@ func (s *schedule) rules() Rules {
 	return r
 }
 
-// running ends the test if the agent ended by itself.
-func (w *world) running() {
-	w.t.Helper()
-	if w.agent.cmd != nil {
-		w.agent.MustRun(w.t)
-	}
-}
-
 // back waits until every lane uses the first output again, where there is failback.
 func (w *world) back() {
 	w.t.Helper()
@@ -204,8 +198,8 @@ func (w *world) back() {
 	if w.s.audit {
 		lanes = append(lanes, "audit")
 	}
-	Eventually(w.t, "every lane uses "+w.s.outputs[0]+" again", settle, func() bool {
-		w.running()
+	agent.Eventually(w.t, "every lane uses "+w.s.outputs[0]+" again", settle, func() bool {
+		w.agent.MustRun(w.t)
 		m, err := w.agent.Metrics()
 		if err != nil {
 			return false
@@ -225,8 +219,8 @@ func (w *world) drain() {
 	const quiet = 1200 * time.Millisecond // longer than any batch stays open
 	var admitted float64
 	since := time.Now()
-	Eventually(w.t, "everything is delivered", settle, func() bool {
-		w.running()
+	agent.Eventually(w.t, "everything is delivered", settle, func() bool {
+		w.agent.MustRun(w.t)
 		m, err := w.agent.Metrics()
 		if err != nil {
 			return false

@@ -1,3 +1,6 @@
+// Package chaos stops the parts of a delivery in every way and at any moment, and
+// judges what has arrived. What it needs for that (senders whose lines are numbered,
+// an oracle) serves the end-to-end tests as well.
 package chaos
 
 import (

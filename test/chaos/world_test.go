@@ -17,6 +17,7 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sys/unix"
 
+	"spillway/test/agent"
 	"spillway/test/faults"
 	"spillway/test/servers"
 )
@@ -27,7 +28,7 @@ type world struct {
 	s       *schedule
 	dir     string       // of everything
 	disk    *faults.Disk // of the state directory; nil: that of dir
-	agent   *Agent
+	agent   *agent.Agent
 	sources []string // SOURCE of cat and verify
 
 	hub      *servers.NATS
@@ -64,7 +65,7 @@ func build(t *testing.T, s *schedule) *world {
 			}
 		}
 	}
-	w.agent = NewAgent(t, w.dir)
+	w.agent = agent.New(t, w.dir)
 	w.set("STATE_DIR", state)
 	w.agent.State = state
 	second := 0

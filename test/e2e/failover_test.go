@@ -16,6 +16,7 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"spillway/outputs/jetstream"
+	"spillway/test/agent"
 	"spillway/test/chaos"
 	"spillway/test/faults"
 	"spillway/test/servers"
@@ -41,7 +42,7 @@ func beside(t *testing.T) {
 
 // pair is an agent with a hub and behind it an archive.
 type pair struct {
-	*chaos.Agent
+	*agent.Agent
 	t       *testing.T
 	n       *servers.NATS
 	s       *servers.S3
@@ -58,7 +59,7 @@ func newPair(t *testing.T, hubAddress string, n *servers.NATS, env ...string) *p
 		url = "nats://" + hubAddress
 	}
 	p.sources = []string{n.URL + "/LOGS", "s3://logs/edge?endpoint=" + p.s.Endpoint}
-	p.Agent = chaos.NewAgent(t, t.TempDir(), append([]string{
+	p.Agent = agent.New(t, t.TempDir(), append([]string{
 		"SPILLWAY_OUTPUTS=hub,archive",
 		"SPILLWAY_OUTPUT_HUB_URL=" + url, "SPILLWAY_OUTPUT_HUB_STREAM=LOGS", "SPILLWAY_OUTPUT_HUB_RECONNECT_MAX=1s", "SPILLWAY_OUTPUT_HUB_IGNORE_DISCOVERED=true",
 		"SPILLWAY_OUTPUT_ARCHIVE_URL=s3://logs/edge", "SPILLWAY_OUTPUT_ARCHIVE_ENDPOINT=" + p.s.Endpoint, "SPILLWAY_OUTPUT_ARCHIVE_ROLL_AGE=1s",
@@ -84,7 +85,7 @@ func (p *pair) idle() {
 	p.t.Helper()
 	var admitted float64
 	since := time.Now()
-	chaos.Eventually(p.t, "everything is delivered", time.Minute, func() bool {
+	agent.Eventually(p.t, "everything is delivered", time.Minute, func() bool {
 		m, err := p.Metrics()
 		if err != nil {
 			p.t.Fatal(err)
@@ -217,7 +218,7 @@ func TestFailover(t *testing.T) {
 	}
 	took := time.Since(start)
 	senders.Add(p.load(100, 0)) // failback needs something to send
-	chaos.Eventually(t, "failback", 30*time.Second, func() bool { return len(p.events("failback")) > 0 })
+	agent.Eventually(t, "failback", 30*time.Second, func() bool { return len(p.events("failback")) > 0 })
 	messages := stop()
 	if err := senders.Stop(); err != nil {
 		t.Fatal(err)
@@ -311,7 +312,7 @@ func TestFailoverSilent(t *testing.T) {
 		time.Sleep(time.Second)
 		link.Silence()
 		at := time.Now()
-		chaos.Eventually(t, "failover", after+10*time.Second, func() bool { return len(p.events("failover")) > i })
+		agent.Eventually(t, "failover", after+10*time.Second, func() bool { return len(p.events("failover")) > i })
 		took := p.events("failover")[i].at.Sub(at)
 		if took > after+time.Second {
 			t.Errorf("the switch comes %v after the last packet, want at most SPILLWAY_FAILOVER_AFTER (%v) and a second", took, after)
@@ -320,7 +321,7 @@ func TestFailoverSilent(t *testing.T) {
 		time.Sleep([]time.Duration{time.Second, 4 * time.Second}[i])
 		link.Forward()
 		healed := time.Now()
-		chaos.Eventually(t, "failback", 20*time.Second, func() bool { return len(p.events("failback")) > i })
+		agent.Eventually(t, "failback", 20*time.Second, func() bool { return len(p.events("failback")) > i })
 		t.Logf("silence to failover %s, packets to failback %s", seconds(took), seconds(p.events("failback")[i].at.Sub(healed)))
 		// The archive's idle connections are those of the first round too.
 		var stacks string
@@ -379,7 +380,7 @@ func TestFailoverRestored(t *testing.T) {
 	// until sends a little again and again: an output is used again by a run.
 	until := func(msg string) {
 		t.Helper()
-		chaos.Eventually(t, msg, 20*time.Second, func() bool {
+		agent.Eventually(t, msg, 20*time.Second, func() bool {
 			senders.Add(p.load(500, 10))
 			return senders.Wait() == nil && len(p.events(msg)) > 0
 		})
@@ -452,7 +453,7 @@ func cluster(t *testing.T) (nodes []*servers.NATS, urls string) {
 		t.Fatal(err)
 	}
 	// A cluster without a leader answers nothing: ask again.
-	chaos.Eventually(t, "a stream of three replicas", time.Minute, func() bool {
+	agent.Eventually(t, "a stream of three replicas", time.Minute, func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		s, err := js.CreateOrUpdateStream(ctx, natsjs.StreamConfig{Name: "LOGS", Subjects: []string{"logs.>"}, Replicas: 3, AllowDirect: true})
@@ -544,7 +545,7 @@ func TestFailoverLaneFull(t *testing.T) {
 	beside(t)
 	n := hubOf(t, t.TempDir())
 	link := faults.New(t, n.URL)
-	a := chaos.NewAgent(t, t.TempDir(), "SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=nats://"+link.Address, "SPILLWAY_OUTPUT_HUB_STREAM=LOGS",
+	a := agent.New(t, t.TempDir(), "SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=nats://"+link.Address, "SPILLWAY_OUTPUT_HUB_STREAM=LOGS",
 		"SPILLWAY_OUTPUT_HUB_RECONNECT_MAX=1s", "SPILLWAY_OUTPUT_HUB_IGNORE_DISCOVERED=true", "SPILLWAY_BUFFER_MAX_BYTES=4MiB")
 	p := &pair{Agent: a, t: t, n: n, sources: []string{n.URL + "/LOGS"}}
 	p.Start(t)
@@ -552,20 +553,13 @@ func TestFailoverLaneFull(t *testing.T) {
 	tcp := p.load(20_000, 0)
 	tcp.Pad = 2000
 	senders := chaos.StartSenders(tcp, chaos.Load{Input: "udp", Address: fmt.Sprintf("127.0.0.1:%d", a.UDP), Rate: 200, Pad: 60, Drain: time.Minute})
-	value := func(name string) float64 {
-		t.Helper()
-		m, err := a.Metrics()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m[name]
-	}
-	chaos.Eventually(t, "the lane is full", 30*time.Second, func() bool { return value(`spillway_lane_full{lane="main"}`) == 1 })
+	value := func(name string) float64 { t.Helper(); return a.Metric(t, name) }
+	agent.Eventually(t, "the lane is full", 30*time.Second, func() bool { return value(`spillway_lane_full{lane="main"}`) == 1 })
 	if n := value(`spillway_lane_records_admitted_total{lane="main"}`); n < 1000 {
 		t.Errorf("the lane is full with %v records", n)
 	}
 	full := time.Now()
-	chaos.Eventually(t, "datagrams are dropped", 5*time.Second, func() bool { return value(`spillway_input_dropped_total{input="udp"}`) > 0 })
+	agent.Eventually(t, "datagrams are dropped", 5*time.Second, func() bool { return value(`spillway_input_dropped_total{input="udp"}`) > 0 })
 	t.Logf("the first datagrams are dropped %s after the lane was full", seconds(time.Since(full)))
 	before := value(`spillway_input_messages_total{input="tcp"}`)
 	time.Sleep(2 * time.Second)
@@ -576,7 +570,7 @@ func TestFailoverLaneFull(t *testing.T) {
 		t.Errorf("%v lines of tcp were dropped", n)
 	}
 	link.Forward()
-	chaos.Eventually(t, "room again", 60*time.Second, func() bool { return value(`spillway_lane_full{lane="main"}`) == 0 })
+	agent.Eventually(t, "room again", 60*time.Second, func() bool { return value(`spillway_lane_full{lane="main"}`) == 0 })
 	if err := senders.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -6,16 +6,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"spillway/test/agent"
 )
 
 // What `make run` starts does what it prints: its lines are run as printed, and
 // Ctrl-C leaves nothing behind.
 func TestMakeRun(t *testing.T) {
-	bin := filepath.Dir(binary(t))
+	bin := filepath.Dir(agent.Binary(t))
 	dir := t.TempDir()
 	if err := os.Symlink(bin, filepath.Join(dir, "bin")); err != nil { // the printed lines say bin/spillway
 		t.Fatal(err)
@@ -24,14 +27,15 @@ func TestMakeRun(t *testing.T) {
 		var out syncBuffer
 		cmd := exec.Command(filepath.Join(bin, "local"))
 		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &out
-		cmd.Env = append(os.Environ(), env...)
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SPILLWAY_") }) // of the tests, not of the agent
+		cmd.Env = append(cmd.Env, env...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
 		go func() { done <- cmd.Wait() }()
-		eventually(t, "the lines to type", 30*time.Second, func() bool {
+		agent.Eventually(t, "the lines to type", 30*time.Second, func() bool {
 			select {
 			case err := <-done:
 				t.Fatalf("it ended: %v\n%s", err, out.String())
@@ -64,7 +68,7 @@ func TestMakeRun(t *testing.T) {
 	sh(t, printed(text(), "send a line"))
 	sh(t, printed(text(), "the same by udp"))
 	var rs []record
-	eventually(t, "both lines in the stream", 20*time.Second, func() bool {
+	agent.Eventually(t, "both lines in the stream", 20*time.Second, func() bool {
 		rs = parse(t, sh(t, printed(text(), "read it back")))
 		return len(rs) == 2
 	})
@@ -84,7 +88,7 @@ func TestMakeRun(t *testing.T) {
 	if cat == nil {
 		t.Fatalf("no line to read the bucket in:\n%s", text())
 	}
-	eventually(t, "the line in the bucket", 20*time.Second, func() bool {
+	agent.Eventually(t, "the line in the bucket", 20*time.Second, func() bool {
 		return strings.Contains(sh(t, "cd "+dir+" && "+cat[1]), `"message":"hello"`)
 	})
 	stop()

@@ -24,6 +24,7 @@ import (
 	"spillway/buffer/batch"
 	"spillway/outputs"
 	"spillway/outputs/jetstream"
+	"spillway/test/agent"
 	"spillway/test/faults"
 	"spillway/test/servers"
 )
@@ -41,14 +42,14 @@ func natsSource(n *servers.NATS) string { return n.URL + "/LOGS" }
 // plain text, are read back from the stream with their fields.
 func TestLoggerToJetStream(t *testing.T) {
 	n := servers.StartNATS(t, t.TempDir())
-	a := newAgent(t, hub(t, n)...)
-	a.start()
-	sh(t, fmt.Sprintf("logger -n 127.0.0.1 -P %d -T 'hello by tcp'", a.tcp))
-	sh(t, fmt.Sprintf("logger -n 127.0.0.1 -P %d -d 'hello by udp'", a.udp))
-	sh(t, fmt.Sprintf("echo 'plain text' | nc -q1 127.0.0.1 %d", a.tcp))
+	a := agent.New(t, t.TempDir(), hub(t, n)...)
+	a.Start(t)
+	sh(t, fmt.Sprintf("logger -n 127.0.0.1 -P %d -T 'hello by tcp'", a.TCP))
+	sh(t, fmt.Sprintf("logger -n 127.0.0.1 -P %d -d 'hello by udp'", a.UDP))
+	sh(t, fmt.Sprintf("echo 'plain text' | nc -q1 127.0.0.1 %d", a.TCP))
 	var rs []record
-	a.until("three records in the stream", func() bool {
-		out, code := a.command("cat", natsSource(n))
+	agent.Eventually(t, "three records in the stream", 30*time.Second, func() bool {
+		out, _, code := a.Command(t, "cat", natsSource(n))
 		if code != 0 {
 			t.Fatalf("cat exits %d", code)
 		}
@@ -65,7 +66,7 @@ func TestLoggerToJetStream(t *testing.T) {
 	if r := find(t, rs, "plain text"); r.Error != nil || r.Log.Syslog.Priority != nil || r.Input.Type != "tcp" {
 		t.Errorf("plain text: %+v", r)
 	}
-	if code := a.stop(); code != 0 {
+	if code := a.Stop(t); code != 0 {
 		t.Errorf("exit code %d after SIGTERM", code)
 	}
 }
@@ -82,14 +83,14 @@ func TestEmptyEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(binary(t))
+	cmd := exec.Command(agent.Binary(t))
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, []string{}, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	eventually(t, "the agent is ready", 10*time.Second, func() bool {
+	agent.Eventually(t, "the agent is ready", 10*time.Second, func() bool {
 		r, err := http.Get("http://127.0.0.1:8514/readyz")
 		if err != nil {
 			return false
@@ -98,8 +99,8 @@ func TestEmptyEnvironment(t *testing.T) {
 		return r.StatusCode == http.StatusOK
 	})
 	sh(t, "logger -n 127.0.0.1 -P 5514 -T 'to the outbox'")
-	eventually(t, "the line in the outbox", 15*time.Second, func() bool {
-		out, err := exec.Command(binary(t), "cat", filepath.Join(dir, "spillway-data", "outbox")).Output()
+	agent.Eventually(t, "the line in the outbox", 15*time.Second, func() bool {
+		out, err := exec.Command(agent.Binary(t), "cat", filepath.Join(dir, "spillway-data", "outbox")).Output()
 		return err == nil && strings.Contains(string(out), "to the outbox")
 	})
 	cmd.Process.Signal(syscall.SIGTERM)
@@ -124,8 +125,8 @@ var objectKey = regexp.MustCompile(`^edge/main/dt=\d{4}-\d\d-\d\d/site=default/h
 func TestArchiveAlone(t *testing.T) {
 	s := servers.StartS3(t, t.TempDir())
 	s.Bucket(t, "logs")
-	a := newAgent(t, archive(s, s.Endpoint)...)
-	a.start()
+	a := agent.New(t, t.TempDir(), archive(s, s.Endpoint)...)
+	a.Start(t)
 	c := dialAgent(t, a)
 	for i := range 20000 {
 		fmt.Fprintf(c, "<14>1 2026-11-20T12:00:00Z host app - - - line %d\n", i)
@@ -133,8 +134,8 @@ func TestArchiveAlone(t *testing.T) {
 	c.Close()
 	src := "s3://logs/edge?endpoint=" + s.Endpoint
 	var rs []record
-	a.until("20,000 records in the bucket", func() bool {
-		out, code := a.command("cat", src)
+	agent.Eventually(t, "20,000 records in the bucket", 30*time.Second, func() bool {
+		out, _, code := a.Command(t, "cat", src)
 		rs = parse(t, out)
 		return code == 0 && len(rs) == 20000
 	})
@@ -220,9 +221,9 @@ func unbroken(t testing.TB, rs []record) {
 	}
 }
 
-func dialAgent(t testing.TB, a *agent) net.Conn {
+func dialAgent(t testing.TB, a *agent.Agent) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", a.tcp))
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", a.TCP))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,27 +239,27 @@ func TestPlannedRunIsRepeated(t *testing.T) {
 	wire := faults.New(t, s.Endpoint)
 	wire.DropAnswers() // the far side gets the object, the agent does not hear of it
 
-	a := newAgent(t, archive(s, "http://"+wire.Address)...)
-	a.start()
+	a := agent.New(t, t.TempDir(), archive(s, "http://"+wire.Address)...)
+	a.Start(t)
 	c := dialAgent(t, a)
 	for i := range 1000 {
 		fmt.Fprintf(c, "<14>1 2026-11-20T12:00:00Z host app - - - line %d\n", i)
 	}
 	c.Close()
-	a.until("the object is stored", func() bool { return len(s.Keys(t, "logs")) > 0 })
-	a.kill()
+	agent.Eventually(t, "the object is stored", 30*time.Second, func() bool { return len(s.Keys(t, "logs")) > 0 })
+	a.Kill()
 	wire.Forward()
-	a.start()
-	a.until("the run counts as delivered", func() bool {
-		return a.metric(`spillway_lane_records_delivered_total{lane="main"}`) >= 1000 || a.metric(`spillway_lane_pending_records{lane="main"}`) == 0
+	a.Start(t)
+	agent.Eventually(t, "the run counts as delivered", 30*time.Second, func() bool {
+		return a.Metric(t, `spillway_lane_records_delivered_total{lane="main"}`) >= 1000 || a.Metric(t, `spillway_lane_pending_records{lane="main"}`) == 0
 	})
-	if n := a.metric(`spillway_output_already_there_total{output="archive"}`); n != 1 {
+	if n := a.Metric(t, `spillway_output_already_there_total{output="archive"}`); n != 1 {
 		t.Errorf("%v runs counted as already stored, want 1", n)
 	}
-	if code := a.stop(); code != 0 {
+	if code := a.Stop(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	out, _ := a.command("cat", "s3://logs/edge?endpoint="+s.Endpoint)
+	out, _, _ := a.Command(t, "cat", "s3://logs/edge?endpoint="+s.Endpoint)
 	seen := map[string]int{}
 	for _, r := range parse(t, out) {
 		if r.Spillway.Gap == nil {
@@ -276,21 +277,21 @@ func TestPlannedRunIsRepeated(t *testing.T) {
 // clean, and one flipped bit in a copy costs one batch and nothing else.
 func TestSegmentsAfterCleanStop(t *testing.T) {
 	n := servers.StartNATS(t, t.TempDir())
-	a := newAgent(t, append(hub(t, n), "SPILLWAY_BATCH_MAX_RECORDS=500")...)
-	a.start()
+	a := agent.New(t, t.TempDir(), append(hub(t, n), "SPILLWAY_BATCH_MAX_RECORDS=500")...)
+	a.Start(t)
 	c := dialAgent(t, a)
 	const lines = 20000
 	for i := range lines {
 		fmt.Fprintf(c, "<14>1 2026-11-20T12:00:00Z host app - - - line %d\n", i)
 	}
 	c.Close()
-	a.until("everything is delivered", func() bool {
-		return a.metric(`spillway_lane_records_delivered_total{lane="main"}`) == lines
+	agent.Eventually(t, "everything is delivered", 30*time.Second, func() bool {
+		return a.Metric(t, `spillway_lane_records_delivered_total{lane="main"}`) == lines
 	})
-	if code := a.stop(); code != 0 {
+	if code := a.Stop(t); code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
-	lane := filepath.Join(a.state, "buffer", "main")
+	lane := filepath.Join(a.State, "buffer", "main")
 	segs, _ := filepath.Glob(filepath.Join(lane, "*.seg"))
 	if len(segs) == 0 {
 		t.Fatal("no segments kept")
@@ -303,7 +304,7 @@ func TestSegmentsAfterCleanStop(t *testing.T) {
 		t.Errorf("zstdcat of %d segments prints %d lines, want %d", len(segs), len(all), lines)
 	}
 	unbroken(t, all)
-	out, code := a.command("buffer", "verify", lane)
+	out, _, code := a.Command(t, "buffer", "verify", lane)
 	if code != 0 || !strings.Contains(out, "clean") {
 		t.Errorf("verify exits %d: %s", code, out)
 	}
@@ -320,12 +321,12 @@ func TestSegmentsAfterCleanStop(t *testing.T) {
 	if err := os.WriteFile(seg, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, code = a.command("buffer", "verify", dir)
+	out, _, code = a.Command(t, "buffer", "verify", dir)
 	if code != 1 || !strings.Contains(out, filepath.Base(seg)) {
 		t.Errorf("verify of the damaged copy exits %d: %s", code, out)
 	}
 	t.Logf("verify of the damaged copy:\n%s", out)
-	out, _ = a.command("buffer", "cat", dir)
+	out, _, _ = a.Command(t, "buffer", "cat", dir)
 	rest := parse(t, out)
 	lost := lines - len(rest)
 	if lost != 500 {
@@ -355,8 +356,8 @@ func TestSegmentsAfterCleanStop(t *testing.T) {
 func TestThreeHundredThousand(t *testing.T) {
 	const total, conns = 300_000, 4
 	n := servers.StartNATS(t, t.TempDir())
-	a := newAgent(t, append(hub(t, n), "SPILLWAY_LOG_LEVEL=info")...)
-	a.start()
+	a := agent.New(t, t.TempDir(), append(hub(t, n), "SPILLWAY_LOG_LEVEL=info")...)
+	a.Start(t)
 	begin := time.Now()
 	var wg sync.WaitGroup
 	for k := range conns {
@@ -373,13 +374,13 @@ func TestThreeHundredThousand(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	eventually(t, "everything is delivered", 2*time.Minute, func() bool {
-		return a.metric(`spillway_lane_records_delivered_total{lane="main"}`) == total
+	agent.Eventually(t, "everything is delivered", 2*time.Minute, func() bool {
+		return a.Metric(t, `spillway_lane_records_delivered_total{lane="main"}`) == total
 	})
 	t.Logf("%d lines delivered in %v", total, time.Since(begin).Round(time.Millisecond))
 
-	cmd := exec.Command(a.bin, "cat", natsSource(n))
-	cmd.Env, cmd.Stderr = a.env, os.Stderr
+	cmd := exec.Command(a.Bin, "cat", natsSource(n))
+	cmd.Env, cmd.Stderr = a.Env, os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -459,32 +460,28 @@ func sealHolds(t *testing.T, o *outputs.Object, prev batch.Seal, last uint64) {
 // appended is lost.
 func TestSecondSignal(t *testing.T) {
 	n := servers.StartNATS(t, t.TempDir())
-	a := newAgent(t, append(hub(t, n), "SPILLWAY_SHUTDOWN_GRACE=60s")...)
-	a.start()
+	a := agent.New(t, t.TempDir(), append(hub(t, n), "SPILLWAY_SHUTDOWN_GRACE=60s")...)
+	a.Start(t)
 	n.Pause(t)
 	c := dialAgent(t, a)
 	for i := range 100 {
 		fmt.Fprintf(c, "<14>1 2026-11-20T12:00:00Z host app - - - line %d\n", i)
 	}
 	c.Close()
-	a.until("the records are pending", func() bool { return a.metric(`spillway_lane_pending_records{lane="main"}`) == 100 })
-	a.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-a.done:
+	agent.Eventually(t, "the records are pending", 30*time.Second, func() bool { return a.Metric(t, `spillway_lane_pending_records{lane="main"}`) == 100 })
+	a.Signal(t, syscall.SIGTERM)
+	if a.Ended(time.Second) {
 		t.Fatal("one signal ended the agent within its grace although records were pending")
-	case <-time.After(time.Second):
 	}
-	a.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-a.done:
-	case <-time.After(5 * time.Second):
+	a.Signal(t, syscall.SIGTERM)
+	if !a.Ended(5 * time.Second) {
 		t.Fatal("the second signal did not end the agent")
 	}
-	a.cmd = nil
+	a.Kill()
 	n.Resume(t)
-	a.start()
-	a.until("the records are in the stream", func() bool {
-		out, _ := a.command("cat", natsSource(n))
+	a.Start(t)
+	agent.Eventually(t, "the records are in the stream", 30*time.Second, func() bool {
+		out, _, _ := a.Command(t, "cat", natsSource(n))
 		count := 0
 		for _, r := range parse(t, out) {
 			if strings.HasPrefix(r.Message, "line ") {
@@ -499,12 +496,12 @@ func TestSecondSignal(t *testing.T) {
 // what arrives twice is the same batch.
 func TestKillLoop(t *testing.T) {
 	n := servers.StartNATS(t, t.TempDir())
-	a := newAgent(t, hub(t, n)...)
+	a := agent.New(t, t.TempDir(), hub(t, n)...)
 	durable := regexp.MustCompile(`msg=durable .*last=(\d+)`)
 	sent := 0
 	var promised []uint64
 	for round := range 5 {
-		a.start()
+		a.Start(t)
 		c := dialAgent(t, a)
 		begin := time.Now()
 		for time.Since(begin) < time.Duration(200+150*round)*time.Millisecond {
@@ -517,13 +514,13 @@ func TestKillLoop(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Duration(round) * 300 * time.Millisecond)
-		a.kill()
+		a.Kill()
 		c.Close()
 	}
-	a.start()
-	a.until("nothing pending", func() bool { return a.metric(`spillway_lane_pending_records{lane="main"}`) == 0 })
-	a.stop()
-	log, err := os.ReadFile(a.log)
+	a.Start(t)
+	agent.Eventually(t, "nothing pending", 30*time.Second, func() bool { return a.Metric(t, `spillway_lane_pending_records{lane="main"}`) == 0 })
+	a.Stop(t)
+	log, err := os.ReadFile(a.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -535,7 +532,7 @@ func TestKillLoop(t *testing.T) {
 	if len(promised) == 0 {
 		t.Fatal("nothing was durable before a kill: the test shows nothing")
 	}
-	out, _ := a.command("cat", natsSource(n))
+	out, _, _ := a.Command(t, "cat", natsSource(n))
 	type key struct {
 		epoch string
 		seq   uint64

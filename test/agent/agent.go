@@ -1,7 +1,6 @@
-// Package chaos stops the parts of a delivery in every way and at any moment, and
-// judges what has arrived. What it needs for that (a running agent, senders whose
-// lines are numbered, an oracle) serves the end-to-end tests as well.
-package chaos
+// Package agent runs the real binary for tests: with an environment, ports and a
+// state directory of its own, again and again, ended in every way.
+package agent
 
 import (
 	"bytes"
@@ -30,8 +29,8 @@ type Agent struct {
 	TCP, UDP, Admin int    // ports of 127.0.0.1
 	Env             []string
 
-	cmd  *exec.Cmd     // nil: not running
-	done chan struct{} // closed when cmd has ended
+	cmd   *exec.Cmd     // nil: not running
+	ended chan struct{} // closed when cmd has ended
 }
 
 // Binary is the agent under test, as `make build` leaves it.
@@ -51,9 +50,9 @@ func Binary(t testing.TB) string {
 	return p
 }
 
-// NewAgent prepares an agent called gw1 with state, log and ports of its own below
+// New prepares an agent called gw1 with state, log and ports of its own below
 // dir. env adds to its environment and wins. It is killed when the test ends.
-func NewAgent(t testing.TB, dir string, env ...string) *Agent {
+func New(t testing.TB, dir string, env ...string) *Agent {
 	t.Helper()
 	a := &Agent{Bin: Binary(t), State: filepath.Join(dir, "state"), Log: filepath.Join(dir, "agent.log"), TCP: servers.FreePort(t), UDP: servers.FreePort(t), Admin: servers.FreePort(t)}
 	a.Env = append([]string{
@@ -98,7 +97,7 @@ func (a *Agent) Start(t testing.TB) {
 		_ = cmd.Wait() // ProcessState says it
 		close(done)
 	}()
-	a.cmd, a.done = cmd, done
+	a.cmd, a.ended = cmd, done
 	Eventually(t, "the agent answers on its admin port", 30*time.Second, func() bool {
 		a.MustRun(t)
 		r, err := http.Get(a.url("/healthz"))
@@ -112,11 +111,15 @@ func (a *Agent) Start(t testing.TB) {
 
 func (a *Agent) url(path string) string { return "http://127.0.0.1:" + strconv.Itoa(a.Admin) + path }
 
-// MustRun ends the test if the agent has ended by itself.
+// MustRun ends the test if the agent has ended by itself. One that was stopped, or
+// killed, or not started yet is no error.
 func (a *Agent) MustRun(t testing.TB) {
 	t.Helper()
+	if a.cmd == nil {
+		return
+	}
 	select {
-	case <-a.done:
+	case <-a.ended:
 		state := a.cmd.ProcessState
 		a.cmd = nil
 		t.Fatalf("the agent ended by itself: %v\n%s", state, a.LogTail(30))
@@ -146,7 +149,7 @@ func (a *Agent) Kill() {
 		return
 	}
 	_ = a.cmd.Process.Kill() // it may have ended
-	<-a.done
+	<-a.ended
 	a.cmd = nil
 }
 
@@ -162,7 +165,7 @@ func (a *Agent) Signal(t testing.TB, s syscall.Signal) {
 // came.
 func (a *Agent) Ended(within time.Duration) bool {
 	select {
-	case <-a.done:
+	case <-a.ended:
 		return true
 	case <-time.After(within):
 		return false
@@ -256,7 +259,21 @@ func (a *Agent) get(path string) (string, error) {
 	return string(body), err
 }
 
-// Command runs the binary with the agent's environment.
+// Metric is one of the Metrics; -1: there is none of this name.
+func (a *Agent) Metric(t testing.TB, name string) float64 {
+	t.Helper()
+	m, err := a.Metrics()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := m[name]; ok {
+		return v
+	}
+	return -1
+}
+
+// Command runs the binary with the agent's environment. What it says on standard
+// error when it fails is in the test's log, too.
 func (a *Agent) Command(t testing.TB, arg ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	cmd := exec.Command(a.Bin, arg...)
@@ -266,7 +283,11 @@ func (a *Agent) Command(t testing.TB, arg ...string) (stdout, stderr string, cod
 	if err := cmd.Run(); cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
-	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+	code = cmd.ProcessState.ExitCode()
+	if code != 0 {
+		t.Logf("spillway %s exits %d: %s", strings.Join(arg, " "), code, tail(errs.String(), 10))
+	}
+	return out.String(), errs.String(), code
 }
 
 // Verify runs `spillway verify` over all sources together. Its error is what the
@@ -283,7 +304,11 @@ func (a *Agent) Verify(t testing.TB, sources ...string) error {
 // LogTail is the end of the log.
 func (a *Agent) LogTail(lines int) string {
 	text, _ := os.ReadFile(a.Log)
-	all := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return tail(string(text), lines)
+}
+
+func tail(text string, lines int) string {
+	all := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
