@@ -70,6 +70,7 @@ type member struct {
 	i     int
 	out   Output
 	lanes map[string]*health
+	work  Work
 }
 
 // Health is an output's state for one lane.
@@ -116,6 +117,7 @@ type route struct {
 	told  time.Time // when that was last logged
 	turns int       // round robin: outputs that were left since the last success
 	pause time.Duration
+	acked time.Time // when an output last took something; zero: not yet
 }
 
 // Switch is a lane's way from one output to another.
@@ -236,8 +238,10 @@ func (c *Chain) Failing(lane string, o Output) bool {
 // or when another output is to be used at once.
 func (c *Chain) Publish(ctx context.Context, lane string, o Output, run *batch.Run) (accepted int, pause time.Duration, err error) {
 	w := c.watch(ctx, lane, o)
+	c.begins(w, run)
 	accepted, err = o.Publish(w.ctx, run)
 	err = w.end(err)
+	c.ends(w, run, accepted, err)
 	if errors.Is(err, ErrUnchecked) || err != nil && ctx.Err() != nil {
 		return accepted, 0, err // no failure of the output
 	}
@@ -362,6 +366,9 @@ func (c *Chain) note(w *watch, run *batch.Run, accepted int, err error) (pause t
 	}
 	var also []string
 	_, action := Classify(err)
+	if err != nil {
+		w.m.work.failed(action)
+	}
 	if err == nil || accepted > 0 || action == Unfit { // it answers
 		c.works(w.lane, r, w.m)
 	}
@@ -710,6 +717,10 @@ func (c *Chain) probed(p probe, start time.Time, err error) {
 	c.mu.Lock()
 	h, r, now := p.m.health(p.lane), c.route(p.lane), time.Now()
 	h.probing = false
+	p.m.work.Probes++
+	if err != nil {
+		p.m.work.FailedProbes++
+	}
 	defer c.again()
 	held := !r.held.IsZero()
 	h.next = start.Add(c.o.Interval)

@@ -148,8 +148,10 @@ func (a Action) String() string {
 	if a < Retry || a > Misconfigured {
 		return "unknown"
 	}
-	return [...]string{"retry", "failover", "unfit", "misconfigured"}[a-1]
+	return actions[a-1]
 }
+
+var actions = [...]string{"retry", "failover", "unfit", "misconfigured"}
 
 // Error is the only error type that Publish and Probe return.
 type Error struct {
