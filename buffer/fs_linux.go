@@ -118,10 +118,7 @@ func (d *osFS) check(networkFS bool) error {
 	if err := unix.Fstatfs(int(d.dir.Fd()), &sfs); err != nil {
 		return fmt.Errorf("open buffer %s: statfs: %w", d.path, err)
 	}
-	if name, ok := remote[uint32(sfs.Type)]; ok && !networkFS {
-		return fmt.Errorf("open buffer %s: on %s neither locks nor syncs can be relied on: use a local disk, or set SPILLWAY_BUFFER_NETWORK_FS=true: %w", d.path, name, errors.ErrUnsupported)
-	}
-	return nil
+	return refuseRemote(d.path, &sfs, networkFS)
 }
 
 func (d *osFS) List(sub string) ([]FileInfo, error) {
