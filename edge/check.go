@@ -178,26 +178,13 @@ func (k *check) sockets() {
 		return a
 	}}))
 	for _, in := range k.c.Inputs {
-		var addrs []net.Addr
-		var err error
-		if in.datagram() {
-			var s *listen.UDP
-			if s, err = listen.ListenUDP(listen.UDPOptions{Name: in.Name, Address: in.Address, ReceiveBuffer: int(in.SoRcvbuf), Log: log}); err == nil {
-				defer s.Close()
-				addrs = s.Addrs()
-			}
-		} else {
-			var s *listen.TCP
-			if s, err = listen.ListenTCP(listen.TCPOptions{Name: in.Name, Address: in.Address, Log: log}); err == nil {
-				defer s.Close()
-				addrs = s.Addrs()
-			}
-		}
+		s, err := listen.Listen(in.listen(log))
 		if err != nil {
 			k.problem("SPILLWAY_INPUT_%s_URL: %v", strings.ToUpper(in.Name), bindCause(err, in.Address))
 			continue
 		}
-		k.say("input "+in.Name, "%s %s, lane %s", in.Scheme, join(addrs), in.Lane)
+		defer s.Close()
+		k.say("input "+in.Name, "%s %s, lane %s", in.Scheme, join(s.Addrs()), in.Lane)
 	}
 	l, err := net.Listen("tcp", k.c.AdminAddress)
 	if err != nil {

@@ -2,10 +2,7 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"log/slog"
-	"net"
 	"net/url"
 	"strings"
 	"time"
@@ -209,39 +206,32 @@ func (in *Input) records(e *environment, under string, c *Config) {
 
 // input is a listening socket and what turns its messages into records.
 type input struct {
-	cfg    Input
-	server interface {
-		Addrs() []net.Addr
-		Close()
-		Serve(ctx, hard context.Context)
-	}
-	stats   *listen.Stats
+	cfg     Input
+	server  *listen.Server
 	records *pipeline.Input
 }
 
-func openInput(ic Input, c *Config, l *pipeline.Lane, host string, log *slog.Logger) (*input, error) {
+// listen are the options of the input's sockets, without what belongs to its lane.
+func (in *Input) listen(log *slog.Logger) listen.Options {
+	return listen.Options{
+		Name: in.Name, Variable: prefix + "INPUT_" + strings.ToUpper(in.Name) + "_", Network: in.Scheme, Address: in.Address,
+		Framing: in.framing(), ReceiveBuffer: int(in.SoRcvbuf), MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout, Log: log,
+	}
+}
+
+// openInput opens the sockets of an input. memory is shared by the inputs of its lane.
+func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, host string, log *slog.Logger) (*input, error) {
 	in := &input{cfg: ic}
 	in.records = pipeline.NewInput(pipeline.InputOptions{
 		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,
 		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: ic.Scheme, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
 	})
-	switch ic.Scheme {
-	case "tcp":
-		s, err := listen.ListenTCP(listen.TCPOptions{Name: ic.Name, Address: ic.Address, Framing: ic.framing(), MaxConnections: ic.MaxConnections,
-			IdleTimeout: ic.IdleTimeout, Open: in.records.Open, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		in.server, in.stats = s, &s.Stats
-	case "udp":
-		s, err := listen.ListenUDP(listen.UDPOptions{Name: ic.Name, Address: ic.Address, Framing: ic.framing(), ReceiveBuffer: int(ic.SoRcvbuf),
-			Open: in.records.OpenDatagrams, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		in.server, in.stats = s, &s.Stats
-	default:
-		return nil, errors.New("no such kind of input: " + ic.Scheme)
+	o := ic.listen(log)
+	o.Memory, o.Open = memory, in.records.Open
+	var err error
+	in.server, err = listen.Listen(o)
+	if err != nil {
+		return nil, err
 	}
 	return in, nil
 }

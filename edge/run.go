@@ -20,6 +20,7 @@ import (
 	"spillway/buffer"
 	"spillway/buffer/batch"
 	"spillway/edge/admin"
+	"spillway/edge/listen"
 	"spillway/edge/pipeline"
 	"spillway/outputs"
 )
@@ -74,6 +75,7 @@ type agent struct {
 type lane struct {
 	name   string
 	buffer *buffer.Buffer
+	memory *listen.Memory // of the partial messages of its inputs
 	*pipeline.Lane
 }
 
@@ -108,7 +110,7 @@ func (a *agent) open() error {
 		if c.Encoding == "raw" {
 			flags = batch.RawLines
 		}
-		l := &lane{name: name, buffer: b, Lane: pipeline.NewLane(pipeline.LaneOptions{
+		l := &lane{name: name, buffer: b, memory: listen.NewMemory(64 << 20), Lane: pipeline.NewLane(pipeline.LaneOptions{
 			Name: name, Agent: c.Agent, Host: host, Buffer: b, Chain: a.chain, Codec: c.Compression, Level: c.CompressionLevel,
 			Batch:   batch.BuilderOptions{Bytes: int(c.Batch.MaxBytes), Raw: int(c.Batch.MaxRaw), Records: c.Batch.MaxRecords, Age: c.Batch.MaxAge, Flags: flags},
 			AgeHeld: c.Batch.MaxAgeHeld, Raw: c.Encoding == "raw", BufferKeeps: c.Buffer.Sync == buffer.SyncInterval, Log: a.log,
@@ -117,7 +119,7 @@ func (a *agent) open() error {
 		byName[name] = l
 	}
 	for _, ic := range c.Inputs {
-		in, err := openInput(ic, c, byName[ic.Lane].Lane, host, a.log)
+		in, err := openInput(ic, c, byName[ic.Lane].Lane, byName[ic.Lane].memory, host, a.log)
 		if err != nil {
 			return fmt.Errorf("SPILLWAY_INPUT_%s_URL: %w", strings.ToUpper(ic.Name), err)
 		}

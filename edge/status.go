@@ -15,7 +15,7 @@ func (a *agent) sources() admin.Sources {
 
 func (a *agent) inputStats() (all []admin.InputStats) {
 	for _, in := range a.inputs {
-		r, s := in.records, in.stats
+		r, s := in.records, &in.server.Stats
 		all = append(all, admin.InputStats{
 			Name:     in.cfg.Name,
 			Messages: r.Messages.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: r.Dropped.Load(),

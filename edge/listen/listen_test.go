@@ -73,13 +73,13 @@ func eventually(t *testing.T, what string, ok func() bool) {
 var quietLog = slog.New(slog.DiscardHandler)
 
 // serveTCP starts a server and returns its address and what stops it and waits.
-func serveTCP(t *testing.T, o TCPOptions) (s *TCP, stop func()) {
+func serveTCP(t *testing.T, o Options) (s *Server, stop func()) {
 	t.Helper()
 	if o.Address == "" {
 		o.Address = "127.0.0.1:0"
 	}
-	o.Name, o.Log = "tcp", quietLog
-	s, err := ListenTCP(o)
+	o.Name, o.Network, o.Log = "tcp", "tcp", quietLog
+	s, err := Listen(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func dial(t *testing.T, s interface{ Addrs() []net.Addr }) net.Conn {
 
 func TestTCPMessagesAndPeer(t *testing.T) {
 	r := newRecorder()
-	s, stop := serveTCP(t, TCPOptions{Open: r.open})
+	s, stop := serveTCP(t, Options{Open: r.open})
 	c := dial(t, s)
 	fmt.Fprint(c, "one\ntwo\r\n5 <1>ab<13>three\nlast without end")
 	c.Close()
@@ -123,7 +123,7 @@ func TestTCPMessagesAndPeer(t *testing.T) {
 // ended, and Serve returns although the sender keeps its connection.
 func TestTCPStopDrains(t *testing.T) {
 	r := newRecorder()
-	s, stop := serveTCP(t, TCPOptions{Open: r.open})
+	s, stop := serveTCP(t, Options{Open: r.open})
 	c := dial(t, s)
 	fmt.Fprint(c, "first\n")
 	eventually(t, "the first line", func() bool { return r.len() == 1 })
@@ -146,7 +146,7 @@ func TestTCPStopDrains(t *testing.T) {
 func TestTCPStopWhileBlocked(t *testing.T) {
 	r := newRecorder()
 	r.block = make(chan struct{})
-	s, err := ListenTCP(TCPOptions{Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: quietLog})
+	s, err := Listen(Options{Network: "tcp", Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestTCPStopWhileBlocked(t *testing.T) {
 
 func TestTCPMaxConnections(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, TCPOptions{Open: r.open, MaxConnections: 2})
+	s, _ := serveTCP(t, Options{Open: r.open, MaxConnections: 2})
 	a, b := dial(t, s), dial(t, s)
 	eventually(t, "two connections", func() bool { return s.Stats.Open.Load() == 2 })
 	c := dial(t, s)
@@ -187,7 +187,7 @@ func TestTCPMaxConnections(t *testing.T) {
 
 func TestTCPIdle(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, TCPOptions{Open: r.open, IdleTimeout: 100 * time.Millisecond})
+	s, _ := serveTCP(t, Options{Open: r.open, IdleTimeout: 100 * time.Millisecond})
 	c := dial(t, s)
 	fmt.Fprint(c, "partial")
 	if _, err := c.Read(make([]byte, 1)); err == nil {
@@ -199,8 +199,8 @@ func TestTCPIdle(t *testing.T) {
 // localhost is both loopback addresses, on one port.
 func TestLocalhost(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, TCPOptions{Open: r.open, Address: "localhost:0"})
-	u, err := ListenUDP(UDPOptions{Name: "udp", Address: "localhost:0", Open: func() Sink { return r.open(netip.AddrPort{}) }, Log: quietLog})
+	s, _ := serveTCP(t, Options{Open: r.open, Address: "localhost:0"})
+	u, err := Listen(Options{Network: "udp", Name: "udp", Address: "localhost:0", Open: func(netip.AddrPort) Sink { return r.open(netip.AddrPort{}) }, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,15 +234,15 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	_, err = ListenTCP(TCPOptions{Name: "tcp", Address: l.Addr().String(), Log: quietLog})
+	_, err = Listen(Options{Network: "tcp", Name: "tcp", Address: l.Addr().String(), Log: quietLog})
 	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), l.Addr().String()) || !strings.Contains(err.Error(), "choose another port") {
 		t.Errorf("error %v", err)
 	}
 }
 
-func serveUDP(t *testing.T, r *recorder, address string) (*UDP, func()) {
+func serveUDP(t *testing.T, r *recorder, address string) (*Server, func()) {
 	t.Helper()
-	s, err := ListenUDP(UDPOptions{Name: "udp", Address: address, Open: func() Sink { return r.open(netip.AddrPort{}) }, Log: quietLog})
+	s, err := Listen(Options{Network: "udp", Name: "udp", Address: address, Open: func(netip.AddrPort) Sink { return r.open(netip.AddrPort{}) }, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func TestUDPStopDrains(t *testing.T) {
 func TestNoGoroutineLeft(t *testing.T) {
 	before := runtime.NumGoroutine()
 	r := newRecorder()
-	s, stop := serveTCP(t, TCPOptions{Open: r.open})
+	s, stop := serveTCP(t, Options{Open: r.open})
 	for range 20 {
 		fmt.Fprint(dial(t, s), "x\n")
 	}

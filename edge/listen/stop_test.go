@@ -41,7 +41,7 @@ func (s *countSink) Close() { s.lost.Add(s.held.Swap(0)) }
 // what was taken is handed over.
 func TestUDPStopUnderFlood(t *testing.T) {
 	sink := &countSink{pause: 20 * time.Millisecond} // slower than the sender
-	s, err := ListenUDP(UDPOptions{Name: "udp", Address: "127.0.0.1:0", Open: func() Sink { return sink }, Log: quietLog})
+	s, err := Listen(Options{Network: "udp", Name: "udp", Address: "127.0.0.1:0", Open: func(netip.AddrPort) Sink { return sink }, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestUDPStopUnderFlood(t *testing.T) {
 	if n := sink.lost.Load(); n > 0 {
 		t.Errorf("%d messages were taken and not handed over", n)
 	}
-	if n := sink.most.Load(); n > handOver/perMessage+datagrams {
+	if n := sink.most.Load(); n > handOver/perMessage+perCall {
 		t.Errorf("%d tiny messages in one hand-over", n)
 	}
 }
@@ -84,13 +84,13 @@ func TestUDPStopUnderFlood(t *testing.T) {
 func TestUDPStopHandsOver(t *testing.T) {
 	for range 20 {
 		sink := &countSink{}
-		s, err := ListenUDP(UDPOptions{Name: "udp", Address: "127.0.0.1:0", Open: func() Sink { return sink }, Log: quietLog})
+		s, err := Listen(Options{Network: "udp", Name: "udp", Address: "127.0.0.1:0", Open: func(netip.AddrPort) Sink { return sink }, Log: quietLog})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		c := dial(t, s)
-		for range datagrams { // one full call of recvmmsg, and nothing behind it
+		for range perCall { // one full call of recvmmsg, and nothing behind it
 			c.Write([]byte("x"))
 		}
 		done := make(chan struct{})
@@ -99,7 +99,7 @@ func TestUDPStopHandsOver(t *testing.T) {
 		}
 		cancel()
 		<-done
-		if sink.flushed.Load() != datagrams || sink.lost.Load() != 0 {
+		if sink.flushed.Load() != perCall || sink.lost.Load() != 0 {
 			t.Fatalf("%d handed over, %d given up", sink.flushed.Load(), sink.lost.Load())
 		}
 	}
@@ -109,7 +109,7 @@ func TestUDPStopHandsOver(t *testing.T) {
 // becomes a record many times its length, is handed over in parts.
 func TestTCPTinyMessages(t *testing.T) {
 	sink := &countSink{}
-	s, stop := serveTCP(t, TCPOptions{Open: func(netip.AddrPort) Sink { return sink }})
+	s, stop := serveTCP(t, Options{Network: "tcp", Open: func(netip.AddrPort) Sink { return sink }})
 	c := dial(t, s)
 	const n = 200_000
 	fmt.Fprint(c, strings.Repeat("x\n", n))
@@ -137,12 +137,12 @@ func (l *once) Accept() (net.Conn, error) {
 // A connection that was accepted as the stop came is drained like the others.
 func TestTCPAcceptedAtTheStop(t *testing.T) {
 	r := newRecorder()
-	s, err := ListenTCP(TCPOptions{Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: quietLog})
+	s, err := Listen(Options{Network: "tcp", Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.ls[0] = &once{s.ls[0], cancel}
+	s.streams.ls[0] = &once{s.streams.ls[0], cancel}
 	c := dial(t, s)
 	fmt.Fprint(c, "sent before\n")
 	s.Serve(ctx, context.Background())
@@ -169,11 +169,11 @@ func (l *scarce) Accept() (net.Conn, error) {
 func TestTCPOutOfFiles(t *testing.T) {
 	var log bytes.Buffer
 	r := newRecorder()
-	s, err := ListenTCP(TCPOptions{Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Listen(Options{Network: "tcp", Name: "tcp", Address: "127.0.0.1:0", Open: r.open, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ls[0] = &scarce{s.ls[0], 4}
+	s.streams.ls[0] = &scarce{s.streams.ls[0], 4}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { s.Serve(ctx, context.Background()); close(done) }()

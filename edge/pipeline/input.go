@@ -51,7 +51,8 @@ type Input struct {
 // NewInput returns an input.
 func NewInput(o InputOptions) *Input { return &Input{o: o} }
 
-// Open returns the sink of one connection from peer. It satisfies listen.TCPOptions.Open.
+// Open returns the sink of one connection from peer, or without a peer that of a
+// datagram or local socket. It satisfies listen.Options.Open.
 func (in *Input) Open(peer netip.AddrPort) listen.Sink {
 	s := &sink{in: in, raw: in.o.Lane.o.Raw, enc: ecs.NewEncoder(in.o.Records)}
 	if in.o.Parse {
@@ -62,9 +63,6 @@ func (in *Input) Open(peer netip.AddrPort) listen.Sink {
 	}
 	return s
 }
-
-// OpenDatagrams returns the sink of a datagram socket.
-func (in *Input) OpenDatagrams() listen.Sink { return in.Open(netip.AddrPort{}) }
 
 // sink encodes the messages of one connection. Used by one goroutine.
 type sink struct {

@@ -276,7 +276,7 @@ func TestDropAtOnceWhileTheDiskFails(t *testing.T) {
 		o.FS, l.Batch.Records = disk, 1
 	})
 	disk.bad.Store(true)
-	s := b.in.OpenDatagrams()
+	s := b.in.Open(peer)
 	began := time.Now()
 	for b.in.Dropped.Load() < 30 && time.Since(began) < 30*fullAfter {
 		s.Message(msg("x"), peer, time.Now())

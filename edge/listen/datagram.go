@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -19,34 +18,24 @@ import (
 	"spillway/framing"
 )
 
-// UDPOptions configure a datagram server.
-type UDPOptions struct {
-	Name          string // of the input
-	Address       string // host:port
-	Framing       framing.Options
-	ReceiveBuffer int // bytes of socket buffer to ask for; 0: DefaultReceiveBuffer
-	Open          func() Sink
-	Log           *slog.Logger
-}
-
 // DefaultReceiveBuffer is what a UDP socket asks for, in bytes. It is what
 // prevents loss in bursts; the kernel's default of 208 KiB holds about 300 lines.
 const DefaultReceiveBuffer = 8 << 20
 
 const (
-	datagrams   = 32    // taken from the kernel in one call
+	perCall     = 32    // taken from the kernel in one call
 	datagramMax = 65535 // the largest payload there is (IPv6 without jumbograms)
 )
 
-// UDP is a datagram server: one message a datagram.
-type UDP struct {
-	o     UDPOptions
+// datagrams are sockets of datagrams: one message each.
+type datagrams struct {
+	o     Options
 	conns []*net.UDPConn
-	Stats Stats
+	stats *Stats
 }
 
-// ListenUDP binds the address; "localhost" binds both ::1 and 127.0.0.1.
-func ListenUDP(o UDPOptions) (*UDP, error) {
+// listenUDP binds the address; "localhost" binds both ::1 and 127.0.0.1.
+func listenUDP(o Options, stats *Stats) (*datagrams, error) {
 	conns, err := bind("udp", o.Address, func(network, address string) (*net.UDPConn, error) {
 		a, err := net.ResolveUDPAddr(network, address)
 		if err != nil {
@@ -54,9 +43,9 @@ func ListenUDP(o UDPOptions) (*UDP, error) {
 		}
 		return net.ListenUDP(network, a)
 	}, func(c *net.UDPConn) int { return c.LocalAddr().(*net.UDPAddr).Port })
-	s := &UDP{o: o, conns: conns}
+	s := &datagrams{o: o, conns: conns, stats: stats}
 	if err != nil {
-		s.Close()
+		s.close()
 		return nil, err
 	}
 	want := o.ReceiveBuffer
@@ -66,7 +55,7 @@ func ListenUDP(o UDPOptions) (*UDP, error) {
 	for _, c := range conns {
 		got, err := receiveBuffer(c, want)
 		if err != nil {
-			s.Close()
+			s.close()
 			return nil, fmt.Errorf("receive buffer of udp %s: %w", c.LocalAddr(), err)
 		}
 		if got < want {
@@ -96,24 +85,24 @@ func receiveBuffer(c *net.UDPConn, want int) (got int, err error) {
 	return got / 2, errors.Join(cerr, err)
 }
 
-// Addrs are the bound addresses.
-func (s *UDP) Addrs() (a []net.Addr) {
+// addrs are the bound addresses.
+func (s *datagrams) addrs() (a []net.Addr) {
 	for _, c := range s.conns {
 		a = append(a, c.LocalAddr())
 	}
 	return a
 }
 
-// Close closes the sockets; Serve does it too when it ends.
-func (s *UDP) Close() {
+// close closes the sockets; serve does it too when it ends.
+func (s *datagrams) close() {
 	for _, c := range s.conns {
 		c.Close()
 	}
 }
 
-// Serve reads until ctx ends, then what the kernel still holds, and returns.
+// serve reads until ctx ends, then what the kernel still holds, and returns.
 // hard ends all waiting.
-func (s *UDP) Serve(ctx, hard context.Context) {
+func (s *datagrams) serve(ctx, hard context.Context) {
 	var wg sync.WaitGroup
 	for _, c := range s.conns {
 		wg.Go(func() { s.read(ctx, hard, c) })
@@ -123,12 +112,12 @@ func (s *UDP) Serve(ctx, hard context.Context) {
 		c.SetReadDeadline(time.Now()) // wakes the readers
 	}
 	wg.Wait()
-	s.Close()
+	s.close()
 }
 
 // read is the only reader of c.
-func (s *UDP) read(ctx, hard context.Context, c *net.UDPConn) {
-	sink := s.o.Open()
+func (s *datagrams) read(ctx, hard context.Context, c *net.UDPConn) {
+	sink := s.o.Open(netip.AddrPort{})
 	defer sink.Close()
 	rc, err := c.SyscallConn()
 	if err != nil {
@@ -149,7 +138,7 @@ func (s *UDP) read(ctx, hard context.Context, c *net.UDPConn) {
 		switch {
 		case rerr == nil:
 			held += s.take(sink, b, n)
-			if wait = n < datagrams; !wait && held < handOver {
+			if wait = n < perCall; !wait && held < handOver {
 				continue // more is waiting in the kernel
 			}
 			held, told = 0, false
@@ -196,34 +185,34 @@ func (s *UDP) read(ctx, hard context.Context, c *net.UDPConn) {
 }
 
 // take hands n datagrams to sink and returns what they count towards handOver.
-func (s *UDP) take(sink Sink, b *mbatch, n int) (held int) {
+func (s *datagrams) take(sink Sink, b *mbatch, n int) (held int) {
 	now := time.Now()
 	for i := range n {
 		data := b.data(i)
 		held += len(data) + perMessage
-		s.Stats.Bytes.Add(int64(len(data)))
+		s.stats.Bytes.Add(int64(len(data)))
 		m, ok := framing.Datagram(data, s.o.Framing)
 		if !ok {
-			s.Stats.Empty.Add(1)
+			s.stats.Empty.Add(1)
 			continue
 		}
 		if b.truncated(i) {
 			m.Flags |= framing.Truncated
 		}
 		if m.Flags&framing.Truncated != 0 {
-			s.Stats.Oversize.Add(1)
+			s.stats.Oversize.Add(1)
 		}
 		sink.Message(m, b.from(i), now)
 	}
 	return held
 }
 
-// mbatch is the memory of recvmmsg(2): one call takes up to datagrams datagrams.
+// mbatch is the memory of recvmmsg(2): one call takes up to perCall datagrams.
 type mbatch struct {
-	hdrs  [datagrams]mmsghdr
-	iovs  [datagrams]unix.Iovec
-	addrs [datagrams]unix.RawSockaddrInet6 // large enough for IPv4 too
-	bufs  []byte                           // datagrams × datagramMax; pages are touched only by datagrams that fill them
+	hdrs  [perCall]mmsghdr
+	iovs  [perCall]unix.Iovec
+	addrs [perCall]unix.RawSockaddrInet6 // large enough for IPv4 too
+	bufs  []byte                         // perCall × datagramMax; pages are touched only by datagrams that fill them
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -233,7 +222,7 @@ type mmsghdr struct {
 }
 
 func newBatch() *mbatch {
-	b := &mbatch{bufs: make([]byte, datagrams*datagramMax)}
+	b := &mbatch{bufs: make([]byte, perCall*datagramMax)}
 	for i := range b.hdrs {
 		b.iovs[i].Base = &b.bufs[i*datagramMax]
 		b.iovs[i].SetLen(datagramMax)
@@ -250,7 +239,7 @@ func (b *mbatch) receive(fd int) (int, error) {
 		b.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(b.addrs[i]))
 		b.hdrs[i].hdr.Flags = 0
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.hdrs[0])), datagrams, unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.hdrs[0])), perCall, unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0, syscall.Errno(errno)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -14,17 +13,6 @@ import (
 
 	"spillway/framing"
 )
-
-// TCPOptions configure a stream server.
-type TCPOptions struct {
-	Name           string // of the input
-	Address        string // host:port
-	Framing        framing.Options
-	MaxConnections int           // 0: no limit
-	IdleTimeout    time.Duration // 0: never
-	Open           func(peer netip.AddrPort) Sink
-	Log            *slog.Logger
-}
 
 const (
 	// drainTime bounds how long a connection is read after the stop: what its
@@ -40,19 +28,19 @@ const (
 	gather    = 5 * time.Millisecond
 )
 
-// TCP is a stream server.
-type TCP struct {
-	o     TCPOptions
+// streams are listening sockets whose connections are streams.
+type streams struct {
+	o     Options
 	ls    []net.Listener
-	Stats Stats
+	stats *Stats
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu
 	told  time.Time             // when the limit was told, guarded by mu
 }
 
-// ListenTCP binds the address; "localhost" binds both ::1 and 127.0.0.1.
-func ListenTCP(o TCPOptions) (*TCP, error) {
+// listenTCP binds the address; "localhost" binds both ::1 and 127.0.0.1.
+func listenTCP(o Options, stats *Stats) (*streams, error) {
 	lc := net.ListenConfig{KeepAlive: 30 * time.Second}
 	ls, err := bind("tcp", o.Address, func(network, address string) (net.Listener, error) {
 		return lc.Listen(context.Background(), network, address)
@@ -63,33 +51,33 @@ func ListenTCP(o TCPOptions) (*TCP, error) {
 		}
 		return nil, err
 	}
-	return &TCP{o: o, ls: ls, conns: map[net.Conn]struct{}{}}, nil
+	return &streams{o: o, ls: ls, stats: stats, conns: map[net.Conn]struct{}{}}, nil
 }
 
-// Addrs are the bound addresses.
-func (s *TCP) Addrs() (a []net.Addr) {
+// addrs are the bound addresses.
+func (s *streams) addrs() (a []net.Addr) {
 	for _, l := range s.ls {
 		a = append(a, l.Addr())
 	}
 	return a
 }
 
-// Close closes the listening sockets; Serve does it too when it ends.
-func (s *TCP) Close() {
+// close closes the listening sockets; serve does it too when it ends.
+func (s *streams) close() {
 	for _, l := range s.ls {
 		l.Close()
 	}
 }
 
-// Serve accepts and reads until ctx ends; then it accepts no more, takes what the
+// serve accepts and reads until ctx ends; then it accepts no more, takes what the
 // open connections have sent, hands it over and returns. hard ends all waiting.
-func (s *TCP) Serve(ctx, hard context.Context) {
+func (s *streams) serve(ctx, hard context.Context) {
 	var wg sync.WaitGroup
 	for _, l := range s.ls {
 		wg.Go(func() { s.accept(ctx, hard, l, &wg) })
 	}
 	<-ctx.Done()
-	s.Close()
+	s.close()
 	s.mu.Lock()
 	for c := range s.conns {
 		c.SetReadDeadline(time.Now()) // wakes readers; each drains its connection
@@ -98,7 +86,7 @@ func (s *TCP) Serve(ctx, hard context.Context) {
 	wg.Wait()
 }
 
-func (s *TCP) accept(ctx, hard context.Context, l net.Listener, wg *sync.WaitGroup) {
+func (s *streams) accept(ctx, hard context.Context, l net.Listener, wg *sync.WaitGroup) {
 	pause := time.Duration(0)
 	for {
 		c, err := l.Accept()
@@ -121,15 +109,15 @@ func (s *TCP) accept(ctx, hard context.Context, l net.Listener, wg *sync.WaitGro
 			continue
 		}
 		pause = 0
-		s.Stats.Connections.Add(1)
+		s.stats.Connections.Add(1)
 		if !s.admit(c) {
-			s.Stats.Refused.Add(1)
+			s.stats.Refused.Add(1)
 			c.Close()
 			continue
 		}
 		wg.Go(func() {
 			defer s.gone(c)
-			s.serve(ctx, hard, c)
+			s.read(ctx, hard, c)
 		})
 	}
 }
@@ -141,7 +129,7 @@ func hintAccept(err error) string {
 	return ""
 }
 
-func (s *TCP) admit(c net.Conn) bool {
+func (s *streams) admit(c net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.o.MaxConnections > 0 && len(s.conns) >= s.o.MaxConnections {
@@ -153,20 +141,20 @@ func (s *TCP) admit(c net.Conn) bool {
 		return false
 	}
 	s.conns[c] = struct{}{}
-	s.Stats.Open.Add(1)
+	s.stats.Open.Add(1)
 	return true
 }
 
-func (s *TCP) gone(c net.Conn) {
+func (s *streams) gone(c net.Conn) {
 	c.Close()
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
-	s.Stats.Open.Add(-1)
+	s.stats.Open.Add(-1)
 }
 
-// serve reads one connection to its end. It is the only reader of c.
-func (s *TCP) serve(ctx, hard context.Context, c net.Conn) {
+// read reads one connection to its end. It is the only reader of c.
+func (s *streams) read(ctx, hard context.Context, c net.Conn) {
 	peer := peerOf(c)
 	sink := s.o.Open(peer)
 	defer sink.Close()
@@ -193,7 +181,7 @@ func (s *TCP) serve(ctx, hard context.Context, c net.Conn) {
 		n, err := sp.Fill(c)
 		now := time.Now()
 		if n > 0 {
-			s.Stats.Bytes.Add(int64(n))
+			s.stats.Bytes.Add(int64(n))
 			held := 0
 			for m, ok := sp.Next(); ok; m, ok = sp.Next() {
 				sink.Message(m, peer, now)
@@ -225,7 +213,7 @@ func (s *TCP) serve(ctx, hard context.Context, c net.Conn) {
 					continue
 				}
 				if until.IsZero() {
-					s.Stats.Idle.Add(1)
+					s.stats.Idle.Add(1)
 					s.o.Log.Debug("connection closed: idle", "input", s.o.Name, "peer", peer.String(), "for", s.o.IdleTimeout)
 				}
 			} else if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
@@ -246,8 +234,8 @@ func (s *TCP) serve(ctx, hard context.Context, c net.Conn) {
 }
 
 // count adds what a splitter counted since seen.
-func (s *TCP) count(now framing.Stats, seen *framing.Stats) {
-	s.Stats.addFraming(now, *seen)
+func (s *streams) count(now framing.Stats, seen *framing.Stats) {
+	s.stats.addFraming(now, *seen)
 	*seen = now
 }
 
