@@ -767,6 +767,7 @@ func (b *Buffer) expire(now time.Time) (next time.Time) {
 type Stats struct {
 	Segments        int
 	Bytes           int64     // of all segments
+	MaxBytes        int64     // that they may have together
 	LiveBytes       int64     // of segments with undelivered records
 	Committed       uint64    // the last record that was delivered, or told as lost
 	Next            uint64    // the number of the next record
@@ -795,7 +796,7 @@ func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := Stats{
-		Segments: len(b.segs), Bytes: b.total, LiveBytes: b.live, Committed: b.pos.committed, Next: b.next,
+		Segments: len(b.segs), Bytes: b.total, MaxBytes: b.o.MaxBytes, LiveBytes: b.live, Committed: b.pos.committed, Next: b.next,
 		UnsyncedBytes: b.unsyncedBytes.Load(), GapsUntold: len(b.pos.gaps), Free: b.free, DiskError: b.lastErr,
 		AppendedBatches: b.stats.appendedBatches, AppendedRecords: b.stats.appendedRecords, AppendedBytes: b.stats.appendedBytes,
 		Syncs: b.stats.syncs, SegmentsGivenUp: b.stats.poisoned, SegmentsRemoved: b.stats.removed, Quarantined: b.stats.quarantined,

@@ -1,19 +1,26 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
 	"spillway/edge/admin"
+	"spillway/outputs"
 )
 
 // sources is what /metrics and /readyz show, asked of the owners at each look.
 func (a *agent) sources() admin.Sources {
-	return admin.Sources{Version: version, Inputs: a.inputStats, Lanes: a.laneStats, Outputs: a.outputStats, Switches: a.switches, Ready: a.ready}
+	s := &status{agent: a, began: time.Now()}
+	return admin.Sources{Version: version, Inputs: s.inputStats, Lanes: s.laneStats, Outputs: s.outputStats, Switches: s.switches, Refuses: s.refuses, Stalls: s.stalls}
 }
 
-func (a *agent) inputStats() (all []admin.InputStats) {
+// status answers for an agent.
+type status struct {
+	*agent
+	began time.Time
+}
+
+func (a *status) inputStats() (all []admin.InputStats) {
 	for _, in := range a.inputs {
 		r, s := in.records, &in.server.Stats
 		all = append(all, admin.InputStats{
@@ -27,13 +34,14 @@ func (a *agent) inputStats() (all []admin.InputStats) {
 	return all
 }
 
-func (a *agent) laneStats() (all []admin.LaneStats) {
+func (a *status) laneStats() (all []admin.LaneStats) {
 	for _, l := range a.lanes {
 		s := l.buffer.Stats()
 		ls := admin.LaneStats{
 			Name: l.name, Admitted: l.Admitted(), Delivered: l.Delivered(), Resent: l.Resent(), Lost: s.Lost,
-			PendingRecords: s.PendingRecords, LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, DiskFailed: s.DiskError != nil,
-			Full: l.Full(), TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Syncs: s.Syncs,
+			Batches: s.AppendedBatches, BatchBytes: s.AppendedBytes, BatchRecords: s.AppendedRecords,
+			PendingRecords: s.PendingRecords, LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, MaxBytes: s.MaxBytes, FreeBytes: s.Free, DiskFailed: s.DiskError != nil,
+			Full: l.Full(), Stalled: a.stall(l) != "", TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
 		}
 		if !s.PendingSince.IsZero() {
 			ls.PendingAge = time.Since(s.PendingSince)
@@ -43,14 +51,35 @@ func (a *agent) laneStats() (all []admin.LaneStats) {
 	return all
 }
 
-func (a *agent) outputStats() (all []admin.OutputStats) {
-	states := a.chain.States()
-	for _, o := range a.outs {
-		n := o.Counts()
-		s := admin.OutputStats{Name: o.Name(), Delivered: n.Delivered, AlreadyThere: n.AlreadyThere, Bytes: n.Bytes}
+func (a *status) outputStats() (all []admin.OutputStats) {
+	states, work := a.chain.States(), a.chain.Work()
+	for i, o := range a.outs {
+		n, w := o.Counts(), work[i] // both in the order of SPILLWAY_OUTPUTS
+		s := admin.OutputStats{
+			Name: o.Name(), Delivered: n.Delivered, AlreadyThere: n.AlreadyThere, Bytes: n.Bytes,
+			InFlightBatches: w.InFlight, InFlightBytes: w.InFlightBytes, Retries: w.Repeats,
+			Failures: map[string]uint64{}, Failed: map[string]time.Time{}, Latency: admin.Histogram{Sum: w.Took, Buckets: map[float64]uint64{}},
+			Probes: map[string]uint64{"ok": w.Probes - w.FailedProbes, "failed": w.FailedProbes},
+		}
+		for class := outputs.Retry; class <= outputs.Misconfigured; class++ {
+			s.Failures[class.String()] = w.Failures[class-1]
+			if at := w.Failed[class-1]; !at.IsZero() {
+				s.Failed[class.String()] = at
+			}
+		}
+		for i, n := range w.Latency {
+			s.Latency.Count += n
+			if i < len(outputs.LatencyBounds) {
+				s.Latency.Buckets[outputs.LatencyBounds[i].Seconds()] = s.Latency.Count
+			}
+		}
 		for _, st := range states {
 			if st.Output == s.Name {
-				s.Lanes = append(s.Lanes, admin.OutputLane{Lane: st.Lane, State: st.Health.String(), Active: st.Active, Failures: st.Failures})
+				l := admin.OutputLane{Lane: st.Lane, State: st.Health.String(), Active: st.Active, Failures: st.Failures}
+				if st.Err != nil {
+					l.Error = st.Err.Error()
+				}
+				s.Lanes = append(s.Lanes, l)
 			}
 		}
 		all = append(all, s)
@@ -58,21 +87,71 @@ func (a *agent) outputStats() (all []admin.OutputStats) {
 	return all
 }
 
-func (a *agent) switches() (all []admin.Switch) {
+func (a *status) switches() (all []admin.Switch) {
 	for s, n := range a.chain.Switches() {
 		all = append(all, admin.Switch{Lane: s.Lane, From: s.From, To: s.To, Count: n})
 	}
 	return all
 }
 
-// ready says why the agent does not take records now; nil when it does. A far
-// side that is down is no reason: the buffer takes what comes.
-func (a *agent) ready() error {
-	var why []error
+// refuses says why records are not accepted now. A far side that is down is no
+// reason: the buffer takes what comes.
+func (a *status) refuses() (why []string) {
 	for _, l := range a.lanes {
-		if l.Full() {
-			why = append(why, fmt.Errorf("lane %s: nothing could be stored for a second or longer: the buffer is full, or its disk fails", l.name))
+		switch err := l.buffer.Stats().DiskError; {
+		case err != nil:
+			why = append(why, fmt.Sprintf("lane %s: the disk fails: %v", l.name, err))
+		case l.Full():
+			why = append(why, fmt.Sprintf("lane %s: nothing could be stored for a second or longer: the buffer is full, or its disk hangs", l.name))
 		}
 	}
-	return errors.Join(why...)
+	return why
+}
+
+// stalls says which lanes have records and deliver none.
+func (a *status) stalls() (why []string) {
+	for _, l := range a.lanes {
+		if s := a.stall(l); s != "" {
+			why = append(why, s)
+		}
+	}
+	return why
+}
+
+// stall says why l counts as stalled, "" if it does not.
+func (a *status) stall(l *lane) string {
+	s := l.buffer.Stats()
+	if s.PendingRecords == 0 {
+		return ""
+	}
+	limit := 2 * a.cfg.Failover.After
+	since := a.began // an agent with old records has as long as any other
+	last := ""
+	for _, st := range a.chain.States() {
+		if st.Lane != l.name || !st.Active {
+			continue
+		}
+		last = "; it uses output " + st.Output
+		if st.Err != nil {
+			last += ", whose last failure was " + st.Err.Error()
+		}
+		if s.PendingSince.IsZero() {
+			s.PendingSince = st.Since // the buffer was not asked
+		}
+		for _, o := range a.outs {
+			if o.Name() == st.Output {
+				limit += o.Limits().Age // it may wait that long for more
+			}
+		}
+	}
+	for _, t := range []time.Time{a.chain.Acked(l.name), s.PendingSince} {
+		if t.After(since) {
+			since = t
+		}
+	}
+	waited := time.Since(since)
+	if waited < limit {
+		return ""
+	}
+	return fmt.Sprintf("lane %s: %d records wait and no output acknowledged any for %v%s", l.name, s.PendingRecords, waited.Round(time.Second), last)
 }

@@ -1,10 +1,13 @@
 // Package admin answers people and monitoring about a running agent:
 //
-//	/healthz       200 while the process answers
-//	/readyz        200 when senders may send, else 503 and why, one reason a line; then the state
-//	               of the outputs, for people: one that is down is no reason to send nothing
-//	/metrics       Prometheus text; metrics.go lists every name
-//	/debug/pprof/  profiles of net/http/pprof
+//	/healthz        200 while the process answers
+//	/readyz         200 while records are accepted and get on, else 503 and why, one reason a
+//	                line; then the state of the outputs, for people: one that is down is no
+//	                reason by itself
+//	/readyz/accept  the same for accepting alone: a load balancer that has only agents with the
+//	                same far side must not stop sending because that one is away
+//	/metrics        Prometheus text; metrics.go lists every name
+//	/debug/pprof/   profiles of net/http/pprof
 //
 // It starts nothing and owns nothing: what it shows it asks for when asked.
 package admin
@@ -14,6 +17,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/pprof"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,9 +36,9 @@ type Sources struct {
 	// Switches are the ways that lanes took from one output to another.
 	Switches func() []Switch
 
-	// Ready returns nil when all inputs are bound and all lanes accept records,
-	// else what is missing; errors.Join of several is fine.
-	Ready func() error
+	// Refuses returns why records are not accepted, one reason for each input or lane;
+	// none: all are. Stalls returns which lanes have records and deliver none.
+	Refuses, Stalls func() []string
 }
 
 // InputStats are the counters of one input since the start. Fields grow only,
@@ -69,14 +74,22 @@ type LaneStats struct {
 	Resent    uint64            // records sent again since the start, because a stream had lost them
 	Lost      map[string]uint64 // numbered records that were lost, over all lives of the buffer, by reason
 
+	Batches      uint64 // stored since the start
+	BatchBytes   uint64 // of their payloads
+	BatchRecords uint64 // in them
+
 	PendingRecords uint64        // stored and not delivered
 	PendingAge     time.Duration // how long the oldest of them has waited at the head of the line
 	LiveBytes      int64         // of segments with pending records
 	DiskBytes      int64         // of all segments, delivered ones that are kept included
+	MaxBytes       int64         // that they may be
+	FreeBytes      int64         // of the file system
 	Full           bool          // no room: inputs wait or drop
 	DiskFailed     bool          // the last write did not succeed
+	Stalled        bool          // records wait and no output takes any
 	TornBytes      uint64        // passed over since the start: writes that were cut off
 	CorruptBytes   uint64        // passed over since the start: bytes that were durable once
+	Quarantined    uint64        // segments moved to quarantine/ since the start
 	Syncs          uint64        // fsyncs of segments since the start
 }
 
@@ -89,6 +102,21 @@ type OutputStats struct {
 	Delivered    uint64 // messages or objects that the far side acknowledged as new
 	AlreadyThere uint64 // that it had already: repeats whose first answer was lost
 	Bytes        uint64 // of those delivered
+
+	InFlightBatches int   // handed over, no answer yet
+	InFlightBytes   int64 // of their payloads
+	Retries         uint64
+	Failures        map[string]uint64    // calls that failed, by class; all classes are there
+	Failed          map[string]time.Time // when the last one of a class failed; only classes that have
+	Latency         Histogram            // of runs that were accepted whole
+	Probes          map[string]uint64    // by result, "ok" or "failed"
+}
+
+// Histogram is what Prometheus makes one of.
+type Histogram struct {
+	Count   uint64
+	Sum     time.Duration
+	Buckets map[float64]uint64 // observations up to each bound in seconds, smaller bounds included
 }
 
 // OutputLane is the state of an output for one lane.
@@ -97,6 +125,7 @@ type OutputLane struct {
 	State    string // one of States
 	Active   bool   // the lane uses it now
 	Failures int    // in a row
+	Error    string // of the last failure; "" when up
 }
 
 // States are those of an output: of outputs.Health, in its order.
@@ -114,27 +143,12 @@ func Handler(s Sources) http.Handler {
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{s})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "spillway %s\n\n/healthz\n/readyz\n/metrics\n/debug/pprof/\n", s.Version)
+		fmt.Fprintf(w, "spillway %s\n\n/healthz\n/readyz\n/readyz/accept\n/metrics\n/debug/pprof/\n", s.Version)
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		text := "ready\n"
-		if err := s.Ready(); err != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			text = err.Error() + "\n"
-		}
-		for _, o := range s.Outputs() {
-			for _, l := range o.Lanes {
-				text += fmt.Sprintf("output %s for lane %s: %s", o.Name, l.Lane, l.State)
-				if l.Active {
-					text += ", in use"
-				}
-				text += "\n"
-			}
-		}
-		io.WriteString(w, text)
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { s.answer(w, slices.Concat(s.Refuses(), s.Stalls())) })
+	mux.HandleFunc("GET /readyz/accept", func(w http.ResponseWriter, _ *http.Request) { s.answer(w, s.Refuses()) })
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -143,3 +157,33 @@ func Handler(s Sources) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
+
+// answer says "ready" or why not, then how outputs are.
+func (s Sources) answer(w http.ResponseWriter, why []string) {
+	var text strings.Builder
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if len(why) > 0 {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	} else {
+		text.WriteString("ready\n")
+	}
+	for _, reason := range why {
+		text.WriteString(line(reason))
+	}
+	for _, o := range s.Outputs() {
+		for _, l := range o.Lanes {
+			state := l.State
+			if l.Active {
+				state += ", in use"
+			}
+			if l.Error != "" {
+				state += fmt.Sprintf(", %d failures in a row, the last: %s", l.Failures, l.Error)
+			}
+			text.WriteString(line(fmt.Sprintf("output %s for lane %s: %s", o.Name, l.Lane, state)))
+		}
+	}
+	io.WriteString(w, text.String())
+}
+
+// line is s as one line: an error may hold what a far side said.
+func line(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", " ") + "\n" }

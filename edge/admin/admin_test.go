@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"errors"
 	"flag"
 	"net/http"
 	"net/http/httptest"
@@ -9,30 +8,44 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
-var update = flag.Bool("update", false, "rewrite golden files")
+var update = flag.Bool("update", false, "rewrite golden files and docs/operations.md")
 
-func sources(ready error) Sources {
+// sources is an agent whose stream is away: the bucket takes what comes.
+func sources() Sources {
 	return Sources{
 		Version: "v1.2.3",
 		Inputs: func() []InputStats {
 			return []InputStats{
-				{Name: "tcp", Messages: 1, MessageBytes: 2, ReadBytes: 3, ParseFailures: 4, Truncated: 5, Oversize: 6, DiscardedBytes: 7, Dropped: 8,
-					EmptyFrames: 9, FramingErrors: 10, CutFrames: 11, Connections: 12, OpenConnections: 13, RefusedConnections: 14, IdleConnections: 15},
-				{Name: "udp"},
+				{Name: "tcp", Messages: 184220, MessageBytes: 41449500, ReadBytes: 41633720, ParseFailures: 12, Truncated: 3, Oversize: 4, DiscardedBytes: 73400320,
+					Dropped: 2, EmptyFrames: 9, FramingErrors: 1, CutFrames: 5, Connections: 412, OpenConnections: 37, RefusedConnections: 14, IdleConnections: 88},
+				{Name: "udp", Messages: 90310, MessageBytes: 16707350, ReadBytes: 16797660, ParseFailures: 1, Dropped: 71, EmptyFrames: 10},
 			}
 		},
 		Lanes: func() []LaneStats {
-			return []LaneStats{{Name: "main", Admitted: 1, Delivered: 2, Resent: 12, Lost: map[string]uint64{"full_oldest": 3, "damaged": 4}, PendingRecords: 5,
-				PendingAge: 6500 * time.Millisecond, LiveBytes: 7, DiskBytes: 8, Full: true, DiskFailed: true, TornBytes: 9, CorruptBytes: 10, Syncs: 11}}
+			return []LaneStats{{Name: "main", Admitted: 274460, Delivered: 250112, Resent: 900, Lost: map[string]uint64{"full_oldest": 5000, "damaged": 10},
+				Batches: 3120, BatchBytes: 9606100, BatchRecords: 274440, PendingRecords: 24328, PendingAge: 42500 * time.Millisecond, LiveBytes: 1048576, DiskBytes: 9961472,
+				MaxBytes: 1 << 30, FreeBytes: 12 << 30, TornBytes: 511, CorruptBytes: 4096, Quarantined: 1, Syncs: 2840}}
 		},
 		Outputs: func() []OutputStats {
-			return []OutputStats{{Name: "hub", Lanes: []OutputLane{{Lane: "main", State: "failing", Active: true, Failures: 3}}, Delivered: 4, AlreadyThere: 5, Bytes: 6},
-				{Name: "archive", Lanes: []OutputLane{{Lane: "main", State: "up"}}}}
+			none := map[string]uint64{"retry": 0, "failover": 0, "unfit": 0, "misconfigured": 0}
+			return []OutputStats{
+				{Name: "hub", Lanes: []OutputLane{{Lane: "main", State: "down", Failures: 7, Error: "hub: publish to logs.plant.gw1.main: no answer within 5s"}},
+					Delivered: 2711, AlreadyThere: 6, Bytes: 8343020, Retries: 8, Failures: map[string]uint64{"retry": 6, "failover": 0, "unfit": 1, "misconfigured": 0},
+					Failed:  map[string]time.Time{"retry": time.UnixMilli(1795273322250), "unfit": time.UnixMilli(1795270001000)},
+					Latency: Histogram{Count: 540, Sum: 9180 * time.Millisecond, Buckets: map[float64]uint64{0.005: 11, 0.025: 523, 1: 540}},
+					Probes:  map[string]uint64{"ok": 1, "failed": 4}},
+				{Name: "archive", Lanes: []OutputLane{{Lane: "main", State: "up", Active: true}}, Delivered: 8, Bytes: 1231000, InFlightBatches: 31, InFlightBytes: 99400, Retries: 1,
+					Failures: none, Latency: Histogram{Count: 8, Sum: 1600 * time.Millisecond, Buckets: map[float64]uint64{0.005: 0, 0.025: 0, 1: 8}},
+					Probes: map[string]uint64{"ok": 0, "failed": 0}},
+			}
 		},
-		Switches: func() []Switch { return []Switch{{Lane: "main", From: "hub", To: "archive", Count: 7}} },
-		Ready:    func() error { return ready },
+		Switches: func() []Switch { return []Switch{{Lane: "main", From: "hub", To: "archive", Count: 1}} },
+		Refuses:  func() []string { return nil },
+		Stalls:   func() []string { return nil },
 	}
 }
 
@@ -43,11 +56,17 @@ func get(t *testing.T, s Sources, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-// TestMetrics holds every name, type, help and value that is ours.
-func TestMetrics(t *testing.T) {
-	code, body := get(t, sources(nil), "/metrics")
+// scrape is what /metrics says, our part of it.
+func scrape(t *testing.T, s Sources) string {
+	t.Helper()
+	code, body := get(t, s, "/metrics")
 	if code != http.StatusOK {
 		t.Fatalf("status %d: %s", code, body)
+	}
+	for _, other := range []string{"go_goroutines", "process_open_fds"} {
+		if !strings.Contains(body, "\n"+other+" ") {
+			t.Errorf("no %s", other)
+		}
 	}
 	var ours strings.Builder
 	for line := range strings.Lines(body) {
@@ -55,9 +74,16 @@ func TestMetrics(t *testing.T) {
 			ours.WriteString(line)
 		}
 	}
-	const golden = "testdata/metrics.golden"
+	return ours.String()
+}
+
+const golden = "testdata/metrics.golden"
+
+// TestMetrics holds every name, type, help and value that is ours.
+func TestMetrics(t *testing.T) {
+	ours := scrape(t, sources())
 	if *update {
-		if err := os.WriteFile(golden, []byte(ours.String()), 0o644); err != nil {
+		if err := os.WriteFile(golden, []byte(ours), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,42 +91,100 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ours.String() != string(want) {
-		t.Errorf("metrics differ from %s (-update rewrites it):\n%s", golden, ours.String())
+	if ours != string(want) {
+		t.Errorf("metrics differ from %s (-update rewrites it):\n%s", golden, ours)
 	}
-	for _, other := range []string{"go_goroutines", "process_open_fds"} {
-		if !strings.Contains(body, "\n"+other+" ") {
-			t.Errorf("no %s", other)
+}
+
+// TestConventions asks Prometheus' own linter, and for names that stay different
+// where counters lose their _total (OpenMetrics).
+func TestConventions(t *testing.T) {
+	ours := scrape(t, sources())
+	problems, err := promlint.New(strings.NewReader(ours)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	types := map[string]string{}
+	for line := range strings.Lines(ours) {
+		if f := strings.Fields(line); f[1] == "TYPE" {
+			types[f[2]] = f[3]
+		}
+	}
+	for name, kind := range types {
+		if base, ok := strings.CutSuffix(name, "_total"); ok != (kind == "counter") || ok && types[base] != "" {
+			t.Errorf("%s is a %s, %s is %q", name, kind, base, types[base])
 		}
 	}
 }
 
 func TestReady(t *testing.T) {
-	const states = "output hub for lane main: failing, in use\noutput archive for lane main: up\n"
-	if code, body := get(t, sources(nil), "/readyz"); code != http.StatusOK || body != "ready\n"+states {
-		t.Errorf("ready: %d %q", code, body)
-	}
-	notReady := errors.Join(errors.New("input tcp is not bound"), errors.New("lane main is full"))
-	code, body := get(t, sources(notReady), "/readyz")
-	if want := "input tcp is not bound\nlane main is full\n" + states; code != http.StatusServiceUnavailable || body != want {
-		t.Errorf("not ready: %d %q, want 503 %q", code, body, want)
-	}
-	if _, body := get(t, sources(notReady), "/metrics"); !strings.Contains(body, "\nspillway_ready 0\n") {
-		t.Error("spillway_ready is not 0")
+	const states = "output hub for lane main: down, 7 failures in a row, the last: hub: publish to logs.plant.gw1.main: no answer within 5s\n" +
+		"output archive for lane main: up, in use\n"
+	refuses := []string{"lane main: the disk fails: write: input/output error", "input vault: does not accept"}
+	stalls := []string{"lane main: 24328 records wait and no output acknowledged any for 2m5s: a\nb"}
+	for _, tt := range []struct {
+		name            string
+		refuses, stalls []string
+		path            string
+		code            int
+		want            string
+	}{
+		{"ready", nil, nil, "/readyz", 200, "ready\n"},
+		{"accepts", nil, nil, "/readyz/accept", 200, "ready\n"},
+		{"refuses", refuses, nil, "/readyz", 503, "lane main: the disk fails: write: input/output error\ninput vault: does not accept\n"},
+		{"refuses to accept", refuses[:1], nil, "/readyz/accept", 503, "lane main: the disk fails: write: input/output error\n"},
+		{"stalls", nil, stalls, "/readyz", 503, "lane main: 24328 records wait and no output acknowledged any for 2m5s: a b\n"},
+		{"stalls and accepts", nil, stalls, "/readyz/accept", 200, "ready\n"},
+		{"both", refuses[1:], stalls, "/readyz", 503, "input vault: does not accept\nlane main: 24328 records wait and no output acknowledged any for 2m5s: a b\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := sources()
+			s.Refuses, s.Stalls = func() []string { return tt.refuses }, func() []string { return tt.stalls }
+			if code, body := get(t, s, tt.path); code != tt.code || body != tt.want+states {
+				t.Errorf("%d %q, want %d %q", code, body, tt.code, tt.want+states)
+			}
+			want := "\nspillway_ready 1\n"
+			if tt.refuses != nil || tt.stalls != nil {
+				want = "\nspillway_ready 0\n"
+			}
+			if !strings.Contains(scrape(t, s), want) {
+				t.Errorf("no %q", want)
+			}
+			if code, body := get(t, s, "/healthz"); code != 200 || body != "ok\n" {
+				t.Errorf("/healthz: %d %q", code, body)
+			}
+		})
 	}
 }
 
 func TestPaths(t *testing.T) {
 	for path, want := range map[string]int{
-		"/": 200, "/healthz": 200, "/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/cmdline": 200, "/debug/pprof/symbol": 200, "/nothing": 404,
+		"/": 200, "/healthz": 200, "/readyz": 200, "/readyz/accept": 200, "/readyz/": 404, "/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/cmdline": 200,
+		"/debug/pprof/symbol": 200, "/nothing": 404,
 	} {
-		if code, _ := get(t, sources(errors.New("no")), path); code != want {
+		if code, _ := get(t, sources(), path); code != want {
 			t.Errorf("%s: %d, want %d", path, code, want)
 		}
 	}
 	w := httptest.NewRecorder()
-	Handler(sources(nil)).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/healthz", nil))
+	Handler(sources()).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/healthz", nil))
 	if w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("POST /healthz: %d", w.Code)
+	}
+}
+
+// BenchmarkScrape is what one scrape costs; between scrapes nothing runs.
+func BenchmarkScrape(b *testing.B) {
+	h := Handler(sources())
+	b.ReportAllocs()
+	for b.Loop() {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		if w.Code != http.StatusOK {
+			b.Fatal(w.Code)
+		}
 	}
 }

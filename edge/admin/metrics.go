@@ -1,8 +1,7 @@
 package admin
 
 import (
-	"maps"
-	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -10,19 +9,40 @@ import (
 // Every metric of Spillway is in this file. Names are part of the interface:
 // they may be added, not changed.
 
-// family is one metric of a thing S: a value for each S, under its name.
+// family is one metric of a thing S, with a value for each S, under its name. by
+// gives several, by a second label.
 type family[S any] struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
 	value func(*S) float64
+	by    func(*S) map[string]float64
+}
+
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("spillway_"+name, help, labels, nil)
 }
 
 func counter[S any](label, name, help string, value func(*S) float64) family[S] {
-	return family[S]{prometheus.NewDesc("spillway_"+name, help, []string{label}, nil), prometheus.CounterValue, value}
+	return family[S]{desc: newDesc(name, help, label), kind: prometheus.CounterValue, value: value}
 }
 
 func gauge[S any](label, name, help string, value func(*S) float64) family[S] {
-	return family[S]{prometheus.NewDesc("spillway_"+name, help, []string{label}, nil), prometheus.GaugeValue, value}
+	return family[S]{desc: newDesc(name, help, label), kind: prometheus.GaugeValue, value: value}
+}
+
+// counters has one value for each value of a second label.
+func counters[S any](label, second, name, help string, by func(*S) map[string]uint64) family[S] {
+	return family[S]{desc: newDesc(name, help, label, second), kind: prometheus.CounterValue, by: func(s *S) map[string]float64 {
+		return floats(by(s), func(n uint64) float64 { return float64(n) })
+	}}
+}
+
+func floats[V any](m map[string]V, f func(V) float64) map[string]float64 {
+	out := make(map[string]float64, len(m))
+	for k, v := range m {
+		out[k] = f(v)
+	}
+	return out
 }
 
 var inputMetrics = []family[InputStats]{
@@ -38,23 +58,31 @@ var inputMetrics = []family[InputStats]{
 	counter("input", "input_framing_errors_total", "Streams whose framing could not be followed.", func(s *InputStats) float64 { return float64(s.FramingErrors) }),
 	counter("input", "input_cut_frames_total", "Counted frames that the sender did not finish.", func(s *InputStats) float64 { return float64(s.CutFrames) }),
 	counter("input", "input_connections_total", "Connections accepted.", func(s *InputStats) float64 { return float64(s.Connections) }),
-	gauge("input", "input_connections", "Connections now.", func(s *InputStats) float64 { return float64(s.OpenConnections) }),
+	gauge("input", "input_open_connections", "Connections now.", func(s *InputStats) float64 { return float64(s.OpenConnections) }),
 	counter("input", "input_refused_connections_total", "Connections closed at once: over MAX_CONNECTIONS.", func(s *InputStats) float64 { return float64(s.RefusedConnections) }),
 	counter("input", "input_idle_connections_total", "Connections closed after IDLE_TIMEOUT.", func(s *InputStats) float64 { return float64(s.IdleConnections) }),
 }
 
 var laneMetrics = []family[LaneStats]{
 	counter("lane", "lane_records_admitted_total", "Records that were given a number.", func(s *LaneStats) float64 { return float64(s.Admitted) }),
+	counter("lane", "lane_records_stored_total", "Of those, records that are durable as SYNC says.", func(s *LaneStats) float64 { return float64(s.BatchRecords) }),
 	counter("lane", "lane_records_delivered_total", "Records that an output acknowledged.", func(s *LaneStats) float64 { return float64(s.Delivered) }),
 	counter("lane", "lane_records_resent_total", "Records sent again because a stream had lost what it had acknowledged.", func(s *LaneStats) float64 { return float64(s.Resent) }),
+	counters("lane", "reason", "lane_records_lost_total", "Numbered records that are lost, over all starts; a gap record tells of them.", func(s *LaneStats) map[string]uint64 { return s.Lost }),
+	counter("lane", "lane_batches_total", "Batches that were stored.", func(s *LaneStats) float64 { return float64(s.Batches) }),
+	counter("lane", "lane_batch_bytes_total", "Bytes of their payloads, compressed.", func(s *LaneStats) float64 { return float64(s.BatchBytes) }),
 	gauge("lane", "lane_pending_records", "Records in the buffer that no output has yet.", func(s *LaneStats) float64 { return float64(s.PendingRecords) }),
 	gauge("lane", "lane_pending_bytes", "Bytes of the segments that they are in.", func(s *LaneStats) float64 { return float64(s.LiveBytes) }),
 	gauge("lane", "lane_pending_age_seconds", "How long the oldest of them has waited at the head of the line.", func(s *LaneStats) float64 { return s.PendingAge.Seconds() }),
 	gauge("lane", "lane_disk_bytes", "Bytes of all segments, delivered ones that are kept included.", func(s *LaneStats) float64 { return float64(s.DiskBytes) }),
+	gauge("lane", "lane_disk_limit_bytes", "SPILLWAY_BUFFER_MAX_BYTES.", func(s *LaneStats) float64 { return float64(s.MaxBytes) }),
+	gauge("lane", "lane_disk_free_bytes", "Free bytes of the buffer's file system, as last seen.", func(s *LaneStats) float64 { return float64(s.FreeBytes) }),
 	gauge("lane", "lane_full", "1 while there is no room and inputs wait or drop.", func(s *LaneStats) float64 { return one(s.Full) }),
 	gauge("lane", "lane_disk_failed", "1 while records can not be written.", func(s *LaneStats) float64 { return one(s.DiskFailed) }),
+	gauge("lane", "lane_stalled", "1 while records wait and no output has acknowledged any for too long.", func(s *LaneStats) float64 { return one(s.Stalled) }),
 	counter("lane", "lane_torn_bytes_total", "Bytes of writes that were cut off, passed over.", func(s *LaneStats) float64 { return float64(s.TornBytes) }),
 	counter("lane", "lane_corrupt_bytes_total", "Damaged bytes that had been durable, passed over.", func(s *LaneStats) float64 { return float64(s.CorruptBytes) }),
+	counter("lane", "lane_quarantined_segments_total", "Damaged segments that were put aside in quarantine/.", func(s *LaneStats) float64 { return float64(s.Quarantined) }),
 	counter("lane", "lane_syncs_total", "Fsyncs of segments.", func(s *LaneStats) float64 { return float64(s.Syncs) }),
 }
 
@@ -62,17 +90,25 @@ var outputMetrics = []family[OutputStats]{
 	counter("output", "output_delivered_total", "Messages or objects that the far side acknowledged as new.", func(s *OutputStats) float64 { return float64(s.Delivered) }),
 	counter("output", "output_already_there_total", "Messages or objects that the far side had already: repeats whose first answer was lost.", func(s *OutputStats) float64 { return float64(s.AlreadyThere) }),
 	counter("output", "output_bytes_total", "Bytes of those delivered.", func(s *OutputStats) float64 { return float64(s.Bytes) }),
+	gauge("output", "output_in_flight_batches", "Batches handed over and not answered yet.", func(s *OutputStats) float64 { return float64(s.InFlightBatches) }),
+	gauge("output", "output_in_flight_bytes", "Bytes of their payloads.", func(s *OutputStats) float64 { return float64(s.InFlightBytes) }),
+	counter("output", "output_retries_total", "Runs with records that had been handed over before, to this output or another.", func(s *OutputStats) float64 { return float64(s.Retries) }),
+	counters("output", "class", "output_failures_total", "Calls that failed: retry (try again), failover (not well for longer), unfit (not this batch), misconfigured (a person must act).", func(s *OutputStats) map[string]uint64 { return s.Failures }),
+	{desc: newDesc("output_last_failure_timestamp_seconds", "When a call last failed so.", "output", "class"), kind: prometheus.GaugeValue,
+		by: func(s *OutputStats) map[string]float64 {
+			return floats(s.Failed, func(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 })
+		}},
+	counters("output", "result", "output_probes_total", "Probes of the output while it was left.", func(s *OutputStats) map[string]uint64 { return s.Probes }),
 }
 
 var (
-	outputActive   = prometheus.NewDesc("spillway_output_active", "1 for the output that gets the lane's records now.", []string{"output", "lane"}, nil)
-	outputFailures = prometheus.NewDesc("spillway_output_failures", "Failed calls in a row.", []string{"output", "lane"}, nil)
-	outputState    = prometheus.NewDesc("spillway_output_state", "1 for the state that the output is in: up, failing, down (left, and probed) or trial (the next run decides).", []string{"output", "lane", "state"}, nil)
-	switches       = prometheus.NewDesc("spillway_failovers_total", "How often the lane went from one output to another, failbacks included.", []string{"lane", "from", "to"}, nil)
-
-	laneLost  = prometheus.NewDesc("spillway_lane_records_lost_total", "Numbered records that are lost, by reason, over all starts; a gap record tells of them.", []string{"lane", "reason"}, nil)
-	ready     = prometheus.NewDesc("spillway_ready", "1 when inputs are bound and lanes accept records.", nil, nil)
-	buildInfo = prometheus.NewDesc("spillway_build_info", "Always 1.", []string{"version"}, nil)
+	outputLatency = newDesc("output_latency_seconds", "How long runs took that were accepted whole.", "output")
+	outputActive  = newDesc("output_active", "1 for the output that gets the lane's records now.", "output", "lane")
+	outputInARow  = newDesc("output_consecutive_failures", "Failed calls in a row.", "output", "lane")
+	outputState   = newDesc("output_state", "1 for the state that the output is in: up, failing, down (left, and probed) or trial (the next run decides).", "output", "lane", "state")
+	switches      = newDesc("failovers_total", "How often the lane went from one output to another, failbacks included.", "lane", "from", "to")
+	ready         = newDesc("ready", "1 when /readyz says 200: inputs are bound, lanes accept records, and none of them is stalled.")
+	buildInfo     = newDesc("build_info", "Always 1.", "version")
 )
 
 func one(b bool) float64 {
@@ -87,53 +123,57 @@ type collector struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, f := range inputMetrics {
-		ch <- f.desc
-	}
-	for _, f := range laneMetrics {
-		ch <- f.desc
-	}
-	for _, f := range outputMetrics {
-		ch <- f.desc
-	}
-	for _, d := range []*prometheus.Desc{outputActive, outputFailures, outputState, switches} {
+	describe(ch, inputMetrics)
+	describe(ch, laneMetrics)
+	describe(ch, outputMetrics)
+	for _, d := range []*prometheus.Desc{outputLatency, outputActive, outputInARow, outputState, switches, ready, buildInfo} {
 		ch <- d
 	}
-	ch <- laneLost
-	ch <- ready
-	ch <- buildInfo
 }
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
+	emit := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, kind, v, labels...)
+	}
 	for _, s := range c.s.Inputs() {
-		collect(ch, inputMetrics, &s, s.Name)
+		collect(emit, inputMetrics, &s, s.Name)
 	}
 	for _, s := range c.s.Lanes() {
-		collect(ch, laneMetrics, &s, s.Name)
-		for _, reason := range slices.Sorted(maps.Keys(s.Lost)) {
-			ch <- prometheus.MustNewConstMetric(laneLost, prometheus.CounterValue, float64(s.Lost[reason]), s.Name, reason)
-		}
+		collect(emit, laneMetrics, &s, s.Name)
 	}
 	for _, s := range c.s.Outputs() {
-		collect(ch, outputMetrics, &s, s.Name)
+		collect(emit, outputMetrics, &s, s.Name)
+		ch <- prometheus.MustNewConstHistogram(outputLatency, s.Latency.Count, s.Latency.Sum.Seconds(), s.Latency.Buckets, s.Name)
 		for _, l := range s.Lanes {
-			ch <- prometheus.MustNewConstMetric(outputActive, prometheus.GaugeValue, one(l.Active), s.Name, l.Lane)
-			ch <- prometheus.MustNewConstMetric(outputFailures, prometheus.GaugeValue, float64(l.Failures), s.Name, l.Lane)
+			emit(outputActive, prometheus.GaugeValue, one(l.Active), s.Name, l.Lane)
+			emit(outputInARow, prometheus.GaugeValue, float64(l.Failures), s.Name, l.Lane)
 			for _, state := range States {
-				ch <- prometheus.MustNewConstMetric(outputState, prometheus.GaugeValue, one(l.State == state), s.Name, l.Lane, state)
+				emit(outputState, prometheus.GaugeValue, one(l.State == state), s.Name, l.Lane, state)
 			}
 		}
 	}
 	for _, s := range c.s.Switches() {
-		ch <- prometheus.MustNewConstMetric(switches, prometheus.CounterValue, float64(s.Count), s.Lane, s.From, s.To)
+		emit(switches, prometheus.CounterValue, float64(s.Count), s.Lane, s.From, s.To)
 	}
-	ch <- prometheus.MustNewConstMetric(ready, prometheus.GaugeValue, one(c.s.Ready() == nil))
-	ch <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, c.s.Version)
+	emit(ready, prometheus.GaugeValue, one(len(c.s.Refuses()) == 0 && len(c.s.Stalls()) == 0))
+	emit(buildInfo, prometheus.GaugeValue, 1, c.s.Version)
 }
 
-func collect[S any](ch chan<- prometheus.Metric, families []family[S], s *S, name string) {
+func describe[S any](ch chan<- *prometheus.Desc, families []family[S]) {
 	for _, f := range families {
-		ch <- prometheus.MustNewConstMetric(f.desc, f.kind, f.value(s), name)
+		ch <- f.desc
+	}
+}
+
+func collect[S any](emit func(*prometheus.Desc, prometheus.ValueType, float64, ...string), families []family[S], s *S, name string) {
+	for _, f := range families {
+		if f.by == nil {
+			emit(f.desc, f.kind, f.value(s), name)
+			continue
+		}
+		for k, v := range f.by(s) {
+			emit(f.desc, f.kind, v, name, k)
+		}
 	}
 }
