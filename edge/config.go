@@ -37,6 +37,8 @@ type Config struct {
 	Compression      batch.Codec `env:"COMPRESSION" envDefault:"zstd" doc:"zstd, gzip or none"`
 	CompressionLevel int         `env:"COMPRESSION_LEVEL" envDefault:"1" doc:"1 (fast) to 4 for zstd, to 9 for gzip"`
 
+	MessageMemory outputs.Size `env:"MESSAGE_MEMORY" envDefault:"64MiB" doc:"what the unfinished messages of all connections of a lane may take together; at the bound the largest is treated as too large. Raised to the largest MAX_MESSAGE_SIZE and 1MiB"`
+
 	AdminAddress  string        `env:"ADMIN_ADDRESS" envDefault:"localhost:8514" doc:"host:port of /metrics, /healthz, /readyz and /debug/pprof/"`
 	LogLevelName  string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error"`
 	LogFormat     string        `env:"LOG_FORMAT" envDefault:"text" doc:"text or json"`
@@ -67,6 +69,7 @@ type FailoverConfig struct {
 type BufferConfig struct {
 	MaxBytes     outputs.Size      `env:"MAX_BYTES" doc:"disk space of one lane, at least 4MiB" default:"1GiB, at most 10 % of the file system"`
 	MinFree      *outputs.Size     `env:"MIN_FREE" doc:"free space that is left to others; 0: all may be used" default:"256MiB, at most 5 % of the file system"`
+	Reserve      *outputs.Size     `env:"RESERVE" doc:"room that is kept for what connections still hold when an input with ON_FULL=refuse closes them; only in lanes with such an input" default:"8MiB, at most 1/8 of MAX_BYTES"`
 	FullName     string            `env:"FULL" envDefault:"hold" doc:"hold: a full buffer takes nothing more; drop_oldest: its oldest segments make room, and a gap record tells"`
 	SyncName     string            `env:"SYNC" envDefault:"group" doc:"group: what was taken in is on disk, several batches share an fsync; interval: fsync every SYNC_INTERVAL; never: when the kernel likes"`
 	SyncInterval time.Duration     `env:"SYNC_INTERVAL" envDefault:"1s" doc:"how much a power cut may cost with SYNC=interval"`
@@ -96,6 +99,9 @@ var (
 const (
 	maxMessageSize = 64 << 20
 	minBuffer      = 4 << 20
+
+	fewSegments outputs.Size = 32 << 20 // below it, dropping the oldest of the 1 MiB segments is a loss of several percent
+	smallBatch  outputs.Size = 32 << 10 // below it, zstd has too little to find repeats in
 )
 
 // loadConfig reads the configuration from environ ("KEY=VALUE"). It looks at the
@@ -127,6 +133,7 @@ func loadConfig(environ []string) (*Config, error) {
 		c.Outputs = append(c.Outputs, o)
 	}
 	c.failover(e, len(outs))
+	c.acrossInputs(e)
 	e.unknown(c.Strict || e.bad[prefix+"STRICT"], map[string]list{"INPUT": inputs, "OUTPUT": outs}, blind)
 	c.settings, c.Notes = e.settings, e.notes
 	return c, errors.Join(e.problems...)
@@ -140,9 +147,8 @@ func (c *Config) general(e *environment) {
 		c.StateDir = dir
 	}
 	if agent := cleanAgent(c.Agent); agent != c.Agent {
-		e.notes = append(e.notes, fmt.Sprintf("SPILLWAY_AGENT: this agent is called %q, not %q: names are 1 to 64 of A-Z, a-z, 0-9, _ and -", agent, c.Agent))
+		e.adjust(prefix+"AGENT", agent, "this agent is called %q: names are 1 to 64 of A-Z, a-z, 0-9, _ and -", agent)
 		c.Agent = agent
-		e.setting(prefix + "AGENT").Value = agent
 	}
 	if !tokenRule.MatchString(c.Site) {
 		e.problem(prefix+"SITE", "not a name: use 1 to 64 of A-Z, a-z, 0-9, _ and -")
@@ -150,9 +156,9 @@ func (c *Config) general(e *environment) {
 	c.Encoding = e.oneOf(prefix+"ENCODING", c.Encoding, "ndjson", "raw")
 	const level = prefix + "COMPRESSION_LEVEL"
 	switch most := map[batch.Codec]int{batch.Zstd: 4, batch.Gzip: 9}[c.Compression]; {
-	case most == 0 && e.has(level):
-		e.problem(level, "changes nothing with SPILLWAY_COMPRESSION=none: remove it")
-	case most != 0 && (c.CompressionLevel < 1 || c.CompressionLevel > most):
+	case most == 0:
+		e.idle(level, "changes nothing with SPILLWAY_COMPRESSION=none: remove it")
+	case c.CompressionLevel < 1 || c.CompressionLevel > most:
 		e.problem(level, "out of bounds: %v has levels 1 (fast) to %d", c.Compression, most)
 	}
 	c.LogFormat = e.oneOf(prefix+"LOG_FORMAT", c.LogFormat, "text", "json")
@@ -192,11 +198,10 @@ func (c *Config) failover(e *environment, n int) {
 	}
 	for _, name := range []string{"FAILOVER_AFTER", "FAILBACK", "FAILBACK_INTERVAL", "FAILBACK_PROBES", "FAILBACK_DWELL"} {
 		switch {
-		case !e.has(prefix + name):
 		case n == 1:
-			e.problem(prefix+name, "changes nothing with one output: remove it, or name another one in SPILLWAY_OUTPUTS")
+			e.idle(prefix+name, "changes nothing with one output: remove it, or name another one in SPILLWAY_OUTPUTS")
 		case !f.Failback && strings.HasPrefix(name, "FAILBACK_"):
-			e.problem(prefix+name, "changes nothing with SPILLWAY_FAILBACK=false: remove it")
+			e.idle(prefix+name, "changes nothing with SPILLWAY_FAILBACK=false: remove it")
 		}
 	}
 }
@@ -216,16 +221,21 @@ func (c *Config) limits(e *environment) {
 		e.problem(buf+"SYNC", "unknown: use group, interval or never")
 	} else if b.Sync != buffer.SyncInterval {
 		for _, o := range []string{"SYNC_INTERVAL", "MAX_UNSYNCED"} {
-			if e.has(buf + o) {
-				e.problem(buf+o, "changes nothing with SPILLWAY_BUFFER_SYNC=%v: remove it, or set SPILLWAY_BUFFER_SYNC=interval", b.Sync)
-			}
+			e.idle(buf+o, "changes nothing with SPILLWAY_BUFFER_SYNC=%v: remove it, or set SPILLWAY_BUFFER_SYNC=interval", b.Sync)
 		}
 	} else if b.SyncInterval == 0 {
 		e.problem(buf+"SYNC_INTERVAL", "must be more than 0: use SPILLWAY_BUFFER_SYNC=group to sync at once")
 	}
 	e.between(buf+"MAX_UNSYNCED", b.MaxUnsynced, 64<<10, 1<<30)
 
+	if b.Full == buffer.DropOldest && e.has(buf+"MAX_BYTES") && b.MaxBytes >= minBuffer && b.MaxBytes < fewSegments {
+		e.note(buf+"MAX_BYTES", "with SPILLWAY_BUFFER_FULL=drop_oldest a full buffer loses a whole segment of 1MiB at a time, here a large part of all that it holds: use %v or more", fewSegments)
+	}
+
 	e.between(bat+"MAX_BYTES", c.Batch.MaxBytes, 1<<10, batch.MaxPayload)
+	if c.Batch.MaxBytes >= 1<<10 && c.Batch.MaxBytes < smallBatch {
+		e.note(bat+"MAX_BYTES", "small batches compress badly, and each costs a message and a write of its own: use %v or more", smallBatch)
+	}
 	e.between(bat+"MAX_RAW", c.Batch.MaxRaw, 1<<10, 64<<20)
 	if c.Batch.MaxRecords < 1 || c.Batch.MaxRecords > 1_000_000 {
 		e.problem(bat+"MAX_RECORDS", "out of bounds: use 1 to 1000000")
@@ -240,6 +250,36 @@ func (c *Config) limits(e *environment) {
 		c.Batch.MaxAgeHeld = c.Batch.MaxAge
 	}
 }
+
+// acrossInputs checks what depends on all inputs together.
+func (c *Config) acrossInputs(e *environment) {
+	const memory, reserve = prefix + "MESSAGE_MEMORY", prefix + "BUFFER_RESERVE"
+	var largest outputs.Size // message of a stream, which may be unfinished
+	refuse := false
+	for i := range c.Inputs {
+		in := &c.Inputs[i]
+		refuse = refuse || in.refuses()
+		if !in.datagram() {
+			largest = max(largest, in.MaxMessageSize)
+		}
+	}
+	if least := largest + 1<<20; largest == 0 {
+		e.idle(memory, "changes nothing with inputs that take datagrams only, each of which is one message: remove it")
+	} else if c.MessageMemory < least {
+		e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest)
+		c.MessageMemory = least
+	}
+	b := &c.Buffer
+	switch {
+	case !refuse:
+		e.idle(reserve, "changes nothing as no input has ON_FULL=refuse: remove it")
+	case b.Reserve != nil && e.has(prefix+"BUFFER_MAX_BYTES") && *b.Reserve > b.MaxBytes/2:
+		e.problem(reserve, "more than half of SPILLWAY_BUFFER_MAX_BYTES (%v): lower it, or raise that", b.MaxBytes)
+	}
+}
+
+// refuses reports whether the input closes its connections when there is no room.
+func (in *Input) refuses() bool { return strings.EqualFold(in.OnFullName, "refuse") }
 
 // options are what Open of every lane's buffer gets.
 func (b *BufferConfig) options(c *Config) buffer.Options {
@@ -262,6 +302,20 @@ func (b *BufferConfig) options(c *Config) buffer.Options {
 		}
 	}
 	return o
+}
+
+// sizes are the limits of each lane's buffer in bytes, with the defaults that depend
+// on the file system. reserve is 0 when no input refuses.
+func (c *Config) sizes() (maxBytes, minFree, reserve int64, err error) {
+	maxBytes, minFree, err = c.Buffer.options(c).Sizes(filepath.Join(c.StateDir, "buffer"))
+	switch {
+	case !slices.ContainsFunc(c.Inputs, func(in Input) bool { return in.refuses() }):
+	case c.Buffer.Reserve != nil:
+		reserve = int64(*c.Buffer.Reserve)
+	default:
+		reserve = min(8<<20, maxBytes/8)
+	}
+	return maxBytes, minFree, reserve, err
 }
 
 // names checks the names of inputs or outputs and returns the good ones.

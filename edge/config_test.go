@@ -187,6 +187,9 @@ func TestProblems(t *testing.T) {
 		{"sync", []string{"SPILLWAY_BUFFER_SYNC=batch"}, []string{`SPILLWAY_BUFFER_SYNC="batch": unknown: use group, interval or never`}},
 		{"interval of another sync", []string{"SPILLWAY_BUFFER_SYNC_INTERVAL=2s"},
 			[]string{`SPILLWAY_BUFFER_SYNC_INTERVAL="2s": changes nothing with SPILLWAY_BUFFER_SYNC=group: remove it, or set SPILLWAY_BUFFER_SYNC=interval`}},
+		{"reserve for nothing", []string{"SPILLWAY_BUFFER_RESERVE=1MiB"}, []string{`SPILLWAY_BUFFER_RESERVE="1MiB": changes nothing as no input has ON_FULL=refuse: remove it`}},
+		{"memory for nothing", []string{"SPILLWAY_INPUTS=udp", "SPILLWAY_MESSAGE_MEMORY=1MiB"},
+			[]string{`SPILLWAY_MESSAGE_MEMORY="1MiB": changes nothing with inputs that take datagrams only, each of which is one message: remove it`}},
 		{"failover", []string{"SPILLWAY_FAILOVER_AFTER=5s"},
 			[]string{`SPILLWAY_FAILOVER_AFTER="5s": changes nothing with one output: remove it, or name another one in SPILLWAY_OUTPUTS`}},
 		{"failover bounds", append(twoOutputs, "SPILLWAY_FAILOVER_AFTER=1ms", "SPILLWAY_FAILBACK_PROBES=0"),
@@ -200,7 +203,7 @@ func TestProblems(t *testing.T) {
 			`SPILLWAY_ENV_FILE: ` + bad + `:4: want KEY=VALUE, or # before a comment`,
 			`SPILLWAY_ENV_FILE: ` + bad + `:5: the quote ' before the value of SPILLWAY_AGENT is not closed`,
 			`SPILLWAY_ENV_FILE: ` + bad + `:7: SPILLWAY_LOG_LEVEL is there twice: remove one`,
-			`SPILLWAY_SITE="a b" (in ` + bad + `): not a name: use 1 to 64 of A-Z, a-z, 0-9, _ and -`}},
+			`SPILLWAY_SITE="a b" (in ` + bad + `:2): not a name: use 1 to 64 of A-Z, a-z, 0-9, _ and -`}},
 		{"no env file", []string{"SPILLWAY_ENV_FILE=/nonexistent"},
 			[]string{`SPILLWAY_ENV_FILE="/nonexistent": open /nonexistent: no such file or directory: name a file that this user may read`}},
 		{"all at once", []string{"SPILLWAY_INPUT=tcp", "SPILLWAY_BATCH_MAX_AGE=1", "SPILLWAY_INPUTS=tcp,dmz", "SPILLWAY_OUTPUTS=hub"}, []string{
@@ -225,12 +228,17 @@ func TestNotes(t *testing.T) {
 	for _, tt := range []struct {
 		name, env, want string
 	}{
-		{"agent", "SPILLWAY_AGENT=gw 1.example", `SPILLWAY_AGENT: this agent is called "gw_1_example", not "gw 1.example": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
-		{"long agent", "SPILLWAY_AGENT=" + strings.Repeat("a", 70), `SPILLWAY_AGENT: this agent is called "` + strings.Repeat("a", 64) + `", not "` + strings.Repeat("a", 70) + `": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
-		{"agent beyond ASCII", "SPILLWAY_AGENT=\xff\u00fc", `SPILLWAY_AGENT: this agent is called "___", not "\xffü": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
+		{"agent", "SPILLWAY_AGENT=gw 1.example", `SPILLWAY_AGENT="gw 1.example": this agent is called "gw_1_example": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
+		{"long agent", "SPILLWAY_AGENT=" + strings.Repeat("a", 70), `SPILLWAY_AGENT="` + strings.Repeat("a", 70) + `": this agent is called "` + strings.Repeat("a", 64) + `": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
+		{"agent beyond ASCII", "SPILLWAY_AGENT=\xff\u00fc", `SPILLWAY_AGENT="\xffü": this agent is called "___": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
+		{"memory below the largest message", "SPILLWAY_MESSAGE_MEMORY=1MiB", `SPILLWAY_MESSAGE_MEMORY="1MiB": 21MiB is used, so that the largest message of an input (MAX_MESSAGE_SIZE 20MiB) and 1MiB fit`},
+		{"largest message above the memory", "SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE=64MiB", `SPILLWAY_MESSAGE_MEMORY="64MiB": 65MiB is used, so that the largest message of an input (MAX_MESSAGE_SIZE 64MiB) and 1MiB fit`},
+		{"small batches", "SPILLWAY_BATCH_MAX_BYTES=4KiB", `SPILLWAY_BATCH_MAX_BYTES="4KiB": small batches compress badly, and each costs a message and a write of its own: use 32KiB or more`},
+		{"few segments to drop", "SPILLWAY_BUFFER_FULL=drop_oldest\nSPILLWAY_BUFFER_MAX_BYTES=4MiB",
+			`SPILLWAY_BUFFER_MAX_BYTES="4MiB": with SPILLWAY_BUFFER_FULL=drop_oldest a full buffer loses a whole segment of 1MiB at a time, here a large part of all that it holds: use 32MiB or more`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c, err := load(t, tt.env)
+			c, err := load(t, strings.Split(tt.env, "\n")...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -239,6 +247,67 @@ func TestNotes(t *testing.T) {
 			}
 			if !tokenRule.MatchString(c.Agent) {
 				t.Errorf("agent %q", c.Agent)
+			}
+		})
+	}
+}
+
+// TestRefused holds that every name of other programs is told with what to use
+// instead, that no pattern is shadowed by another one, and that none takes a name
+// that is a setting.
+func TestRefused(t *testing.T) {
+	fill := strings.NewReplacer("INPUT/*/", "INPUT_TCP_", "OUTPUT/*/", "OUTPUT_A_", "*", "X")
+	names := map[string]string{}
+	for _, r := range refused {
+		for _, p := range r.patterns {
+			names[prefix+fill.Replace(p)] = r.what
+		}
+	}
+	for name, want := range names {
+		_, err := load(t, append(twoOutputs, name+"=1")...)
+		if got, want := fmt.Sprint(err), fmt.Sprintf("%s=%q: %s", name, "1", want); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	var all []*setting
+	for under, dst := range map[string]any{prefix: &Config{}, prefix + "BUFFER_": &BufferConfig{}, prefix + "BATCH_": &BatchConfig{}, prefix + "INPUT_A_": &Input{}} {
+		e := newEnvironment(nil)
+		e.parse(dst, under, nil)
+		all = append(all, e.settings...)
+	}
+	for _, k := range kinds {
+		all = append(all, k.options(prefix+"OUTPUT_A_")...)
+	}
+	for _, s := range all {
+		if what := refusal(s.Name); what != "" {
+			t.Errorf("%s is a setting, and refused: %s", s.Name, what)
+		}
+	}
+}
+
+// TestOnlyWhatApplies holds that variables that change nothing are not shown.
+func TestOnlyWhatApplies(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		env   []string
+		shown map[string]bool
+	}{
+		{"defaults", nil, map[string]bool{"COMPRESSION_LEVEL": true, "FAILOVER_AFTER": false, "FAILBACK": false, "BUFFER_SYNC_INTERVAL": false, "BUFFER_RESERVE": false, "MESSAGE_MEMORY": true}},
+		{"two outputs", twoOutputs, map[string]bool{"FAILOVER_AFTER": true, "FAILBACK_PROBES": true}},
+		{"no failback", append(twoOutputs, "SPILLWAY_FAILBACK=no"), map[string]bool{"FAILOVER_AFTER": true, "FAILBACK": true, "FAILBACK_PROBES": false}},
+		{"interval", []string{"SPILLWAY_BUFFER_SYNC=interval"}, map[string]bool{"BUFFER_SYNC_INTERVAL": true, "BUFFER_MAX_UNSYNCED": true}},
+		{"uncompressed", []string{"SPILLWAY_COMPRESSION=none"}, map[string]bool{"COMPRESSION_LEVEL": false}},
+		{"datagrams", []string{"SPILLWAY_INPUTS=udp"}, map[string]bool{"MESSAGE_MEMORY": false}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := load(t, tt.env...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, want := range tt.shown {
+				if got := slices.ContainsFunc(c.settings, func(s *setting) bool { return s.Name == prefix+name }); got != want {
+					t.Errorf("%s shown: %t, want %t", name, got, want)
+				}
 			}
 		})
 	}
@@ -282,7 +351,7 @@ func TestEnvFile(t *testing.T) {
 	if c.Site != "plant-1" || c.LogLevel.String() != "WARN" || string(c.Inputs[0].Delimiter) != "#=" || c.LogFormat != "text" {
 		t.Errorf("%q %v %q %q", c.Site, c.LogLevel, c.Inputs[0].Delimiter, c.LogFormat)
 	}
-	for name, want := range map[string]string{"SITE": "file " + path, "LOG_LEVEL": "environment", "LOG_FORMAT": "default"} {
+	for name, want := range map[string]string{"SITE": "file " + path + ":3", "LOG_LEVEL": "environment", "LOG_FORMAT": "default"} {
 		i := slices.IndexFunc(c.settings, func(s *setting) bool { return s.Name == prefix+name })
 		if got := c.settings[i].Origin; got != want {
 			t.Errorf("%s is from %q, want %q", name, got, want)
@@ -309,6 +378,36 @@ func TestSecrets(t *testing.T) {
 		s := e.setting("SPILLWAY_TOKEN")
 		if s.shown() != "***" || s.Origin != "file "+path {
 			t.Errorf("shown as %q from %q", s.shown(), s.Origin)
+		}
+	})
+	t.Run("a field of its own for the file", func(t *testing.T) {
+		var c struct {
+			Token     string `env:"TOKEN" secret:"true"`
+			TokenFile string `env:"-"`
+		}
+		e := newEnvironment([]string{"SPILLWAY_TOKEN_FILE=" + path})
+		if e.parse(&c, prefix, nil); c.Token != "s3cret\n" || c.TokenFile != path {
+			t.Errorf("%+v", c)
+		}
+	})
+	t.Run("open to all", func(t *testing.T) {
+		open := filepath.Join(t.TempDir(), "open")
+		if err := os.WriteFile(open, []byte("s3cret"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var c struct {
+			Token   string `env:"TOKEN" secret:"true"`
+			KeyFile string `env:"KEY_FILE" secret:"file"`
+			Nothing string `env:"NO_FILE" secret:"file"`
+		}
+		e := newEnvironment([]string{"SPILLWAY_TOKEN_FILE=" + open, "SPILLWAY_KEY_FILE=" + open, "SPILLWAY_NO_FILE=" + path})
+		e.parse(&c, prefix, nil)
+		var want []string
+		for _, name := range []string{"SPILLWAY_TOKEN_FILE", "SPILLWAY_KEY_FILE"} {
+			want = append(want, name+`="`+open+`": mode 0644 lets every user of this host at the secret in it: chmod it to 0600`)
+		}
+		if !slices.Equal(e.notes, want) || c.KeyFile != open {
+			t.Errorf("notes %q, want %q", e.notes, want)
 		}
 	})
 	t.Run("both", func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+
+	"spillway/outputs"
 )
 
 // cmdEnv is `spillway env`: every variable with its effective value, and with
@@ -21,6 +23,9 @@ func cmdEnv(_ context.Context, args []string, stdout, stderr io.Writer, environ 
 		return exitUsage
 	}
 	c, err := loadConfig(environ)
+	if err == nil {
+		c.showSizes()
+	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tVALUE\tDEFAULT\tORIGIN")
 	for _, s := range c.settings {
@@ -35,6 +40,22 @@ func cmdEnv(_ context.Context, args []string, stdout, stderr io.Writer, environ 
 		return exitUsage
 	}
 	return exitOK
+}
+
+// showSizes gives the limits of the buffer that are not set their effective values.
+// A disk that can't be asked leaves them empty: check says why.
+func (c *Config) showSizes() {
+	most, free, reserve, err := c.sizes()
+	if err != nil {
+		return
+	}
+	for name, v := range map[string]int64{"MAX_BYTES": most, "MIN_FREE": free, "RESERVE": reserve} {
+		for _, s := range c.settings {
+			if s.Name == prefix+"BUFFER_"+name && s.Value == "" {
+				s.Value = outputs.Size(v).String()
+			}
+		}
+	}
 }
 
 const referenceHead = `# Reference

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/caarlos0/env/v11"
 
@@ -29,9 +30,10 @@ type setting struct {
 	Name    string
 	Value   string // effective
 	Default string
-	Origin  string // "default", "environment" or "file <name>"
+	Origin  string // "default", "environment" or "file <name>:<line>", with ", adjusted" behind it
 	Doc     string
-	Secret  bool
+	Secret  bool // the value is one, or (File) the content of the file that it names
+	File    bool
 
 	field string // of the struct that holds it
 }
@@ -76,8 +78,8 @@ func newEnvironment(environ []string) *environment {
 	for k, v := range fromFile {
 		if _, set := e.vars[k]; k == name {
 			e.problem(name, "an env file can't name another one: remove the line from %s", file.text)
-		} else if !set && v != "" {
-			e.vars[k] = variable{v, "file " + file.text}
+		} else if !set && v.text != "" {
+			e.vars[k] = v
 		}
 	}
 	return e
@@ -102,8 +104,8 @@ func readSmall(name string) (string, error) {
 // parseEnvFile reads lines of KEY=VALUE. Empty lines and lines that begin with #
 // are skipped, blanks around key and value are cut, and a value in ” or "" is
 // taken without them and otherwise as it is: nothing is expanded.
-func parseEnvFile(name, text string) (vars map[string]string, errs []error) {
-	vars = map[string]string{}
+func parseEnvFile(name, text string) (vars map[string]variable, errs []error) {
+	vars = map[string]variable{}
 	n := 0
 	for line := range strings.Lines(text) {
 		n++
@@ -133,7 +135,7 @@ func parseEnvFile(name, text string) (vars map[string]string, errs []error) {
 			}
 			v = v[1 : len(v)-1]
 		}
-		vars[k] = v
+		vars[k] = variable{v, fmt.Sprintf("file %s:%d", name, n)}
 	}
 	return vars, errs
 }
@@ -159,6 +161,32 @@ func (e *environment) hide(name string) {
 	e.settings = slices.DeleteFunc(e.settings, func(s *setting) bool { return s.Name == name })
 }
 
+// idle is a problem for a variable that was set and changes nothing; one that was
+// not set is hidden.
+func (e *environment) idle(name, format string, args ...any) {
+	if e.has(name) {
+		e.problem(name, format, args...)
+	} else {
+		e.hide(name)
+	}
+}
+
+// adjust says that value is used instead of what was set, or of the default, and
+// why.
+func (e *environment) adjust(name, value, format string, args ...any) {
+	s := e.setting(name)
+	if value == s.Value {
+		return
+	}
+	e.note(name, format, args...)
+	s.Value, s.Origin = value, s.Origin+", adjusted"
+}
+
+// note adds a line, to be said at start, that begins with name as a problem does.
+func (e *environment) note(name, format string, args ...any) {
+	e.notes = append(e.notes, e.subject(name)+": "+fmt.Sprintf(format, args...))
+}
+
 // problem adds a line that begins with name and, when it has one, its value. Only
 // the first of a variable counts.
 func (e *environment) problem(name, format string, args ...any) {
@@ -179,7 +207,7 @@ func (e *environment) subject(name string) string {
 	switch {
 	case v.text == "":
 		return name
-	case s != nil && s.Secret:
+	case s != nil && s.Secret && !s.File:
 		v.text = mask
 	default:
 		v.text = redact(v.text)
@@ -206,8 +234,11 @@ func redact(v string) string {
 
 // shown is the value of s as people may see it.
 func (s *setting) shown() string {
-	if s.Secret && s.Value != "" {
+	if s.Secret && !s.File && s.Value != "" {
 		return mask
+	}
+	if strings.ContainsFunc(s.Value, unicode.IsControl) {
+		return strconv.Quote(redact(s.Value))
 	}
 	return redact(s.Value)
 }
@@ -217,12 +248,15 @@ func (s *setting) shown() string {
 //
 // Tags: env, envDefault, envPrefix as caarlos0/env has them; doc is for the
 // reference; default says there what no envDefault can; secret:"true" hides the
-// value and adds a variable with _FILE at its end.
+// value and adds a variable with _FILE at its end, whose value goes to a string
+// field with File at its end, if there is one; secret:"file" is for a variable that
+// names a file with a secret.
 func (e *environment) parse(dst any, under string, defaults map[string]string) {
 	values := map[string]string{}
 	var own []*setting
 	walk(reflect.TypeOf(dst).Elem(), under, func(f reflect.StructField, name string) {
-		s := &setting{Name: name, Doc: f.Tag.Get("doc"), Secret: f.Tag.Get("secret") == "true", Origin: "default", field: f.Name}
+		secret := f.Tag.Get("secret")
+		s := &setting{Name: name, Doc: f.Tag.Get("doc"), Secret: secret != "", File: secret == "file", Origin: "default", field: f.Name}
 		s.Default = f.Tag.Get("envDefault")
 		d, given := defaults[strings.TrimPrefix(name, under)]
 		if given {
@@ -237,8 +271,14 @@ func (e *environment) parse(dst any, under string, defaults map[string]string) {
 		if v, ok := e.vars[name]; ok {
 			s.Value, s.Origin = v.text, v.origin
 		}
-		if s.Secret {
-			e.secretFile(s)
+		switch {
+		case s.File:
+			e.open(name, s.Value)
+		case s.Secret:
+			file := e.secretFile(s)
+			if f := reflect.ValueOf(dst).Elem().FieldByName(f.Name + "File"); f.IsValid() {
+				f.SetString(file)
+			}
 		}
 		values[name] = s.Value
 	})
@@ -265,28 +305,42 @@ func (e *environment) parse(dst any, under string, defaults map[string]string) {
 	}
 }
 
-// secretFile takes s from the file that its _FILE form names, if that is set.
-func (e *environment) secretFile(s *setting) {
+// secretFile takes s from the file that its _FILE form names, and returns that; ""
+// when it is not set.
+func (e *environment) secretFile(s *setting) string {
 	name := s.Name + "_FILE"
-	file := &setting{Name: name, Origin: "default", Doc: "file that holds `" + path.Base(s.Name) + "`; a line feed at its end is cut"}
+	file := &setting{Name: name, Origin: "default", Doc: "file that holds `" + path.Base(s.Name) + "`; a line feed at its end is cut", Secret: true, File: true}
 	e.settings = append(e.settings, file)
 	v, ok := e.vars[name]
 	if !ok {
-		return
+		return ""
 	}
 	file.Value, file.Origin = v.text, v.origin
 	if e.has(s.Name) {
 		e.problem(name, "%s is set too: set one of them", s.Name)
-		return
+		return ""
 	}
 	text, err := readSmall(v.text)
 	if err != nil {
 		e.problem(name, "%v: name a file that this user may read", err)
-		return
+		return ""
 	}
 	s.Value, s.Origin = strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r"), "file "+v.text
 	if s.Value == "" {
 		e.problem(name, "the file is empty: it should hold the secret")
+	}
+	e.open(name, v.text)
+	return v.text
+}
+
+// open adds a note when everybody on this host may read a file with a secret. That
+// it is there and readable is for others to say.
+func (e *environment) open(name, file string) {
+	if file == "" {
+		return
+	}
+	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Mode()&0o007 != 0 {
+		e.note(name, "mode %04o lets every user of this host at the secret in it: chmod it to 0600", info.Mode().Perm())
 	}
 }
 
@@ -393,20 +447,6 @@ func (e *environment) between(name string, v, low, high outputs.Size) {
 	}
 }
 
-// absent are options of the design that this version does not have. A variable
-// that changes nothing must not be taken in silence.
-var absent = []struct{ pattern, what string }{
-	{"SPILLWAY_BUFFER_RESERVE", "not in this version, which has no inputs that refuse: remove this variable"},
-	{"SPILLWAY_BUFFER_MAX_AGE", "not in this version: bound the buffer by SPILLWAY_BUFFER_MAX_BYTES"},
-	{"SPILLWAY_BUFFER_MEMORY", "not in this version, which keeps nothing in memory instead of the disk: remove this variable"},
-	{"SPILLWAY_BUFFER_DRAIN_RATE", "not in this version, which sends as fast as the output takes: remove this variable"},
-	{"SPILLWAY_BUFFER_DIR", "the buffer is <SPILLWAY_STATE_DIR>/buffer: set SPILLWAY_STATE_DIR"},
-	{"SPILLWAY_INPUT_*_TLS_*", "this version has no TLS inputs: remove this variable, and put a TLS proxy before a tcp:// input on localhost"},
-	{"SPILLWAY_INPUT_*_ALLOW", "not in this version: bind the input to the address that may reach it, or use the firewall"},
-	{"SPILLWAY_INPUT_*_SOCKET_*", "this version has no unix inputs: use tcp:// or udp:// on localhost"},
-	{"SPILLWAY_INPUT_*_PROXY_PROTOCOL", "not in this version: remove this variable"},
-}
-
 // kubernetes matches what Kubernetes injects for a service called spillway.
 var kubernetes = regexp.MustCompile(`^SPILLWAY_(SERVICE_|PORT(_|$))`)
 
@@ -426,12 +466,7 @@ func (e *environment) unknown(strict bool, listed map[string]list, blind []strin
 		if slices.Contains(known, name) || kubernetes.MatchString(name) {
 			continue
 		}
-		what := ""
-		for _, a := range absent {
-			if ok, _ := path.Match(a.pattern, name); ok {
-				what = a.what
-			}
-		}
+		what := refusal(name)
 		side, label, isLabelled := labelled(name)
 		near := nearest(name, known)
 		switch {

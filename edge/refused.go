@@ -1,0 +1,106 @@
+package main
+
+import (
+	"path"
+	"strings"
+)
+
+// refused are names that people may expect, from other programs and from plans for
+// this one, and that change nothing here. A variable that changes nothing must not
+// be taken in silence: each is told with the one to use instead, or with why there
+// is none. The first pattern (path.Match) that fits counts; INPUT/*/ and OUTPUT/*/
+// stand for SPILLWAY_INPUT_<NAME>_ and SPILLWAY_OUTPUT_<NAME>_.
+//
+// The names of syslog-ng's options are those of its network() destination and its
+// disk-buffer(), those of Elastic are of the Custom TCP Logs integration.
+var refused = []struct {
+	what     string
+	patterns []string
+}{
+	// The buffer.
+	{"the buffer is <SPILLWAY_STATE_DIR>/buffer: set SPILLWAY_STATE_DIR", []string{"BUFFER_DIR", "BUFFER_PATH"}},
+	{"the buffer is always reliable, records are on disk before they are sent: SPILLWAY_BUFFER_SYNC says what a power cut may cost", []string{"BUFFER_RELIABLE"}},
+	{"the limit is SPILLWAY_BUFFER_MAX_BYTES, of each lane", []string{"BUFFER_DISK_BUF_SIZE", "BUFFER_CAPACITY_BYTES", "BUFFER_MAX_SIZE", "BUFFER_SIZE", "DISK_BUF_SIZE"}},
+	{"nothing waits in memory here: SPILLWAY_BUFFER_MAX_BYTES limits the disk, SPILLWAY_MESSAGE_MEMORY what unfinished messages may take", []string{
+		"BUFFER_MEM_*", "BUFFER_FRONT_*", "BUFFER_QOUT_SIZE", "BUFFER_FLOW_CONTROL_*", "BUFFER_MEMORY", "LOG_FIFO_SIZE", "OUTPUT/*/LOG_FIFO_SIZE", "INPUT/*/WINDOW", "INPUT/*/LOG_IW_SIZE", "LOG_IW_SIZE"}},
+	{"records are packed and compressed as they come, there is nothing to prune: remove this variable", []string{"BUFFER_COMPACTION"}},
+	{"not in this version, segments grow as they fill: SPILLWAY_BUFFER_MIN_FREE keeps the disk from running full", []string{"BUFFER_PREALLOC*", "BUFFER_TRUNCATE_SIZE_RATIO"}},
+	{"not in this version: bound the buffer by SPILLWAY_BUFFER_MAX_BYTES", []string{"BUFFER_MAX_AGE"}},
+	{"not in this version, which sends as fast as the output takes: remove this variable", []string{"BUFFER_DRAIN_RATE", "THROTTLE", "OUTPUT/*/THROTTLE"}},
+	{"not in this version: put SPILLWAY_STATE_DIR on an encrypted disk", []string{"BUFFER_ENCRYPT*", "ENCRYPT*"}},
+	{"the policies are SPILLWAY_BUFFER_FULL of the buffer and SPILLWAY_INPUT_<NAME>_ON_FULL of each input", []string{"ON_FULL", "FULL", "BUFFER_ON_FULL", "INPUT/*/FULL"}},
+
+	// What every output sends are the same sealed bytes.
+	{"a batch is sealed once and goes out as it is, so that no output changes its text: remove this variable", []string{
+		"TEMPLATE*", "OUTPUT/*/TEMPLATE*", "PROTO_TEMPLATE", "OUTPUT/*/PROTO_TEMPLATE", "TIME_ZONE", "OUTPUT/*/TIME_ZONE", "FRAC_DIGITS", "OUTPUT/*/FRAC_DIGITS",
+		"TS_FORMAT", "OUTPUT/*/TS_FORMAT", "SUPPRESS", "OUTPUT/*/SUPPRESS"}},
+	{"not in this version, which makes no marks: watch /metrics and /readyz instead", []string{"MARK", "MARK_*", "OUTPUT/*/MARK", "OUTPUT/*/MARK_*"}},
+	{"batches are made once for all outputs: use SPILLWAY_BATCH_MAX_RECORDS, _MAX_BYTES and _MAX_AGE", []string{
+		"FLUSH_LINES", "OUTPUT/*/FLUSH_LINES", "FLUSH_TIMEOUT", "OUTPUT/*/FLUSH_TIMEOUT", "OUTPUT/*/BATCH_*"}},
+	{"SPILLWAY_COMPRESSION is for all outputs", []string{"OUTPUT/*/COMPRESSION*"}},
+	{"SPILLWAY_ENCODING is for all outputs", []string{"OUTPUT/*/ENCODING"}},
+
+	// The chain.
+	{"name each output in SPILLWAY_OUTPUTS, in failover order; more servers of one cluster stand in its URL with commas between them", []string{
+		"OUTPUT/*/SERVERS", "OUTPUT/*/FAILOVER*", "OUTPUT/*/FAILBACK*", "FAILOVER_SERVERS", "FAILOVER", "OUTPUT/*/PRIORITY"}},
+	{"not in this version: outputs are used in turn (SPILLWAY_OUTPUTS), never two at a time", []string{"FAN_OUT*", "FANOUT*", "OUTPUT_MODE", "OUTPUTS_MODE"}},
+	{"a far side that fails is tried again by itself: SPILLWAY_FAILOVER_AFTER and SPILLWAY_FAILBACK_INTERVAL set the pace; of a JetStream output also RECONNECT_MIN and RECONNECT_MAX", []string{
+		"TIME_REOPEN", "OUTPUT/*/TIME_REOPEN", "OUTPUT/*/FAIL_AFTER"}},
+	{"SPILLWAY_FAILBACK_INTERVAL and SPILLWAY_FAILBACK_PROBES are the names here", []string{"FAILBACK_TCP_PROBE_INTERVAL", "FAILBACK_SUCCESSFUL_PROBES_REQUIRED"}},
+
+	// Outputs.
+	{"an option of syslog outputs, which this version does not have: remove this variable", []string{
+		"OUTPUT/*/CLOSE_ON_INPUT", "OUTPUT/*/FLAGS", "OUTPUT/*/FORMAT", "OUTPUT/*/FRAMING", "OUTPUT/*/IP_TOS", "OUTPUT/*/IP_TTL", "OUTPUT/*/LOCAL_PORT", "OUTPUT/*/LOCALPORT",
+		"OUTPUT/*/SO_BROADCAST", "OUTPUT/*/SPOOF_*", "OUTPUT/*/TRANSPORT", "OUTPUT/*/KEEP_ALIVE"}},
+	{"write the port in the URL of the output", []string{"OUTPUT/*/PORT", "OUTPUT/*/DESTPORT"}},
+	{"not in this version: routes of this host say which address it sends from", []string{"OUTPUT/*/LOCAL_IP", "OUTPUT/*/LOCALIP"}},
+	{"not in this version: write an address of the wanted family in the URL", []string{"OUTPUT/*/IP_PROTOCOL", "INPUT/*/IP_PROTOCOL"}},
+	{"not in this version, which finds dead peers by deadlines of its own: remove this variable", []string{
+		"OUTPUT/*/SO_KEEPALIVE", "OUTPUT/*/TCP_KEEPALIVE*", "OUTPUT/*/SO_SNDBUF", "OUTPUT/*/SO_RCVBUF"}},
+	{"put the CA certificates into one file and name it in SPILLWAY_OUTPUT_<NAME>_TLS_CA_FILE; for an s3 output in AWS_CA_BUNDLE", []string{"OUTPUT/*/CA_DIR", "OUTPUT/*/CA_FILE", "OUTPUT/*/TLS_CA_DIR"}},
+	{"a server's certificate is always verified: name its CA in SPILLWAY_OUTPUT_<NAME>_TLS_CA_FILE", []string{
+		"OUTPUT/*/TLS_PEER_VERIFY", "OUTPUT/*/TLS_IGNORE_*", "OUTPUT/*/TLS_INSECURE*", "OUTPUT/*/TLS_SKIP_VERIFY", "OUTPUT/*/TLS_TRUSTED_*", "OUTPUT/*/TLS_CRL_*", "OUTPUT/*/TLS_OCSP*"}},
+	{"not in this version: TLS is 1.2 or newer with the cipher suites and curves of the Go release, without compression: remove this variable", []string{
+		"OUTPUT/*/TLS_*VERSION", "OUTPUT/*/TLS_CIPHER*", "OUTPUT/*/TLS_CURVES", "OUTPUT/*/TLS_ECDH_CURVE_LIST", "OUTPUT/*/TLS_SIGALGS", "OUTPUT/*/TLS_DHPARAM_FILE", "OUTPUT/*/TLS_ALLOW_COMPRESS",
+		"OUTPUT/*/TLS_OPENSSL_*", "OUTPUT/*/TLS_SNI", "OUTPUT/*/TLS_KEYLOG_FILE", "OUTPUT/*/TLS_OPTIONS",
+		"INPUT/*/TLS_CIPHER*", "INPUT/*/TLS_CURVES", "INPUT/*/TLS_MAX_VERSION", "INPUT/*/TLS_KEYLOG_FILE"}},
+	{"keys are PEM without a passphrase: decrypt it (openssl pkey -in KEY -out PLAIN) and let only this user read it", []string{
+		"OUTPUT/*/TLS_KEY_PASSPHRASE*", "INPUT/*/TLS_KEY_PASSPHRASE*", "OUTPUT/*/TLS_PKCS12_FILE", "INPUT/*/TLS_PKCS12_FILE"}},
+	{"credentials come from the AWS SDK's own variables and files: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, …", []string{
+		"OUTPUT/*/ACCESS_KEY*", "OUTPUT/*/SECRET_*", "OUTPUT/*/SESSION_TOKEN*", "OUTPUT/*/PROFILE", "OUTPUT/*/ROLE_ARN", "OUTPUT/*/IOT_*"}},
+	{"the bucket's own settings rule (default encryption, lifecycle): remove this variable", []string{"OUTPUT/*/STORAGE_CLASS", "OUTPUT/*/SSE*", "OUTPUT/*/KMS_*", "OUTPUT/*/ACL", "OUTPUT/*/OBJECT_LOCK*"}},
+	{"bucket and prefix stand in the URL, as in s3://bucket/prefix", []string{"OUTPUT/*/BUCKET", "OUTPUT/*/PREFIX"}},
+	{"not in this version: a batch's identity and the stream's duplicate window keep repeats out", []string{"OUTPUT/*/IDEMPOTENCY"}},
+	{"outputs are named in SPILLWAY_OUTPUTS and have their settings in SPILLWAY_OUTPUT_<NAME>_…, with a URL as in nats://host:4222 or s3://bucket/prefix", []string{"NATS_*", "S3_*", "SYSLOG_OUTPUT_*"}},
+
+	// Inputs.
+	{"address and port stand in SPILLWAY_INPUT_<NAME>_URL, as in tcp://0.0.0.0:5514", []string{
+		"INPUT/*/ADDRESS", "INPUT/*/HOST", "INPUT/*/PORT", "INPUT/*/LISTEN_ADDRESS", "INPUT/*/LISTEN_PORT", "LISTEN_ADDRESS", "LISTEN_PORT"}},
+	{"not in this version: remove this variable, and the load balancer's address is that of the records", []string{"INPUT/*/PROXY_PROTOCOL"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT", []string{"INPUT/*/TIMEOUT"}},
+	{"not in this version: SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT ends silent connections", []string{"INPUT/*/MAX_MESSAGE_AGE"}},
+	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424 or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/FORMAT"}},
+	{"SPILLWAY_INPUT_<NAME>_DELIMITER is the setting", []string{"INPUT/*/LINE_DELIMITER", "INPUT/*/LINE_TERMINATOR"}},
+	{"not in this version: each line or frame is one message, ended by what SPILLWAY_INPUT_<NAME>_FRAMING and _DELIMITER say", []string{
+		"INPUT/*/MULTILINE*", "INPUT/*/KEEP_NULL", "INPUT/*/PARTIAL", "INPUT/*/PREFIX", "INPUT/*/CLOSE"}},
+	{"not in this version, which forwards every record as it came: filter at the sender or the reader", []string{
+		"DROP_*", "INPUT/*/DROP_*", "INPUT/*/PROCESSORS", "INPUT/*/FILTER*", "VAULT_*", "SYSLOG_NAMES"}},
+	{"not in this version: use ExecStartPre= and ExecStopPost= of the systemd unit", []string{"HOOK_*"}},
+}
+
+// refusal says why the variable called name is no setting here, "" when nothing is
+// known of it.
+func refusal(name string) string {
+	name = strings.TrimPrefix(name, prefix)
+	if side, label, ok := labelled(prefix + name); ok {
+		name = side + "/" + label + "/" + name[len(side)+len(label)+2:]
+	}
+	for _, r := range refused {
+		for _, p := range r.patterns {
+			if ok, _ := path.Match(p, name); ok {
+				return r.what
+			}
+		}
+	}
+	return ""
+}
