@@ -21,6 +21,8 @@ FUZZTIME ?= 20s
 BUDGET ?= 20
 N ?= 200
 SEED ?= 1
+COUNT ?= 3
+bench: N = 2000000
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,7 +92,11 @@ chaos: build servers ## N (200) random schedules of faults at every part, from S
 failover: build servers ## what failover is to show, with a million lines and two minutes of a cluster (about ten minutes)
 	cd test && SPILLWAY_FAILOVER_FULL=1 $(GO) test -count=1 -timeout 1h -v -run TestFailover ./e2e
 
-bench: build servers ## benchmarks of every step and of the whole path
+bench: build servers ## the performance goals as a table; ROWS=raw,parsed N=2000000 COUNT=3 for some (docs/performance.md)
+	@cd test && $(GO) build -o $(BIN)/bench ./bench
+	@$(BIN)/bench -rows '$(ROWS)' -n $(N) -count $(COUNT)
+
+microbench: servers ## benchmarks of every step
 	$(GO) test -run xxx -bench . -benchmem $(P)
 	cd test && $(GO) test -count=1 -run xxx -bench . -benchmem ./...
 
@@ -108,4 +114,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race e2e tools servers packages crash chaos failover bench fuzz cross golden clean
+.PHONY: help build build-small run local check test race e2e tools servers packages crash chaos failover bench microbench fuzz cross golden clean

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The test binary is also the speed-of-light program.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "sol" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// small is a bench over a few thousand lines: nothing is timed, all is checked.
+func small(t *testing.T) (*bench, *bytes.Buffer) {
+	t.Helper()
+	bin, err := filepath.Abs(filepath.Join("..", "..", "bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := agentPath(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &bytes.Buffer{}
+	return &bench{bin: bin, self: self, agent: agent, dir: t.TempDir(), n: 4000, count: 1, poolSize: 1 << 20, pools: map[string]*pool{}, log: json.NewEncoder(log)}, log
+}
+
+// Every row runs, delivers what was sent, and fills its lines.
+func TestRows(t *testing.T) {
+	for _, r := range rows {
+		t.Run(r.name, func(t *testing.T) {
+			b, log := small(t)
+			out := &bytes.Buffer{}
+			if err := r.measure(b, newTable(out)); err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(strings.TrimSpace(out.String()), "\n")[2:]
+			if len(lines) == 0 {
+				t.Fatal("no line in the table")
+			}
+			for _, l := range lines {
+				if !strings.HasPrefix(l, "| "+r.name) || strings.Count(l, "|") != 7 || strings.Contains(l, "NaN") || strings.Contains(l, "%!") {
+					t.Errorf("line %q", l)
+				}
+			}
+			for d := json.NewDecoder(log); ; {
+				var got trial
+				if err := d.Decode(&got); err == io.EOF {
+					break
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				if got.Row != r.name || got.Messages == 0 || got.Peak == 0 {
+					t.Errorf("trial %+v", got)
+				}
+			}
+		})
+	}
+}
+
+// What is sent over a connection is in the account exactly once; what comes again
+// or from nobody is found.
+func TestAccount(t *testing.T) {
+	const n = 3000
+	p := newPool("mixed", 256<<10) // goes round
+	here, there := net.Pipe()
+	var sent error
+	go func() { defer here.Close(); sent = p.send(here, 1, n, 0) }()
+	text, err := io.ReadAll(there)
+	if err != nil || sent != nil {
+		t.Fatal(err, sent)
+	}
+	lines := bytes.SplitAfter(text, []byte("\n"))
+	lines = lines[:len(lines)-1]
+	if len(lines) != n {
+		t.Fatalf("%d lines of %d", len(lines), n)
+	}
+	a := newAccount(2, n)
+	for _, l := range lines[1:] {
+		a.lines(l)
+	}
+	if a.once.Load() != n-1 || a.twice.Load() != 0 || a.unknown != 0 {
+		t.Fatalf("once %d, twice %d, unknown %d", a.once.Load(), a.twice.Load(), a.unknown)
+	}
+	a.lines(lines[7])
+	a.lines([]byte("no ~00 mark, ~1 another, ~99000000001~ one of nobody"))
+	if a.once.Load() != n-1 || a.twice.Load() != 1 || a.unknown != 1 {
+		t.Fatalf("then once %d, twice %d, unknown %d", a.once.Load(), a.twice.Load(), a.unknown)
+	}
+}
+
+// The speed-of-light program's documents are JSON with the header's parts.
+func TestDocument(t *testing.T) {
+	for name := range profiles {
+		p := newPool(name, 64<<10)
+		var clock second
+		for i := range p.len() {
+			line := p.data[p.start[i] : p.start[i+1]-1]
+			var doc struct {
+				At      time.Time `json:"@timestamp"`
+				Message string
+				Log     struct {
+					Syslog struct {
+						Hostname, Appname string
+						Priority          int
+					}
+				}
+			}
+			text := appendDocument(nil, line, &clock)
+			if err := json.Unmarshal(text, &doc); err != nil {
+				t.Fatalf("%v: %s", err, text)
+			}
+			header := doc.Log.Syslog
+			if !bytes.HasSuffix(line, []byte(doc.Message)) || !strings.Contains(doc.Message, blank) {
+				t.Fatalf("message %q of %q", doc.Message, line)
+			}
+			if name != "vault" && (doc.At.Year() != 2026 || header.Hostname == "" || header.Appname == "" || header.Priority == 13) {
+				t.Fatalf("%s of %q", text, line)
+			}
+		}
+	}
+	if got, want := string(appendText(nil, []byte("a\"b\\c\nd\x01efghijklmnop"))), `a\"b\\c\u000ad\u0001efghijklmnop`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func TestUnixMicro(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		want := time.Unix(rng.Int64N(4e9), 0).UTC()
+		if got := unixMicro(want.Year(), int(want.Month()), want.Day(), want.AppendFormat(nil, time.TimeOnly)); got != want.UnixMicro() {
+			t.Fatalf("%v: %d, want %d", want, got, want.UnixMicro())
+		}
+	}
+}
