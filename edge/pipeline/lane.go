@@ -63,6 +63,7 @@ type Lane struct {
 	ratio     atomic.Int64  // recent compression ratio × 1024
 	began     time.Time
 	busy      atomic.Int64                       // when fill took the block it is at, since began; 0: none
+	moved     atomic.Int64                       // when fill or store last got on, since began; see Stuck
 	waiting   atomic.Int32                       // fill and store, while they wait for room
 	urge      atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
 	admitted  atomic.Uint64
@@ -182,6 +183,7 @@ func (l *Lane) fill(ctx context.Context) {
 				f.seal()
 				return
 			}
+			l.move()
 			l.busy.Store(int64(time.Since(l.began)) + 1)
 			f.admit(ctx, b)
 			f.add(b)
@@ -222,6 +224,7 @@ func (f *filler) admit(ctx context.Context, b *block) {
 		held, n := need()
 		err := l.o.Buffer.Room(wait, held, n)
 		cancel()
+		l.move()
 		if errors.Is(err, buffer.ErrClosed) {
 			return
 		}
@@ -440,6 +443,7 @@ func (f *filler) seal() {
 	}
 	f.timer.Stop()
 	j := &job{open: f.open, gaps: f.gaps, raw: int64(len(f.open.Lines)), done: make(chan struct{})}
+	f.l.move()
 	f.l.held.Add(j.raw)
 	f.open, f.gaps = nil, 0
 	f.l.jobs <- j
@@ -584,7 +588,9 @@ func (l *Lane) reuse(mems [][]byte) {
 func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 	pause, since, full := time.Duration(0), time.Time{}, false
 	for {
+		l.move()
 		err := l.o.Buffer.Append(ctx, group...)
+		l.move()
 		if err == nil {
 			break
 		}
@@ -653,3 +659,14 @@ func (l *Lane) Full() bool {
 	at := l.busy.Load()
 	return at != 0 && time.Since(l.began)-time.Duration(at) >= fullAfter
 }
+
+// Stuck reports whether the lane has records to store and has not got on with
+// them for d, which is more than ten seconds. Waiting for room, or for a disk that
+// fails, is no standstill: the lane asks again and again. A call that does not
+// return is one.
+func (l *Lane) Stuck(d time.Duration) bool {
+	return (l.busy.Load() != 0 || l.held.Load() != 0) && time.Since(l.began)-time.Duration(l.moved.Load()) >= d
+}
+
+// move notes that fill or store got on.
+func (l *Lane) move() { l.moved.Store(int64(time.Since(l.began))) }
