@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -26,20 +27,65 @@ func (e *Encoder) appendText(dst, s []byte) []byte {
 // Text is ASCII until a byte says otherwise. Then what is left is checked once
 // and goes the way of valid text, or of text that is not.
 func appendText(dst, s []byte) (_ []byte, valid bool) {
-	done, i := 0, 0 // s[:done] is in dst, s[done:i] can be copied as it is
-	for {
-		i = nextNotPlain(s, i)
+	i := 0
+	if len(s) >= 8 {
+		// Eight bytes are copied as they are looked at; what is written beyond the
+		// byte that ends the copying is written again.
+		const room = 16 // for eight bytes, or an escape and what is beyond it
+		n := len(dst)
+		dst = slices.Grow(dst, len(s)+room)
+		dst = dst[:cap(dst)]
+		for {
+			var m uint64
+			rest := len(s) - i
+			if rest >= 8 {
+				x := binary.LittleEndian.Uint64(s[i:])
+				binary.LittleEndian.PutUint64(dst[n:], x)
+				if m = notPlain8(x); m == 0 {
+					i += 8
+					n += 8
+					continue
+				}
+			} else {
+				// The last bytes once more, those before them shifted out; what is
+				// shifted in are NULs, which are not plain either.
+				x := binary.LittleEndian.Uint64(s[len(s)-8:]) >> (8 * (8 - rest) & 63)
+				if rest == 0 {
+					return dst[:n], true
+				}
+				binary.LittleEndian.PutUint64(dst[n:], x)
+				m = notPlain8(x)
+			}
+			k := bits.TrailingZeros64(m) >> 3
+			i += k
+			n += k
+			if i == len(s) {
+				return dst[:n], true
+			}
+			c := s[i]
+			if c >= utf8.RuneSelf {
+				dst = dst[:n]
+				break
+			}
+			n = len(appendEscape(dst[:n], c))
+			i++
+			if len(dst)-n < len(s)-i+room {
+				dst = slices.Grow(dst[:n], 2*(len(s)-i)+room)
+				dst = dst[:cap(dst)]
+			}
+		}
+	} else {
+		for i < len(s) && s[i] < utf8.RuneSelf {
+			if notPlain[s[i]] {
+				dst = appendEscape(dst, s[i])
+			} else {
+				dst = append(dst, s[i])
+			}
+			i++
+		}
 		if i == len(s) {
-			return append(dst, s[done:]...), true
+			return dst, true
 		}
-		c := s[i]
-		dst = append(dst, s[done:i]...)
-		if c >= utf8.RuneSelf {
-			break
-		}
-		dst = appendEscape(dst, c)
-		i++
-		done = i
 	}
 	if utf8.Valid(s[i:]) {
 		return appendValidText(dst, s[i:]), true
@@ -104,21 +150,11 @@ const (
 	highs = 0x8080808080808080
 )
 
-// nextNotPlain returns the index of the first byte at or after s[i] that is
-// not ASCII or is escaped, len(s) without one.
-func nextNotPlain(s []byte, i int) int {
-	for ; i+8 <= len(s); i += 8 {
-		x := binary.LittleEndian.Uint64(s[i:])
-		// A byte beyond ASCII counts by itself, whatever the differences say of it.
-		m := (x | (x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & highs
-		if m != 0 {
-			return i + bits.TrailingZeros64(m)>>3
-		}
-	}
-	for i < len(s) && !notPlain[s[i]] {
-		i++
-	}
-	return i
+// notPlain8 has the highest bit set of the lowest byte of x that is not ASCII or
+// is escaped, and is 0 without one; bits above that one mean nothing.
+func notPlain8(x uint64) uint64 {
+	// A byte beyond ASCII counts by itself, whatever the differences say of it.
+	return (x | (x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & highs
 }
 
 // nextEscaped returns the index of the first byte at or after s[i] that is
