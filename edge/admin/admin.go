@@ -177,7 +177,7 @@ func (s Sources) answer(w http.ResponseWriter, why []string) {
 				state += ", in use"
 			}
 			if l.Error != "" {
-				state += fmt.Sprintf(", %d failures in a row, the last: %s", l.Failures, l.Error)
+				state += fmt.Sprintf(", failed %d times in a row, last: %s", l.Failures, l.Error)
 			}
 			text.WriteString(line(fmt.Sprintf("output %s for lane %s: %s", o.Name, l.Lane, state)))
 		}

@@ -121,7 +121,7 @@ func TestConventions(t *testing.T) {
 }
 
 func TestReady(t *testing.T) {
-	const states = "output hub for lane main: down, 7 failures in a row, the last: hub: publish to logs.plant.gw1.main: no answer within 5s\n" +
+	const states = "output hub for lane main: down, failed 7 times in a row, last: hub: publish to logs.plant.gw1.main: no answer within 5s\n" +
 		"output archive for lane main: up, in use\n"
 	refuses := []string{"lane main: the disk fails: write: input/output error", "input vault: does not accept"}
 	stalls := []string{"lane main: 24328 records wait and no output acknowledged any for 2m5s: a\nb"}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// running is an agent in this process, with real sockets and real files.
+type running struct {
+	*agent
+	t     *testing.T
+	state string
+	log   *lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+
+// start runs an agent with vars, on free ports, until the end of the test.
+func start(t *testing.T, vars ...string) *running {
+	t.Helper()
+	r := &running{t: t, state: t.TempDir(), log: &lockedBuffer{}}
+	cfg, err := loadConfig(append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0",
+		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_SHUTDOWN_GRACE=100ms"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.agent = &agent{cfg: cfg, log: slog.New(slog.NewTextHandler(r.log, nil))}
+	if err := r.open(); err != nil {
+		t.Fatal(err)
+	}
+	signals, ended := make(chan os.Signal, 2), make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.run(t.Context(), signals)
+	}()
+	t.Cleanup(func() {
+		signals <- syscall.SIGTERM
+		<-ended
+		if t.Failed() {
+			t.Logf("log\n%s", r.log)
+		}
+	})
+	return r
+}
+
+// get asks the agent's admin address.
+func (r *running) get(path string) (code int, body string) {
+	r.t.Helper()
+	resp, err := http.Get("http://" + r.admin.Addr().String() + path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// metrics is a scrape: values by name and labels as printed.
+func (r *running) metrics() map[string]float64 {
+	r.t.Helper()
+	_, body := r.get("/metrics")
+	m := map[string]float64{}
+	s := bufio.NewScanner(strings.NewReader(body))
+	for s.Scan() {
+		if i := strings.LastIndexByte(s.Text(), ' '); i > 0 && s.Text()[0] != '#' {
+			v, err := strconv.ParseFloat(s.Text()[i+1:], 64)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			m[s.Text()[:i]] = v
+		}
+	}
+	return m
+}
+
+// until waits until f is so.
+func (r *running) until(what string, f func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			_, ready := r.get("/readyz")
+			r.t.Fatalf("not within 20 s: %s\n%s", what, ready)
+		}
+	}
+}
+
+// dial connects to the input called name.
+func (r *running) dial(name string) net.Conn {
+	r.t.Helper()
+	for _, in := range r.inputs {
+		if in.cfg.Name == name {
+			a := in.server.Addrs()[0]
+			c, err := net.Dial(a.Network(), a.String())
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			r.t.Cleanup(func() { c.Close() })
+			return c
+		}
+	}
+	r.t.Fatalf("no input %s", name)
+	return nil
+}
+
+// away are two outputs that can't be used until mend is called: files stand where
+// their directories should be.
+func away(t *testing.T) (vars []string, mend func()) {
+	dir := t.TempDir()
+	vars = []string{"SPILLWAY_OUTPUTS=a,b", "SPILLWAY_FAILOVER_AFTER=200ms", "SPILLWAY_FAILBACK_INTERVAL=1s"}
+	for _, name := range []string{"a", "b"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		under := "SPILLWAY_OUTPUT_" + strings.ToUpper(name) + "_"
+		vars = append(vars, under+"URL=file://"+path, under+"ROLL_AGE=0s")
+	}
+	return vars, func() {
+		for _, name := range []string{"a", "b"} {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// Outputs that are away are no reason not to accept; records that get nowhere are
+// one not to be called ready, and it ends with the cause.
+func TestReadyStalled(t *testing.T) {
+	vars, mend := away(t)
+	a := start(t, vars...)
+	if code, body := a.get("/readyz"); code != http.StatusOK {
+		t.Fatalf("without records: %d %s", code, body)
+	}
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("not ready", func() bool { code, _ := a.get("/readyz"); return code == http.StatusServiceUnavailable })
+	_, body := a.get("/readyz")
+	for _, want := range []string{"lane main: 1 records wait and no output acknowledged any for ", "it uses output ", "not a directory"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %q in\n%s", want, body)
+		}
+	}
+	if code, body := a.get("/readyz/accept"); code != http.StatusOK {
+		t.Errorf("/readyz/accept: %d %s", code, body)
+	}
+	m := a.metrics()
+	if m["spillway_ready"] != 0 || m[`spillway_lane_stalled{lane="main"}`] != 1 || m[`spillway_output_failures_total{class="misconfigured",output="a"}`] == 0 {
+		t.Errorf("metrics: ready %v, stalled %v", m["spillway_ready"], m[`spillway_lane_stalled{lane="main"}`])
+	}
+	if at := time.Unix(int64(m[`spillway_output_last_failure_timestamp_seconds{class="misconfigured",output="a"}`]), 0); time.Since(at).Abs() > time.Minute {
+		t.Errorf("the last failure of a was at %v", at)
+	}
+	mend()
+	a.until("ready", func() bool { code, _ := a.get("/readyz"); return code == http.StatusOK })
+	m = a.metrics()
+	if m["spillway_ready"] != 1 || m[`spillway_lane_records_delivered_total{lane="main"}`] != 1 ||
+		m[`spillway_output_latency_seconds_count{output="a"}`]+m[`spillway_output_latency_seconds_count{output="b"}`] != 1 {
+		t.Errorf("after that: %v", m)
+	}
+}
+
+// A lane without room accepts nothing.
+func TestReadyFull(t *testing.T) {
+	vars, mend := away(t)
+	a := start(t, append(vars, "SPILLWAY_BUFFER_MAX_BYTES=4MiB", "SPILLWAY_COMPRESSION=none")...)
+	c := a.dial("tcp")
+	go func() {
+		line := []byte("<13>" + strings.Repeat("x", 8<<10) + "\n")
+		for range 4096 {
+			if _, err := c.Write(line); err != nil {
+				return // the end of the test
+			}
+		}
+	}()
+	a.until("full", func() bool { code, _ := a.get("/readyz/accept"); return code == http.StatusServiceUnavailable })
+	if _, body := a.get("/readyz"); !strings.Contains(body, "lane main: nothing could be stored for a second or longer: the buffer is full") {
+		t.Errorf("not why: %s", body)
+	}
+	if m := a.metrics(); m[`spillway_lane_full{lane="main"}`] != 1 || m["spillway_ready"] != 0 {
+		t.Errorf("full %v, ready %v", m[`spillway_lane_full{lane="main"}`], m["spillway_ready"])
+	}
+	mend()
+	a.until("ready", func() bool { code, _ := a.get("/readyz"); return code == http.StatusOK })
+}
+
+// A lane whose disk fails accepts nothing: the directory is gone, so that no
+// segment can be made.
+func TestReadyDisk(t *testing.T) {
+	a := start(t)
+	if err := os.RemoveAll(filepath.Join(a.state, "buffer", "main")); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("the disk fails", func() bool { code, _ := a.get("/readyz/accept"); return code == http.StatusServiceUnavailable })
+	if _, body := a.get("/readyz"); !strings.Contains(body, "lane main: the disk fails: ") || !strings.Contains(body, "no such file or directory") {
+		t.Errorf("not why: %s", body)
+	}
+	if m := a.metrics(); m[`spillway_lane_disk_failed{lane="main"}`] != 1 || m["spillway_ready"] != 0 {
+		t.Errorf("disk failed %v, ready %v", m[`spillway_lane_disk_failed{lane="main"}`], m["spillway_ready"])
+	}
+}
