@@ -74,14 +74,18 @@ $(BIN)/staticcheck:
 # A dot for every tenth line of output, the last lines when the command failed.
 progress = awk '{ l[NR % 20] = $$0 } NR % 10 == 0 { printf "." ; fflush() } END { print "" }'; status=$${PIPESTATUS[0]}; test $$status = 0 || { echo "failed: run the command above by hand to see why"; exit $$status; }
 
-# Programs of the system that the end-to-end tests call.
-NEED := logger:bsdutils nc:netcat-openbsd zstd:zstd
+# What the end-to-end tests call, as program or file:package. syslog-ng can't be
+# installed beside rsyslog: it is unpacked into bin, and what it needs is installed.
+NEED := logger:bsdutils nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
+	/usr/lib/*/rsyslog/lmnsd_gtls.so:rsyslog-gnutls $(BIN)/syslog-ng/usr/sbin/syslog-ng:syslog-ng-core
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 packages:
-	@for p in $(NEED); do command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+	@for p in $(NEED); do ls $$(command -v $${p%:*} || echo $${p%:*}) >/dev/null 2>&1 || missing="$$missing $${p##*:}"; done; \
 	test -z "$$missing" && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
-	else echo "the tests need these packages:$$missing (apt-get install$$missing)"; exit 1; fi
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "the tests need these packages of Debian:$$missing; as root, make tools installs them"; exit 1; }; \
+	echo "installing$$missing"; set -e; $(APT) update; $(APT) install -y --no-install-recommends $${missing/ syslog-ng-core}; \
+	case $$missing in *syslog-ng-core) mkdir -p $(BIN)/syslog-ng; cd $(BIN)/syslog-ng; $(APT) -o APT::Sandbox::User=root download syslog-ng-core; dpkg -x syslog-ng-core_*.deb .; \
+	  $(APT) install -y --no-upgrade --no-install-recommends $$(dpkg-deb -f syslog-ng-core_*.deb Depends | sed 's/([^)]*)//g; s/|[^,]*//g; s/,/ /g');; esac
 
 crash: ## simulated power cuts and faults, BUDGET times what make test does, from SEED
 	SPILLWAY_CRASH_BUDGET=$(BUDGET) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run 'PowerCuts|EveryCall|EveryFault|BitFlips' ./buffer

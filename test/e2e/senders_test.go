@@ -1,0 +1,463 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"spillway/test/agent"
+)
+
+// Records that real senders make, as docs/senders.md tells people to use them. Each
+// block of that page with a name is run, and what the agent then has in its outbox
+// is compared with records typed here.
+//
+// In these, what differs from run to run stands in < >; rules says what it stands
+// for. frame is what every record has besides.
+var senders = map[string][]string{
+	"logger-tcp":      {`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"hello by tcp","log":{"syslog":{` + userNotice + `,"version":"1","appname":"<user>","hostname":"<host>","structured_data":{"timeQuality":"<clock>"}}}}`},
+	"logger-udp":      {`{"@timestamp":"<microsecond>","input":{"type":"udp"},"message":"hello by udp","log":{"syslog":{` + userNotice + `,"version":"1","appname":"<user>","hostname":"<host>","structured_data":{"timeQuality":"<clock>"}}}}`},
+	"logger-options":  {`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"disk is full","log":{"syslog":{"priority":155,"facility":{"code":19,"name":"local3"},"severity":{"code":3,"name":"Error"},"version":"1","appname":"backup","procid":"<pid>","msgid":"DONE","hostname":"<host>","structured_data":{"timeQuality":"<clock>","backup@32473":{"volume":"data","gib":"12"}}}}}`},
+	"logger-octets":   {`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>","structured_data":{"timeQuality":"<clock>"}}}}`},
+	"logger-3164":     {`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello in RFC 3164","log":{"syslog":{` + userNotice + `,"appname":"old","procid":"<pid>","hostname":"<host>"}}}`},
+	"logger-3164-udp": {`{"@timestamp":"<second>","input":{"type":"udp"},"message":"hello in RFC 3164 by udp","log":{"syslog":{` + userNotice + `,"appname":"old","hostname":"<host>"}}}`},
+	"logger-bare":     {`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"no time, no host","log":{"syslog":{` + userNotice + `,"version":"1","appname":"<user>"}}}`},
+
+	"rsyslog-octets": {
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" first line#012second line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>"}}}`,
+	},
+	"rsyslog-5424": {
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" first line#012second line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>"}}}`,
+	},
+	"rsyslog-default": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"a-very-long-tag-name-exceeding-t x","log":{"syslog":{` + userNotice + `,"hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+	},
+	"rsyslog-nul": {
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"a-very-long-tag-name-exceeding-t x","log":{"syslog":{` + userNotice + `,"hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+	},
+	"rsyslog-udp": {
+		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"a-very-long-tag-name-exceeding-t x","log":{"syslog":{` + userNotice + `,"hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+	},
+
+	"syslog-ng-syslog": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>","structured_data":{"meta":{"sequenceId":"1"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>","structured_data":{"meta":{"sequenceId":"2"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>","structured_data":{"meta":{"sequenceId":"3"}}}}}`,
+	},
+	"syslog-ng-network": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"second line"}`,
+	},
+	"syslog-ng-udp": {
+		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"x","log":{"syslog":{` + userNotice + `,"appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+	},
+
+	"python-tcp": {
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"the door is open","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"<pid>"}}}`,
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + daemonError + `,"appname":"myapp","procid":"<pid>"}}}`,
+	},
+	"python-udp": {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{"priority":11,"facility":{"code":1,"name":"user-level"},"severity":{"code":3,"name":"Error"}}}}`},
+
+	"go-tcp": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"the door is open","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"<pid>","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line","log":{"syslog":{` + daemonError + `,"appname":"myapp","procid":"<pid>","hostname":"<host>"}}}`,
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"second line"}`,
+	},
+	"go-udp": {`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{"priority":133,"facility":{"code":16,"name":"local0"},"severity":{"code":5,"name":"Notice"},"appname":"myapp","procid":"<pid>","hostname":"<host>"}}}`},
+
+	"nc-tcp": {
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"plain text"}`,
+		`{"@timestamp":"2003-10-11T22:14:15.003Z","input":{"type":"tcp"},"message":"with a header","log":{"syslog":{"priority":165,"facility":{"code":20,"name":"local4"},"severity":{"code":5,"name":"Notice"},"version":"1","appname":"app","procid":"7","msgid":"ID47","hostname":"host"}}}`,
+	},
+	"nc-udp": {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"plain text"}`},
+}
+
+const (
+	userNotice    = `"priority":13,"facility":{"code":1,"name":"user-level"},"severity":{"code":5,"name":"Notice"}`
+	daemonWarning = `"priority":28,"facility":{"code":3,"name":"system"},"severity":{"code":4,"name":"Warning"}`
+	daemonError   = `"priority":27,"facility":{"code":3,"name":"system"},"severity":{"code":3,"name":"Error"}`
+)
+
+// frame is what every record of an input has besides, by its input.type.
+var frame = map[string]string{
+	"tcp": `{"event":{"created":"<created>","dataset":"tcp.generic"},"data_stream":{"type":"logs","dataset":"tcp.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
+		"host":{"name":"<host>"},"agent":{"name":"gw1"},"source":{"address":"<loopback>","ip":"<loopback>","port":"<port>"},"log":{"source":{"address":"<peer>"}},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
+	"udp": `{"event":{"created":"<created>","dataset":"udp.generic"},"data_stream":{"type":"logs","dataset":"udp.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
+		"host":{"name":"<host>"},"agent":{"name":"gw1"},"source":{"address":"<loopback>","ip":"<loopback>","port":"<port>"},"log":{"source":{"address":"<peer>"}},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
+}
+
+// golden is what the values in < > of wanted records are held against.
+type golden struct {
+	begin, end time.Time
+	host, user string
+	record     map[string]any // the one that is looked at
+}
+
+// rules say what may stand for a value in < >.
+func (g *golden) rules(name string, got any) bool {
+	s, _ := got.(string)
+	n, _ := got.(float64)
+	created, _ := g.record["event"].(map[string]any)["created"].(string)
+	switch name {
+	case "<created>": // the test's own time
+		return g.during(s, 0, time.RFC3339Nano)
+	case "<received>": // no time in the message
+		return s == created
+	case "<second>": // the sender's time, without a fraction
+		return g.during(s, time.Second, "2006-01-02T15:04:05Z")
+	case "<microsecond>": // the sender's time, with six digits at most
+		return g.during(s, time.Microsecond, "2006-01-02T15:04:05.999999Z")
+	case "<host>":
+		return s == g.host || s == strings.SplitN(g.host, ".", 2)[0]
+	case "<user>":
+		return s == g.user
+	case "<pid>":
+		return regexp.MustCompile(`^[1-9][0-9]*$`).MatchString(s)
+	case "<clock>": // what logger says of the kernel's clock: RFC 5424 section 7.1
+		sd, _ := got.(map[string]any)
+		return sd["tzKnown"] == "1" && (sd["isSynced"] == "0" && len(sd) == 2 || sd["isSynced"] == "1" && len(sd) == 3 && sd["syncAccuracy"] != nil)
+	case "<loopback>": // localhost is either
+		ip, err := netip.ParseAddr(s)
+		return err == nil && ip.IsLoopback()
+	case "<port>":
+		return n >= 1 && n <= 65535 && n == float64(int(n))
+	case "<peer>":
+		source := g.record["source"].(map[string]any)
+		peer, err := netip.ParseAddrPort(s)
+		return err == nil && peer.Addr().String() == source["ip"] && float64(peer.Port()) == source["port"]
+	case "<epoch>":
+		return regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(s)
+	case "<seq>":
+		return n >= 1
+	}
+	return false
+}
+
+// during reports whether the time s is written as layout says and lies between the
+// beginning, cut to unit, and the end of the sender's life.
+func (g *golden) during(s string, unit time.Duration, layout string) bool {
+	at, err := time.Parse(time.RFC3339Nano, s)
+	return err == nil && at.Format(layout) == s && !at.Before(g.begin.Truncate(unit)) && !at.After(g.end)
+}
+
+// differ appends to where each value that is not the wanted one.
+func (g *golden) differ(path string, want, got any, where []string) []string {
+	if name, ok := want.(string); ok && strings.HasPrefix(name, "<") {
+		if !g.rules(name, got) {
+			where = append(where, fmt.Sprintf("%s is %v, want %s", path, got, name))
+		}
+		return where
+	}
+	w, ok := want.(map[string]any)
+	if !ok {
+		if got != want {
+			where = append(where, fmt.Sprintf("%s is %#v, want %#v", path, got, want))
+		}
+		return where
+	}
+	o, ok := got.(map[string]any)
+	if !ok {
+		return append(where, fmt.Sprintf("%s is %v, want an object", path, got))
+	}
+	names := slices.Sorted(maps.Keys(w))
+	for name := range o {
+		if _, ok := w[name]; !ok {
+			where = append(where, fmt.Sprintf("%s.%s is %v, want none", path, name, o[name]))
+		}
+	}
+	for _, name := range names {
+		v, ok := o[name]
+		if !ok {
+			where = append(where, fmt.Sprintf("%s.%s is missing", path, name))
+			continue
+		}
+		where = g.differ(path+"."+name, w[name], v, where)
+	}
+	return where
+}
+
+// merge puts what b has into a.
+func merge(a, b map[string]any) map[string]any {
+	for name, v := range b {
+		if under, ok := a[name].(map[string]any); ok {
+			a[name] = merge(under, v.(map[string]any))
+		} else {
+			a[name] = v
+		}
+	}
+	return a
+}
+
+// objects are the JSON objects of lines.
+func objects(t *testing.T, lines []string) (all []map[string]any) {
+	t.Helper()
+	for _, line := range lines {
+		var o map[string]any
+		if err := json.Unmarshal([]byte(line), &o); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		all = append(all, o)
+	}
+	return all
+}
+
+// wanted are the records of want, each in its frame.
+func wanted(t *testing.T, want []string) []map[string]any {
+	all := objects(t, want)
+	for i, o := range all {
+		kind := o["input"].(map[string]any)["type"].(string)
+		all[i] = merge(objects(t, []string{frame[kind]})[0], o)
+	}
+	return all
+}
+
+// block is a fenced block of a page.
+type block struct {
+	language, name string // what stands behind the fence
+	text           string
+}
+
+var fence = regexp.MustCompile("(?ms)^```([a-z]*) ?([^\n]*)\n(.*?)^```$")
+
+// blocks reads the fenced blocks of a page of this repository.
+func blocks(t *testing.T, page string) (all []block) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range fence.FindAllStringSubmatch(string(text), -1) {
+		all = append(all, block{m[1], m[2], m[3]})
+	}
+	return all
+}
+
+func TestSenders(t *testing.T) {
+	have := map[string]bool{}
+	for _, b := range blocks(t, "docs/senders.md") {
+		if b.name == "" {
+			continue // said there to be run by no test
+		}
+		want, ok := senders[b.name]
+		if !ok || have[b.name] {
+			t.Errorf("docs/senders.md: block %s: no records to compare with, or a second one of this name", b.name)
+			continue
+		}
+		have[b.name] = true
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			send(t, b, want)
+		})
+	}
+	for name := range senders {
+		if !have[name] {
+			t.Errorf("docs/senders.md has no block %s", name)
+		}
+	}
+}
+
+// stage is where one sender runs.
+type stage struct {
+	dir  string // of its files
+	text string // the block, with its ports and directories
+}
+
+// send runs the sender of a block beside an agent of its own and compares what is
+// in the outbox then.
+func send(t *testing.T, b block, want []string) {
+	dir, err := os.MkdirTemp("", "spillway-") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	a := agent.New(t, dir, "TZ=UTC", "SPILLWAY_BATCH_MAX_AGE=20ms", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=20ms")
+	a.Env = append(a.Env, fmt.Sprintf("SPILLWAY_INPUT_TCP_URL=tcp://localhost:%d", a.TCP), fmt.Sprintf("SPILLWAY_INPUT_UDP_URL=udp://localhost:%d", a.TCP))
+	a.Start(t)
+
+	s := &stage{dir: dir, text: strings.NewReplacer("5514", fmt.Sprint(a.TCP)).Replace(b.text)}
+	g := &golden{begin: time.Now()}
+	s.run(t, b, func() {
+		agent.Eventually(t, fmt.Sprintf("%d records", len(want)), 15*time.Second, func() bool {
+			return a.Metric(t, `spillway_lane_records_delivered_total{lane="main"}`) >= float64(len(want))
+		})
+	})
+	if code := a.Stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	g.end = time.Now()
+	if g.host, err = os.Hostname(); err != nil {
+		t.Fatal(err)
+	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.user = me.Username
+
+	// Connections are read side by side: the order of their records says nothing.
+	byMessage := func(a, b map[string]any) int {
+		return strings.Compare(fmt.Sprint(a["message"]), fmt.Sprint(b["message"]))
+	}
+	out, _, code := a.Command(t, "cat", filepath.Join(a.State, "outbox"))
+	if code != 0 {
+		t.Fatalf("spillway cat exits %d", code)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	got, all := objects(t, lines), wanted(t, want)
+	slices.SortStableFunc(got, byMessage)
+	slices.SortStableFunc(all, byMessage)
+	if len(got) != len(all) {
+		t.Fatalf("%d records, want %d:\n%s", len(got), len(all), strings.Join(lines, "\n"))
+	}
+	for i := range got {
+		g.record = got[i]
+		if where := g.differ("", all[i], got[i], nil); len(where) > 0 {
+			line, _ := json.Marshal(got[i])
+			t.Errorf("record %d:\n  %s\n%s", i+1, strings.Join(where, "\n  "), line)
+		}
+	}
+}
+
+// run runs the block, and returns when arrived has and the sender has ended.
+func (s *stage) run(t *testing.T, b block, arrived func()) {
+	t.Helper()
+	switch program, _, _ := strings.Cut(b.name, "-"); {
+	case program == "rsyslog":
+		conf := s.file(t, "rsyslog.conf", fmt.Sprintf(`global(workDirectory=%[1]q)
+module(load="imuxsock" SysSock.Use="off")
+input(type="imuxsock" Socket="%[1]s/log")
+%[2]s`, s.dir, s.text))
+		s.daemon(t, exec.Command(installed(t, "rsyslogd"), "-n", "-f", conf, "-i", filepath.Join(s.dir, "rsyslog.pid")), arrived)
+	case strings.HasPrefix(b.name, "syslog-ng"):
+		conf := s.file(t, "syslog-ng.conf", fmt.Sprintf("@version: 3.38\nsource s_src { unix-dgram(\"%s/log\"); };\n%s", s.dir, s.text))
+		root := filepath.Join(filepath.Dir(agent.Binary(t)), "syslog-ng", "usr") // where `make tools` unpacks it, for it can't be installed beside rsyslog
+		modules, err := filepath.Glob(filepath.Join(root, "lib", "syslog-ng", "[0-9]*"))
+		if err != nil || len(modules) != 1 {
+			t.Fatalf("syslog-ng is not in %s: run `make tools`", root)
+		}
+		cmd := exec.Command(filepath.Join(root, "sbin", "syslog-ng"), "-F", "--no-caps", "-f", conf, "--persist-file", filepath.Join(s.dir, "persist"),
+			"--pidfile", filepath.Join(s.dir, "pid"), "--control", filepath.Join(s.dir, "control"), "--module-path", modules[0])
+		cmd.Env = append(os.Environ(), "SYSLOGNG_PREFIX="+root, "LD_LIBRARY_PATH="+filepath.Join(root, "lib", "syslog-ng"))
+		s.daemon(t, cmd, arrived)
+	case b.language == "python":
+		s.program(t, installed(t, "python3"), s.file(t, "sender.py", s.text))
+		arrived()
+	case b.language == "go":
+		s.program(t, installed(t, "go"), "run", s.file(t, "sender.go", s.text))
+		arrived()
+	case b.language == "sh":
+		s.program(t, installed(t, "bash"), "-e", "-o", "pipefail", s.file(t, "sender.sh", s.text))
+		arrived()
+	default:
+		t.Fatalf("nothing runs a block of %s", b.language)
+	}
+}
+
+func (s *stage) file(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(s.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// installed returns the path of a program, also of one that is in no user's PATH.
+func installed(t *testing.T, program string) string {
+	t.Helper()
+	for _, name := range []string{program, "/usr/sbin/" + program} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("%s is not installed: run `make tools`", program)
+	return ""
+}
+
+func (s *stage) program(t *testing.T, name string, arg ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // `go run` compiles
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, arg...)
+	cmd.Env = append(os.Environ(), "TZ=UTC")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s\n%s", filepath.Base(name), err, s.text, out)
+	}
+}
+
+// daemon runs a syslog daemon that listens on the socket "log" of the directory, as
+// others do on /dev/log, and gives it two messages.
+func (s *stage) daemon(t *testing.T, cmd *exec.Cmd, arrived func()) {
+	t.Helper()
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, "TZ=UTC")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = 5 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%v: run `make tools`", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // its end is asked for
+		close(ended)
+	}()
+	defer func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			cmd.Process.Kill()
+			<-ended
+			t.Errorf("%s does not end on SIGTERM", filepath.Base(cmd.Path))
+		}
+		if t.Failed() {
+			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), out.String())
+		}
+	}()
+	log := filepath.Join(s.dir, "log")
+	agent.Eventually(t, "the daemon listens", 10*time.Second, func() bool {
+		select {
+		case <-ended:
+			t.Fatalf("%s ended: %v", filepath.Base(cmd.Path), cmd.ProcessState)
+		default:
+		}
+		_, err := os.Stat(log)
+		return err == nil
+	})
+	logger := installed(t, "logger")
+	s.program(t, logger, "-u", log, "-t", "myapp", "--id=42", "-p", "daemon.warning", "hello world")
+	s.program(t, logger, "-u", log, "-t", "a-very-long-tag-name-exceeding-thirty-two", "x")
+	s.program(t, logger, "-u", log, "-t", "multi", "first line\nsecond line")
+	arrived()
+}
