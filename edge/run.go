@@ -152,12 +152,24 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 	srv := &http.Server{Handler: admin.Handler(a.sources()), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
 	adm.Go(func() { srv.Serve(a.admin) })
 	a.log.Info("ready", "version", version, "agent", a.cfg.Agent, "output", a.outs[0].Name(), "standing_by", names(a.outs[1:]), "admin", a.admin.Addr().String())
+	manager := &notifier{log: a.log}
+	manager.status(a.summary())
+	manager.ready()
+	alive, dead := context.WithCancel(context.WithoutCancel(ctx))
+	defer dead()
+	adm.Go(func() {
+		manager.watchdog(alive, func(within time.Duration) bool {
+			manager.status(a.summary())
+			return a.moves(within)
+		})
+	})
 
 	select {
 	case s := <-signals:
 		a.log.Info("stopping; a second signal stops at once", "signal", s.String(), "grace", a.cfg.ShutdownGrace)
 	case <-ctx.Done():
 	}
+	manager.stopping()
 	stopAccepting()
 	stopped := make(chan struct{})
 	var watch sync.WaitGroup
@@ -187,6 +199,7 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		code = exitFailure
 	}
 	srv.Close()
+	dead()
 	adm.Wait()
 	a.log.Info("stopped")
 	return code
