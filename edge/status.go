@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"spillway/edge/admin"
@@ -23,15 +24,29 @@ type status struct {
 func (a *status) inputStats() (all []admin.InputStats) {
 	for _, in := range a.inputs {
 		r, s := in.records, &in.server.Stats
+		n := func(c *atomic.Int64) uint64 { return uint64(c.Load()) }
 		all = append(all, admin.InputStats{
-			Name:     in.cfg.Name,
-			Messages: r.Messages.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: r.Dropped.Load(),
+			Name: in.cfg.Name, Datagrams: in.cfg.datagram(), TLS: s.CertificateExpires.Load() != 0,
+			Messages: r.Messages.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: map[string]uint64{"buffer_full": uint64(r.Dropped.Load())},
 			ReadBytes: s.Bytes.Load(), EmptyFrames: s.Empty.Load(), Oversize: s.Oversize.Load(), DiscardedBytes: s.Discarded.Load(),
-			FramingErrors: s.Framing.Load(), CutFrames: s.Cut.Load(),
-			Connections: s.Connections.Load(), OpenConnections: s.Open.Load(), RefusedConnections: s.Refused.Load(), IdleConnections: s.Idle.Load(),
+			FramingErrors: s.Framing.Load(), CutFrames: s.Cut.Load(), MemoryCut: s.MemoryCut.Load(), Denied: s.Denied.Load(),
+			Connections: s.Connections.Load(), OpenConnections: s.Open.Load(), IdleConnections: s.Idle.Load(), Shut: s.Shut.Load(),
+			RefusedConnections: map[string]uint64{"max_connections": n(&s.Refused), "tls_on_plain": n(&s.TLSOnPlain)},
+			HandshakeFailures: map[string]uint64{"plain": n(&s.HandshakePlain), "timeout": n(&s.HandshakeTimeout),
+				"certificate": n(&s.HandshakeCertificate), "other": n(&s.HandshakeOther)},
+			CertificateExpires: time.Unix(s.CertificateExpires.Load(), 0),
+			Reloads:            map[string]uint64{"ok": n(&s.Reloads), "failed": n(&s.ReloadFailures)},
+			ReceiveBuffer:      s.ReceiveBuffer.Load(),
 		})
 	}
 	return all
+}
+
+func total(byReason map[string]uint64) (n int64) {
+	for _, k := range byReason {
+		n += int64(k)
+	}
+	return n
 }
 
 func (a *status) laneStats() (all []admin.LaneStats) {

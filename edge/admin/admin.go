@@ -42,15 +42,17 @@ type Sources struct {
 }
 
 // InputStats are the counters of one input since the start. Fields grow only,
-// OpenConnections excepted.
+// except those called gauges.
 type InputStats struct {
-	Name string // of the input
+	Name      string // of the input
+	Datagrams bool   // it has no connections
+	TLS       bool
 
 	Messages      int64
-	MessageBytes  int64 // without framing
-	ParseFailures int64 // messages whose header could not be read: kept, with error.message
-	Truncated     int64 // messages cut at MAX_MESSAGE_SIZE
-	Dropped       int64 // records for which the lane had no room
+	MessageBytes  int64             // without framing
+	ParseFailures int64             // messages whose header could not be read: kept, with error.message
+	Truncated     int64             // messages cut at MAX_MESSAGE_SIZE
+	Dropped       map[string]uint64 // records that got no number, by reason; all reasons are there
 
 	ReadBytes      int64 // from sockets, with framing
 	EmptyFrames    int64
@@ -58,11 +60,20 @@ type InputStats struct {
 	DiscardedBytes int64 // behind MAX_MESSAGE_SIZE
 	FramingErrors  int64
 	CutFrames      int64 // counted frames that the sender did not finish
+	MemoryCut      int64 // unfinished messages treated as over-size for lack of memory
+	Denied         int64 // connections and datagrams of senders that are not in ALLOW
 
-	Connections        int64 // accepted
-	OpenConnections    int64 // now
-	RefusedConnections int64 // over MAX_CONNECTIONS
-	IdleConnections    int64 // closed after IDLE_TIMEOUT
+	Connections        int64             // accepted
+	OpenConnections    int64             // gauge
+	RefusedConnections map[string]uint64 // by reason; all reasons are there
+	IdleConnections    int64             // closed after IDLE_TIMEOUT
+	Shut               int64             // times that it stopped accepting for lack of room
+
+	HandshakeFailures  map[string]uint64 // by reason; all reasons are there
+	CertificateExpires time.Time         // gauge
+	Reloads            map[string]uint64 // of TLS files, by result, "ok" or "failed"
+
+	ReceiveBuffer int64 // gauge: bytes that the kernel granted
 }
 
 // LaneStats are the counters and the state of one lane.
@@ -85,6 +96,7 @@ type LaneStats struct {
 	MaxBytes       int64         // that they may be
 	FreeBytes      int64         // of the file system
 	Full           bool          // no room: inputs wait or drop
+	Shut           bool          // inputs that refuse do so now
 	DiskFailed     bool          // the last write did not succeed
 	Stalled        bool          // records wait and no output takes any
 	TornBytes      uint64        // passed over since the start: writes that were cut off

@@ -53,14 +53,30 @@ var inputMetrics = []family[InputStats]{
 	counter("input", "input_truncated_total", "Messages cut at MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.Truncated) }),
 	counter("input", "input_oversize_total", "Messages over MAX_MESSAGE_SIZE, whatever became of them.", func(s *InputStats) float64 { return float64(s.Oversize) }),
 	counter("input", "input_discarded_bytes_total", "Bytes thrown away behind MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.DiscardedBytes) }),
-	counter("input", "input_dropped_total", "Records for which there was no room (ON_FULL); a gap record tells of them.", func(s *InputStats) float64 { return float64(s.Dropped) }),
+	counters("input", "reason", "input_dropped_total", "Records that never got a number; a gap record tells of them. kernel: datagrams that nobody could read, which are no messages in the counters above.", func(s *InputStats) map[string]uint64 { return s.Dropped }),
 	counter("input", "input_empty_frames_total", "Frames and datagrams without content.", func(s *InputStats) float64 { return float64(s.EmptyFrames) }),
 	counter("input", "input_framing_errors_total", "Streams whose framing could not be followed.", func(s *InputStats) float64 { return float64(s.FramingErrors) }),
 	counter("input", "input_cut_frames_total", "Counted frames that the sender did not finish.", func(s *InputStats) float64 { return float64(s.CutFrames) }),
+	counter("input", "input_memory_cut_total", "Unfinished messages treated as over-size: those of the lane together had reached MESSAGE_MEMORY.", func(s *InputStats) float64 { return float64(s.MemoryCut) }),
+	counter("input", "input_denied_total", "Connections and datagrams of senders that ALLOW does not name.", func(s *InputStats) float64 { return float64(s.Denied) }),
+}
+
+var streamMetrics = []family[InputStats]{
 	counter("input", "input_connections_total", "Connections accepted.", func(s *InputStats) float64 { return float64(s.Connections) }),
 	gauge("input", "input_open_connections", "Connections now.", func(s *InputStats) float64 { return float64(s.OpenConnections) }),
-	counter("input", "input_refused_connections_total", "Connections closed at once: over MAX_CONNECTIONS.", func(s *InputStats) float64 { return float64(s.RefusedConnections) }),
+	counters("input", "reason", "input_refused_connections_total", "Connections closed at once: over MAX_CONNECTIONS, or TLS to a port without it.", func(s *InputStats) map[string]uint64 { return s.RefusedConnections }),
 	counter("input", "input_idle_connections_total", "Connections closed after IDLE_TIMEOUT.", func(s *InputStats) float64 { return float64(s.IdleConnections) }),
+	counter("input", "input_shut_total", "How often the input stopped accepting because there was no room (ON_FULL=refuse).", func(s *InputStats) float64 { return float64(s.Shut) }),
+}
+
+var tlsMetrics = []family[InputStats]{
+	counters("input", "reason", "input_tls_failures_total", "Handshakes that failed: it was not TLS (plain), not finished in time, no good client certificate, or else.", func(s *InputStats) map[string]uint64 { return s.HandshakeFailures }),
+	gauge("input", "input_certificate_expires_timestamp_seconds", "When the input's certificate ends to be valid.", func(s *InputStats) float64 { return float64(s.CertificateExpires.Unix()) }),
+	counters("input", "result", "input_tls_reloads_total", "TLS files that were read again; when that failed the old ones stay.", func(s *InputStats) map[string]uint64 { return s.Reloads }),
+}
+
+var datagramMetrics = []family[InputStats]{
+	gauge("input", "input_receive_buffer_bytes", "Receive buffer that the kernel granted.", func(s *InputStats) float64 { return float64(s.ReceiveBuffer) }),
 }
 
 var laneMetrics = []family[LaneStats]{
@@ -78,6 +94,7 @@ var laneMetrics = []family[LaneStats]{
 	gauge("lane", "lane_disk_limit_bytes", "SPILLWAY_BUFFER_MAX_BYTES.", func(s *LaneStats) float64 { return float64(s.MaxBytes) }),
 	gauge("lane", "lane_disk_free_bytes", "Free bytes of the buffer's file system, as last seen.", func(s *LaneStats) float64 { return float64(s.FreeBytes) }),
 	gauge("lane", "lane_full", "1 while there is no room and inputs wait or drop.", func(s *LaneStats) float64 { return one(s.Full) }),
+	gauge("lane", "lane_gate_shut", "1 while inputs with ON_FULL=refuse do not accept.", func(s *LaneStats) float64 { return one(s.Shut) }),
 	gauge("lane", "lane_disk_failed", "1 while records can not be written.", func(s *LaneStats) float64 { return one(s.DiskFailed) }),
 	gauge("lane", "lane_stalled", "1 while records wait and no output has acknowledged any for too long.", func(s *LaneStats) float64 { return one(s.Stalled) }),
 	counter("lane", "lane_torn_bytes_total", "Bytes of writes that were cut off, passed over.", func(s *LaneStats) float64 { return float64(s.TornBytes) }),
@@ -123,7 +140,9 @@ type collector struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	describe(ch, inputMetrics)
+	for _, families := range [][]family[InputStats]{inputMetrics, streamMetrics, tlsMetrics, datagramMetrics} {
+		describe(ch, families)
+	}
 	describe(ch, laneMetrics)
 	describe(ch, outputMetrics)
 	for _, d := range []*prometheus.Desc{outputLatency, outputActive, outputInARow, outputState, switches, ready, buildInfo} {
@@ -138,6 +157,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range c.s.Inputs() {
 		collect(emit, inputMetrics, &s, s.Name)
+		if s.Datagrams {
+			collect(emit, datagramMetrics, &s, s.Name)
+		} else {
+			collect(emit, streamMetrics, &s, s.Name)
+		}
+		if s.TLS {
+			collect(emit, tlsMetrics, &s, s.Name)
+		}
 	}
 	for _, s := range c.s.Lanes() {
 		collect(emit, laneMetrics, &s, s.Name)
