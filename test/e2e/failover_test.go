@@ -559,14 +559,14 @@ func TestFailoverLaneFull(t *testing.T) {
 		t.Errorf("the lane is full with %v records", n)
 	}
 	full := time.Now()
-	agent.Eventually(t, "datagrams are dropped", 5*time.Second, func() bool { return value(`spillway_input_dropped_total{input="udp"}`) > 0 })
+	agent.Eventually(t, "datagrams are dropped", 5*time.Second, func() bool { return value(`spillway_input_dropped_total{input="udp",reason="buffer_full"}`) > 0 })
 	t.Logf("the first datagrams are dropped %s after the lane was full", seconds(time.Since(full)))
 	before := value(`spillway_input_messages_total{input="tcp"}`)
 	time.Sleep(2 * time.Second)
 	if after := value(`spillway_input_messages_total{input="tcp"}`); after != before {
 		t.Errorf("%v lines came by tcp while there was no room", after-before)
 	}
-	if n := value(`spillway_input_dropped_total{input="tcp"}`); n > 0 {
+	if n := value(`spillway_input_dropped_total{input="tcp",reason="buffer_full"}`); n > 0 {
 		t.Errorf("%v lines of tcp were dropped", n)
 	}
 	link.Forward()
