@@ -1,14 +1,7 @@
 package conformance
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,68 +14,18 @@ import (
 	"spillway/outputs"
 	"spillway/outputs/jetstream"
 	"spillway/outputs/outputtest"
+	"spillway/test/certs"
 	"spillway/test/servers"
 )
 
-// authority makes certificates that only its own file makes trusted.
-type authority struct {
-	t    *testing.T
-	dir  string
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	file string
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t, dir: t.TempDir()}
-	a.file, _ = a.issue("ca", time.Now().Add(time.Hour))
-	return a
-}
-
-// issue writes a certificate for 127.0.0.1 and its key. The first is the
-// authority's own.
-func (a *authority) issue(name string, until time.Time) (certFile, keyFile string) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-	if a.cert == nil {
-		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
-		a.cert, a.key = c, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(a.dir, name+".pem"), filepath.Join(a.dir, name+".key")
-	for path, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: keyDER}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-			a.t.Fatal(err)
-		}
-	}
-	return certFile, keyFile
-}
-
 // Every way to reach a server, with what is said when it is the wrong one.
 func TestJetStreamConnects(t *testing.T) {
-	a := newAuthority(t)
-	serverCert, serverKey := a.issue("server", time.Now().Add(time.Hour))
-	oldCert, oldKey := a.issue("old", time.Now().Add(-time.Minute))
-	clientCert, clientKey := a.issue("client", time.Now().Add(time.Hour))
+	a := certs.New(t)
+	serverCert, serverKey := a.Issue("server", time.Now().Add(time.Hour))
+	oldCert, oldKey := a.Issue("old", time.Now().Add(-time.Minute))
+	clientCert, clientKey := a.Issue("client", time.Now().Add(time.Hour))
 	tls := func(cert, key, more string) servers.Option {
-		return servers.Config(fmt.Sprintf("tls: {cert_file: %q, key_file: %q, ca_file: %q, %s}", cert, key, a.file, more))
+		return servers.Config(fmt.Sprintf("tls: {cert_file: %q, key_file: %q, ca_file: %q, %s}", cert, key, a.File, more))
 	}
 	user, err := nkeys.CreateUser()
 	if err != nil {
@@ -122,20 +65,20 @@ func TestJetStreamConnects(t *testing.T) {
 		{"websocket", []servers.Option{servers.Config(fmt.Sprintf("websocket: {listen: \"127.0.0.1:%s\", no_tls: true}", websocket))},
 			func(c *jetstream.Config) { c.Servers = "ws://127.0.0.1:" + websocket }, 0, ""},
 
-		{"tls", []servers.Option{tls(serverCert, serverKey, "")}, func(c *jetstream.Config) { scheme("tls")(c); c.TLSCAFile = a.file }, 0, ""},
-		{"tls asked for by the server", []servers.Option{tls(serverCert, serverKey, "")}, func(c *jetstream.Config) { c.TLSCAFile = a.file }, 0, ""},
+		{"tls", []servers.Option{tls(serverCert, serverKey, "")}, func(c *jetstream.Config) { scheme("tls")(c); c.TLSCAFile = a.File }, 0, ""},
+		{"tls asked for by the server", []servers.Option{tls(serverCert, serverKey, "")}, func(c *jetstream.Config) { c.TLSCAFile = a.File }, 0, ""},
 		{"tls first", []servers.Option{tls(serverCert, serverKey, "handshake_first: true")},
-			func(c *jetstream.Config) { scheme("tls")(c); c.TLSCAFile, c.TLSFirst = a.file, true }, 0, ""},
+			func(c *jetstream.Config) { scheme("tls")(c); c.TLSCAFile, c.TLSFirst = a.File, true }, 0, ""},
 		{"client certificate", []servers.Option{tls(serverCert, serverKey, "verify: true")},
-			func(c *jetstream.Config) { c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile = a.file, clientCert, clientKey }, 0, ""},
+			func(c *jetstream.Config) { c.TLSCAFile, c.TLSCertFile, c.TLSKeyFile = a.File, clientCert, clientKey }, 0, ""},
 		{"unknown authority", []servers.Option{tls(serverCert, serverKey, "")}, scheme("tls"), outputs.Misconfigured, "TLS_CA_FILE"},
-		{"expired", []servers.Option{tls(oldCert, oldKey, "")}, func(c *jetstream.Config) { c.TLSCAFile = a.file }, outputs.Misconfigured, "expired"},
+		{"expired", []servers.Option{tls(oldCert, oldKey, "")}, func(c *jetstream.Config) { c.TLSCAFile = a.File }, outputs.Misconfigured, "expired"},
 		{"other name", []servers.Option{tls(serverCert, serverKey, "")},
 			func(c *jetstream.Config) {
-				c.TLSCAFile = a.file
+				c.TLSCAFile = a.File
 				c.Servers = strings.Replace(c.Servers, "127.0.0.1", "localhost", 1)
 			}, outputs.Misconfigured, "localhost"},
-		{"no TLS there", nil, func(c *jetstream.Config) { scheme("tls")(c); c.TLSCAFile = a.file }, outputs.Misconfigured, "secure connection not available"},
+		{"no TLS there", nil, func(c *jetstream.Config) { scheme("tls")(c); c.TLSCAFile = a.File }, outputs.Misconfigured, "secure connection not available"},
 		{"wrong token", []servers.Option{servers.Config("authorization: {token: secret}")}, func(c *jetstream.Config) { c.Token = "guess" }, outputs.Failover, "Authorization Violation"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
