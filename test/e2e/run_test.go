@@ -18,6 +18,7 @@ import (
 // What `make run` starts does what it prints: its lines are run as printed, and
 // Ctrl-C leaves nothing behind.
 func TestMakeRun(t *testing.T) {
+	defaultPorts(t)
 	bin := filepath.Dir(agent.Binary(t))
 	dir := t.TempDir()
 	if err := os.Symlink(bin, filepath.Join(dir, "bin")); err != nil { // the printed lines say bin/spillway

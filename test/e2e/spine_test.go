@@ -73,10 +73,7 @@ func TestLoggerToJetStream(t *testing.T) {
 
 // An agent with an empty environment runs: localhost, ./spillway-data/outbox.
 func TestEmptyEnvironment(t *testing.T) {
-	if c, err := net.Dial("tcp", "127.0.0.1:5514"); err == nil {
-		c.Close()
-		t.Fatal("127.0.0.1:5514 is in use on this machine: the defaults can't be tested beside it")
-	}
+	defaultPorts(t)
 	dir := t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
