@@ -2,9 +2,12 @@ package admin
 
 import (
 	"flag"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -191,4 +194,87 @@ func BenchmarkScrape(b *testing.B) {
 			b.Fatal(w.Code)
 		}
 	}
+}
+
+const operations = "../../docs/operations.md"
+
+// TestOperations holds docs/operations.md to what is there: the scrape, the names
+// and labels in its expressions, and the messages of the log.
+func TestOperations(t *testing.T) {
+	page, err := os.ReadFile(operations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := scrape(t, sources())
+	before, rest, _ := strings.Cut(string(page), "<!-- scrape -->\n")
+	_, after, ok := strings.Cut(rest, "<!-- end -->\n")
+	if !ok {
+		t.Fatalf("%s has no <!-- scrape --> and <!-- end -->", operations)
+	}
+	want := before + "<!-- scrape -->\n```\n" + ours + "```\n<!-- end -->\n" + after
+	if *update {
+		if err := os.WriteFile(operations, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if string(page) != want {
+		t.Errorf("the scrape in %s is not what /metrics says: rewrite it with go test ./edge/admin -update", operations)
+	}
+
+	series := map[string]bool{} // names, and name{label="value"} of each label alone
+	for line := range strings.Lines(ours) {
+		name, labels, _ := strings.Cut(strings.TrimSpace(line[:strings.LastIndexByte(line, ' ')]), "{")
+		series[name] = true
+		for l := range strings.SplitSeq(strings.TrimSuffix(labels, "}"), ",") {
+			series[name+"{"+l+"}"] = true
+		}
+	}
+	used := regexp.MustCompile("spillway_[a-z_]+({[^}]*})?").FindAllString(before, -1)
+	if len(used) < 20 {
+		t.Errorf("only %d metrics are used", len(used))
+	}
+	for _, u := range used {
+		if !series[u] {
+			t.Errorf("%s: no such series: %s", operations, u)
+		}
+	}
+
+	_, log, _ := strings.Cut(before, "## What the log says")
+	log, _, _ = strings.Cut(log, "\n## ")
+	said := sourceText(t)
+	n := 0
+	for row := range strings.Lines(log) {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(row, "| `"), " | ")
+		if cell == row || !strings.HasPrefix(row, "| `") {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch("`"+cell, -1) {
+			n++
+			if !strings.Contains(said, `"`+m[1]+`"`) {
+				t.Errorf("%s: nothing says %q", operations, m[1])
+			}
+		}
+	}
+	if n < 15 {
+		t.Errorf("only %d messages found", n)
+	}
+}
+
+// sourceText is all code that can log.
+func sourceText(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	for _, dir := range []string{"..", "../../outputs", "../../buffer"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			all.Write(text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all.String()
 }
