@@ -111,7 +111,7 @@ func table(b *strings.Builder, title, text string, settings []*setting) {
 			continue // said in the head
 		}
 		doc := prose.Replace(s.Doc)
-		if s.Secret {
+		if s.Secret && !s.File {
 			doc += " (*secret*)"
 		}
 		def := s.Default

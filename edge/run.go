@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -47,11 +48,17 @@ func cmdRun(ctx context.Context, args []string, stdout, stderr io.Writer, enviro
 	for _, n := range cfg.Notes {
 		log.Warn(n)
 	}
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		log.Info("memory limit", "GOMEMLIMIT", outputs.Size(limit).String())
+	}
 	// The first signal begins the stop, the second ends all waiting.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	a := &agent{cfg: cfg, log: log}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	a := &agent{cfg: cfg, log: log, hangups: hangups}
 	if err := a.open(); err != nil {
 		a.close()
 		fmt.Fprintln(stderr, "spillway:", err)
@@ -70,6 +77,7 @@ type agent struct {
 	lanes   []*lane
 	inputs  []*input
 	admin   net.Listener
+	hangups <-chan os.Signal // SIGHUP: reload
 }
 
 type lane struct {
@@ -110,7 +118,7 @@ func (a *agent) open() error {
 		if c.Encoding == "raw" {
 			flags = batch.RawLines
 		}
-		l := &lane{name: name, buffer: b, memory: listen.NewMemory(64 << 20), Lane: pipeline.NewLane(pipeline.LaneOptions{
+		l := &lane{name: name, buffer: b, memory: listen.NewMemory(int64(c.MessageMemory)), Lane: pipeline.NewLane(pipeline.LaneOptions{
 			Name: name, Agent: c.Agent, Host: host, Buffer: b, Chain: a.chain, Codec: c.Compression, Level: c.CompressionLevel,
 			Batch:   batch.BuilderOptions{Bytes: int(c.Batch.MaxBytes), Raw: int(c.Batch.MaxRaw), Records: c.Batch.MaxRecords, Age: c.Batch.MaxAge, Flags: flags},
 			AgeHeld: c.Batch.MaxAgeHeld, Raw: c.Encoding == "raw", BufferKeeps: c.Buffer.Sync == buffer.SyncInterval, Log: a.log,
@@ -164,10 +172,16 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		})
 	})
 
-	select {
-	case s := <-signals:
-		a.log.Info("stopping; a second signal stops at once", "signal", s.String(), "grace", a.cfg.ShutdownGrace)
-	case <-ctx.Done():
+	for running := true; running; {
+		select {
+		case <-a.hangups:
+			a.reload()
+		case s := <-signals:
+			a.log.Info("stopping; a second signal stops at once", "signal", s.String(), "grace", a.cfg.ShutdownGrace)
+			running = false
+		case <-ctx.Done():
+			running = false
+		}
 	}
 	manager.stopping()
 	stopAccepting()

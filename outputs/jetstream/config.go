@@ -7,12 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"regexp"
 	"strings"
 	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"spillway/outputs"
 )
@@ -32,15 +29,20 @@ type Config struct {
 	MaxInflightBytes outputs.Size  `env:"MAX_INFLIGHT_BYTES" envDefault:"8MiB" doc:"bytes of a lane that may wait for their acknowledgement; one batch may exceed them alone"`
 	AckTimeout       time.Duration `env:"ACK_TIMEOUT" envDefault:"10s" doc:"how long the server may be silent before what was sent is in doubt and sent again"`
 
-	CredsFile string `env:"CREDS_FILE" doc:"file with a user's JWT and seed, read again at each connect"`
-	NkeyFile  string `env:"NKEY_FILE" doc:"file with a user's nkey seed, read again at each connect"`
+	CredsFile string `env:"CREDS_FILE" secret:"file" doc:"file with a user's JWT and seed, read again at each connect"`
+	NkeyFile  string `env:"NKEY_FILE" secret:"file" doc:"file with a user's nkey seed, read again at each connect"`
 	User      string `env:"USER" doc:"user name"`
 	Password  string `env:"PASSWORD" secret:"true" doc:"password of the user"`
 	Token     string `env:"TOKEN" secret:"true" doc:"token, where the server wants one instead of a user"`
 
+	// Where Password and Token are from, if that is a file: it is read again at each
+	// connect.
+	PasswordFile string `env:"-"`
+	TokenFile    string `env:"-"`
+
 	TLSCAFile   string `env:"TLS_CA_FILE" doc:"file with the CA certificates that the server's certificate must come from, in PEM, read again at each connect; empty: those of the system"`
 	TLSCertFile string `env:"TLS_CERT_FILE" doc:"file with the client certificate in PEM, read again at each connect"`
-	TLSKeyFile  string `env:"TLS_KEY_FILE" doc:"file with the key of the client certificate in PEM, read again at each connect"`
+	TLSKeyFile  string `env:"TLS_KEY_FILE" secret:"file" doc:"file with the key of the client certificate in PEM, read again at each connect"`
 	TLSFirst    bool   `env:"TLS_FIRST" envDefault:"false" doc:"true: TLS begins before the server has said anything, as its handshake_first wants it"`
 
 	InboxPrefix      string        `env:"INBOX_PREFIX" envDefault:"_INBOX_{agent}" doc:"beginning of the subjects of acknowledgements, so that permissions can name it; {site} and {agent} are filled in"`
@@ -208,16 +210,14 @@ func (c *Config) checkAuth(problem func(option, format string, args ...any), inU
 	if c.Password != "" && c.User == "" {
 		problem("PASSWORD", "set without USER: set both")
 	}
-	for _, f := range []struct{ option, path string }{{"CREDS_FILE", c.CredsFile}, {"NKEY_FILE", c.NkeyFile}} {
-		if f.path == "" {
-			continue
+	if c.CredsFile != "" {
+		if _, err := c.credentials(); err != nil {
+			problem("CREDS_FILE", "%v", err)
 		}
-		if _, err := os.ReadFile(f.path); err != nil {
-			problem(f.option, "%v: name a file that this user may read", err)
-		} else if f.option == "NKEY_FILE" {
-			if _, err := nats.NkeyOptionFromSeed(f.path); err != nil {
-				problem(f.option, "%s holds no seed of a user: make one with `nk -gen user`", f.path)
-			}
+	}
+	if c.NkeyFile != "" {
+		if _, err := c.seed(); err != nil {
+			problem("NKEY_FILE", "%v", err)
 		}
 	}
 }
@@ -253,53 +253,13 @@ func (c *Config) certificate() (tls.Certificate, error) {
 }
 
 func (c *Config) roots() (*x509.CertPool, error) {
-	pem, err := os.ReadFile(c.TLSCAFile)
+	pem, err := read(c.TLSCAFile)
 	if err != nil {
-		return nil, fmt.Errorf("%w: name a file that this user may read", err)
+		return nil, err
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s holds no certificate in PEM", c.TLSCAFile)
 	}
 	return pool, nil
-}
-
-// security are nats.go's options for authentication and TLS. Everything that lies
-// in a file is read again at each connect, so that it can be rotated.
-func (c *Config) security() ([]nats.Option, error) {
-	var o []nats.Option
-	if c.CredsFile != "" {
-		o = append(o, nats.UserCredentials(c.CredsFile))
-	}
-	if c.NkeyFile != "" {
-		nkey, err := nats.NkeyOptionFromSeed(c.NkeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("NKEY_FILE: %w", err)
-		}
-		o = append(o, nkey)
-	}
-	if c.User != "" {
-		o = append(o, nats.UserInfo(c.User, c.Password))
-	}
-	if c.Token != "" {
-		o = append(o, nats.Token(c.Token))
-	}
-	var cert nats.TLSCertHandler
-	var roots nats.RootCAsHandler
-	if c.TLSCertFile != "" {
-		cert = c.certificate
-	}
-	if c.TLSCAFile != "" {
-		roots = c.roots
-	}
-	switch {
-	case cert != nil || roots != nil:
-		o = append(o, nats.ClientTLSConfig(cert, roots))
-	case c.secure():
-		o = append(o, nats.Secure())
-	}
-	if c.TLSFirst {
-		o = append(o, nats.TLSHandshakeFirst())
-	}
-	return o, nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,16 +45,12 @@ var errConnecting = errors.New("connecting")
 
 // connect returns a link that connects in the background, for ever, with pauses.
 // It waits for nothing.
-func connect(c *Config, name, inbox string, log *slog.Logger) (*link, error) {
+func connect(c *Config, security []nats.Option, name, inbox string, log *slog.Logger) (*link, error) {
 	l := &link{log: log, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}}
 	l.dial = newDialer(c.ConnectTimeout, c.AckTimeout, 1+strings.Count(c.Servers, ","))
-	security, err := c.security()
-	if err != nil {
-		return nil, err
-	}
 	var conn atomic.Pointer[nats.Conn] // l.nc for the callback that may run before Connect returned
 	began := false                     // used by nats.go's reconnecting goroutine alone
-	o := append(security,
+	o := append(slices.Clone(security),
 		nats.Name(name),
 		nats.SetCustomDialer(l.dial), nats.SkipHostLookup(), // the dialer looks up, within its deadline
 		nats.Timeout(c.ConnectTimeout),

@@ -30,6 +30,7 @@ type Output struct {
 	name, site, agent string
 
 	c     Config
+	files *files
 	inbox string
 	log   *slog.Logger
 
@@ -44,7 +45,10 @@ type Output struct {
 	delivered, already, bytes atomic.Uint64 // see outputs.Counts
 }
 
-var _ outputs.Stream = (*Output)(nil)
+var (
+	_ outputs.Stream   = (*Output)(nil)
+	_ outputs.Reloader = (*Output)(nil)
+)
 
 // New returns an output called name for agent at site. It connects in the
 // background and waits for nothing: a server that is down is no error, a wrong
@@ -63,6 +67,9 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 	o := &Output{name: name, site: site, agent: agent, c: c, log: log.With("output", name),
 		checked: map[string]session{}, acked: map[string]batch.Identity{}}
 	o.inbox = o.fill(c.InboxPrefix, "")
+	if o.files, err = o.c.files(o.variable, o.log); err != nil {
+		return nil, err
+	}
 	if o.l, err = o.connect(); err != nil {
 		return nil, err
 	}
@@ -70,7 +77,7 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 }
 
 func (o *Output) connect() (*link, error) {
-	return connect(&o.c, "spillway/"+o.site+"/"+o.agent, o.inbox, o.log)
+	return connect(&o.c, o.files.options, "spillway/"+o.site+"/"+o.agent, o.inbox, o.log)
 }
 
 // fill fills in the fields of a subject.
@@ -395,6 +402,15 @@ func (o *Output) fail(op, subject string, stored outputs.Stored, err error) erro
 // variable returns the name of the variable that sets option.
 func (o *Output) variable(option string) string {
 	return "SPILLWAY_OUTPUT_" + strings.ToUpper(o.name) + "_" + option
+}
+
+// Reload implements outputs.Reloader.
+func (o *Output) Reload() error {
+	var errs []error
+	for _, f := range o.files.all {
+		errs = append(errs, f.reload())
+	}
+	return errors.Join(errs...)
 }
 
 // Counts implements outputs.Output.

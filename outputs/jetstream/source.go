@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"net/url"
 	"strings"
 	"time"
@@ -182,11 +183,11 @@ func next(ctx context.Context, messages jetstream.MessagesContext) (jetstream.Ms
 }
 
 func (s *source) connect() (*nats.Conn, jetstream.JetStream, error) {
-	o, err := s.c.security()
+	files, err := s.c.files(func(option string) string { return option }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, nil, err
 	}
-	o = append(o, nats.Name("spillway reader"), nats.Timeout(s.c.ConnectTimeout), nats.NoReconnect(),
+	o := append(files.options, nats.Name("spillway reader"), nats.Timeout(s.c.ConnectTimeout), nats.NoReconnect(),
 		nats.PingInterval(s.c.PingInterval), nats.MaxPingsOutstanding(2))
 	nc, err := nats.Connect(s.c.Servers, o...)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,7 +41,7 @@ type Output struct {
 	name, site, agent string
 	c                 Config
 	log               *slog.Logger
-	*client
+	client            atomic.Pointer[client] // replaced by Reload
 
 	unconditional                  atomic.Bool  // the server knows no If-None-Match
 	largest                        atomic.Int64 // bytes of an object that the server may still take, 0: ROLL_BYTES
@@ -65,7 +66,9 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 	if err != nil {
 		return nil, fmt.Errorf("output %s: %w", name, err)
 	}
-	return &Output{name: name, site: site, agent: agent, c: c, log: log, client: cl, refused: map[string]refusal{}}, nil
+	o := &Output{name: name, site: site, agent: agent, c: c, log: log, refused: map[string]refusal{}}
+	o.client.Store(cl)
+	return o, nil
 }
 
 // Name is the output's name in SPILLWAY_OUTPUTS.
@@ -91,8 +94,37 @@ func (o *Output) Counts() outputs.Counts {
 
 // Close closes idle connections.
 func (o *Output) Close() error {
-	o.http.CloseIdleConnections()
+	o.client.Load().http.CloseIdleConnections()
 	return nil
+}
+
+// reloadTime is how long Reload waits for whoever gives out credentials.
+const reloadTime = 5 * time.Second
+
+// Reload implements outputs.Reloader: the SDK's own files (AWS_CONFIG_FILE,
+// AWS_SHARED_CREDENTIALS_FILE, AWS_CA_BUNDLE, a web identity's token) are read
+// again, and credentials are fetched anew. What is being sent goes on with the old
+// ones, which also stay when there are no new ones.
+func (o *Output) Reload() error {
+	ctx, cancel := context.WithTimeout(context.Background(), reloadTime)
+	defer cancel()
+	cl, err := newClient(ctx, o.c)
+	if err == nil {
+		_, err = provider{cl.credentials}.Retrieve(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("AWS settings of output %s: %w", o.name, &oneLine{err})
+	}
+	o.client.Swap(cl).http.CloseIdleConnections()
+	return nil
+}
+
+// renew takes new credentials, after the server refused the present ones: from the
+// files, or, as those can't be used now, from where they came from before.
+func (o *Output) renew() {
+	if o.Reload() != nil {
+		o.client.Load().credentials.Invalidate()
+	}
 }
 
 // Publish stores run under run.Key and accepts all of it or nothing. It makes at
@@ -171,7 +203,7 @@ func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) (do
 	}
 	err = o.attempts(ctx, in, size, &doubt)
 	if isCredentials(err) {
-		o.credentials.Invalidate()
+		o.renew()
 		err = o.attempts(ctx, in, size, &doubt)
 	}
 	if o.c.Conditional == Auto && in.IfNoneMatch != nil && isNotImplemented(err) {
@@ -187,8 +219,9 @@ func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) (do
 // attempts is one PutObject with the SDK's retries.
 func (o *Output) attempts(ctx context.Context, in *s3.PutObjectInput, size int64, doubt *bool) error {
 	in.Body.(*body).rewind()
+	cl := o.client.Load()
 	limit := o.c.Timeout + time.Duration(size)*time.Second/time.Duration(o.c.MinRate)
-	out, err := o.s3.PutObject(ctx, in, append(o.options, func(so *s3.Options) {
+	out, err := cl.s3.PutObject(ctx, in, append(slices.Clone(cl.options), func(so *s3.Options) {
 		so.APIOptions = append(so.APIOptions, o.attempt(limit, doubt))
 	})...)
 	if err == nil && (aws.ToString(out.ETag) == "" || out.ChecksumCRC32C != nil && *out.ChecksumCRC32C != *in.ChecksumCRC32C) {
@@ -231,7 +264,7 @@ func (o *Output) Probe(ctx context.Context, _ string) error {
 	var doubt bool // of no interest: a probe may be stored any number of times
 	err := o.attempts(ctx, in, int64(len(text)), &doubt)
 	if isCredentials(err) {
-		o.credentials.Invalidate()
+		o.renew()
 		err = o.attempts(ctx, in, int64(len(text)), &doubt)
 	}
 	if err != nil {
@@ -327,7 +360,7 @@ func newClient(ctx context.Context, c Config) (*client, error) {
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, load...)
 	if err != nil {
-		return nil, fmt.Errorf("AWS settings: %w", err)
+		return nil, fmt.Errorf("AWS settings (AWS_PROFILE, AWS_CONFIG_FILE, AWS_SHARED_CREDENTIALS_FILE, AWS_CA_BUNDLE): %w", &oneLine{err})
 	}
 	if cfg.Region == "" {
 		if c.Endpoint == "" {
@@ -362,6 +395,12 @@ func newClient(ctx context.Context, c Config) (*client, error) {
 	}
 	return cl, nil
 }
+
+// oneLine is an error of the SDK's settings, whose text has line feeds in it.
+type oneLine struct{ err error }
+
+func (e *oneLine) Error() string { return strings.Join(strings.Fields(e.err.Error()), " ") }
+func (e *oneLine) Unwrap() error { return e.err }
 
 // provider marks the errors of a credentials cache as such.
 type provider struct{ *aws.CredentialsCache }

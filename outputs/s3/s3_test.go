@@ -52,7 +52,8 @@ func open(t testing.TB, c Config) *Output {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.options = append(o.options, func(so *s3.Options) {
+	cl := o.client.Load()
+	cl.options = append(cl.options, func(so *s3.Options) {
 		so.Retryer = awsretry.NewStandard(func(r *awsretry.StandardOptions) {
 			r.Backoff = awsretry.BackoffDelayerFunc(func(int, error) (time.Duration, error) { return 0, nil })
 		})
@@ -353,7 +354,7 @@ func TestDoubt(t *testing.T) {
 		t.Errorf("accepted %d, stored %v, %v after %d attempts: %v", n, s, a, f.asked(), err)
 	}
 	f.Close()
-	o.http.CloseIdleConnections()
+	o.client.Load().http.CloseIdleConnections()
 	n, err = o.Publish(t.Context(), newRun(o, "a\n"))
 	if s, a := outputs.Classify(err); n != 0 || s != no || a != retry {
 		t.Errorf("nobody there: accepted %d, stored %v, %v: %v", n, s, a, err)

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"strings"
+
+	"spillway/outputs"
+)
+
+// reload reads the files again that inputs and outputs use: certificates, keys,
+// passwords, credentials. Connections stay, and everything else is as it was. What
+// was read again is told in one line, what could not be in one line each.
+func (a *agent) reload() {
+	files := map[string]string{} // owner, as in INPUT_TCP_, → the variables that name its files
+	for _, s := range a.cfg.settings {
+		if side, label, ok := labelled(s.Name); ok && s.Value != "" && strings.HasSuffix(s.Name, "_FILE") {
+			owner := ownerOf(side, label)
+			files[owner] = strings.TrimPrefix(files[owner]+","+s.Name, ",")
+		}
+	}
+	var done []string
+	owner := func(key, otherwise string, reload func() error) {
+		what := files[key]
+		if what == "" {
+			what = otherwise
+		}
+		if what == "" {
+			return // it has no files
+		}
+		if err := reload(); err != nil {
+			for line := range strings.Lines(err.Error()) {
+				a.log.Error("not read again; what was read before stays in use", "error", strings.TrimSpace(line))
+			}
+			return
+		}
+		done = append(done, what)
+	}
+	for _, in := range a.inputs {
+		owner(ownerOf("INPUT", in.cfg.Name), "", in.server.Reload)
+	}
+	for i, o := range a.outs {
+		if r, ok := o.(outputs.Reloader); ok {
+			own := "" // what it reads beside
+			if a.cfg.Outputs[i].Kind == "s3" {
+				own = "AWS settings of " + o.Name()
+			}
+			owner(ownerOf("OUTPUT", o.Name()), own, r.Reload)
+		}
+	}
+	a.log.Info("certificates and secrets are read again; new connections use them", "files", strings.Join(done, ","))
+}
+
+func ownerOf(side, label string) string { return side + "_" + strings.ToUpper(label) + "_" }
