@@ -61,7 +61,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{bin: filepath.Dir(self), self: self, n: *n, count: *count, poolSize: 48 << 20, idle: time.Minute, pools: map[string]*pool{}}
+	b := &bench{bin: filepath.Dir(self), self: self, n: *n, count: *count, poolSize: 48 << 20, idle: time.Minute, settle: 300 * time.Millisecond, rates: []float64{20e3, 50e3, 100e3, 200e3, 300e3, 400e3}, pools: map[string]*pool{}}
 	if b.agent, err = agentPath(b.bin); err != nil {
 		return err
 	}
@@ -177,4 +177,24 @@ func cpuModel() string {
 func kernel() string {
 	text, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	return "Linux " + strings.TrimSpace(string(text))
+}
+
+// agentPath is the spillway to measure: SPILLWAY_BIN is the program or the
+// directory that it is in, without it the directory of this program.
+func agentPath(bin string) (string, error) {
+	path := bin
+	if v := os.Getenv("SPILLWAY_BIN"); v != "" {
+		path = v
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		path = filepath.Join(path, "spillway")
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("the agent: %w: run `make build`, or name one in SPILLWAY_BIN", err)
+	}
+	return path, nil
 }

@@ -136,12 +136,10 @@ func get(url string) func() error {
 
 // usage is what a process has cost since its start.
 type usage struct {
-	user, system float64 // seconds
-	rss, peak    int64   // bytes
-	written      int64   // bytes given to the block layer
+	cpu, system float64 // seconds; system is part of cpu
+	rss, peak   int64   // bytes
+	written     int64   // bytes given to the block layer
 }
-
-func (u usage) cpu() float64 { return u.user + u.system }
 
 // usage reads proc(5). None of the programs measured has children.
 func (p *process) usage() (u usage, err error) {
@@ -151,7 +149,7 @@ func (p *process) usage() (u usage, err error) {
 		return u, p.wrap(err)
 	}
 	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+2:])
-	u.user, u.system = ticks(f[11]), ticks(f[12])
+	u.cpu, u.system = ticks(f[11])+ticks(f[12]), ticks(f[12])
 	status, io := pairs(dir+"status"), pairs(dir+"io")
 	u.rss, u.peak, u.written = status["VmRSS"]<<10, status["VmHWM"]<<10, io["write_bytes"]
 	return u, nil

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -29,7 +31,7 @@ const (
 	solPending = 16                     // messages that wait for their acknowledgement
 )
 
-// cmdSol is `bench sol`: it runs until it is killed.
+// cmdSol is `bench sol`: it runs until SIGTERM.
 func cmdSol(args []string) error {
 	f := flag.NewFlagSet("sol", flag.ExitOnError)
 	address := f.String("address", "", "tcp address to listen on")
@@ -58,6 +60,12 @@ func cmdSol(args []string) error {
 	if err != nil {
 		return err
 	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		<-stop
+		os.Exit(0)
+	}()
 	go func() {
 		for {
 			c, err := l.Accept()

@@ -14,8 +14,9 @@ type account struct {
 	seen    [][]uint64 // a bit for each message, by connection
 	once    atomic.Int64
 	twice   atomic.Int64
-	unknown int   // marks that nobody sent
-	bytes   int64 // of payloads, as they came
+	unknown atomic.Int64          // marks that nobody sent
+	bytes   atomic.Int64          // of payloads, as they came
+	err     atomic.Pointer[error] // the last that payload met
 	decoder *zstd.Decoder
 	text    []byte
 }
@@ -31,17 +32,30 @@ func newAccount(conns, n int) *account {
 }
 
 // payload takes what was stored as one message or object: zstd frames, or lines.
-func (a *account) payload(p []byte) error {
-	a.bytes += int64(len(p))
+func (a *account) payload(p []byte) {
+	a.bytes.Add(int64(len(p)))
 	if !bytes.HasPrefix(p, []byte{0x28, 0xb5, 0x2f, 0xfd}) { // RFC 8878 section 3.1.1
 		a.lines(p)
-		return nil
+		return
 	}
-	var err error
-	if a.text, err = a.decoder.DecodeAll(p, a.text[:0]); err != nil {
-		return fmt.Errorf("decompress what was stored: %w", err)
+	text, err := a.decoder.DecodeAll(p, a.text[:0])
+	if err != nil {
+		err = fmt.Errorf("decompress what was stored: %w", err)
+		a.err.Store(&err)
+		return
 	}
-	a.lines(a.text)
+	a.text = text
+	a.lines(text)
+}
+
+// fault tells of messages that came twice, or from nobody, or can't be read.
+func (a *account) fault() error {
+	if err := a.err.Load(); err != nil {
+		return *err
+	}
+	if twice, unknown := a.twice.Load(), a.unknown.Load(); twice+unknown > 0 {
+		return fmt.Errorf("%d messages came twice, %d are of nobody", twice, unknown)
+	}
 	return nil
 }
 
@@ -60,7 +74,7 @@ func (a *account) lines(b []byte) {
 		}
 		b = b[i+markLen:]
 		if conn >= len(a.seen) || n/64 >= len(a.seen[conn]) {
-			a.unknown++
+			a.unknown.Add(1)
 		} else if word, bit := &a.seen[conn][n/64], uint64(1)<<(n%64); *word&bit != 0 {
 			twice++
 		} else {
