@@ -43,7 +43,7 @@ func start(t *testing.T, vars ...string) *running {
 	t.Helper()
 	r := &running{t: t, state: t.TempDir(), log: &lockedBuffer{}}
 	cfg, err := loadConfig(append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0",
-		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_SHUTDOWN_GRACE=100ms"))
+		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_SHUTDOWN_GRACE=100ms", "SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,5 +223,33 @@ func TestReadyDisk(t *testing.T) {
 	}
 	if m := a.metrics(); m[`spillway_lane_disk_failed{lane="main"}`] != 1 || m["spillway_ready"] != 0 {
 		t.Errorf("disk failed %v, ready %v", m[`spillway_lane_disk_failed{lane="main"}`], m["spillway_ready"])
+	}
+}
+
+// The clock of a stall begins when there is something to deliver, however long
+// the output has been away by then.
+func TestReadyStallBegins(t *testing.T) {
+	vars, _ := away(t)
+	a := start(t, vars...)
+	time.Sleep(600 * time.Millisecond) // longer than a stall: twice FAILOVER_AFTER
+	begin := time.Now()
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("not ready", func() bool { code, _ := a.get("/readyz"); return code == http.StatusServiceUnavailable })
+	if took := time.Since(begin); took < 400*time.Millisecond {
+		t.Errorf("stalled %v after the first record", took)
+	}
+}
+
+// An output that gathers does not stall the lane.
+func TestReadyGathers(t *testing.T) {
+	dir := t.TempDir()
+	a := start(t, "SPILLWAY_OUTPUTS=a,b", "SPILLWAY_FAILOVER_AFTER=100ms", "SPILLWAY_OUTPUT_A_URL=file://"+dir+"/a", "SPILLWAY_OUTPUT_A_ROLL_AGE=1h",
+		"SPILLWAY_OUTPUT_B_URL=file://"+dir+"/b")
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("pending", func() bool { return a.metrics()[`spillway_lane_pending_records{lane="main"}`] == 1 })
+	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if code, body := a.get("/readyz"); code != http.StatusOK {
+			t.Fatalf("not ready: %s", body)
+		}
 	}
 }
