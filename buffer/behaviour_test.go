@@ -275,7 +275,7 @@ func TestNextEnds(t *testing.T) {
 			_, err := b.Next(context.Background(), batch.Limits{})
 			errs <- err
 		}()
-		go func() { errs <- b.Room(context.Background(), 0, 1<<50) }()
+		go func() { errs <- b.Room(context.Background(), 0, 1<<50, 0) }()
 		synctest.Wait()
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
@@ -335,7 +335,7 @@ func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := simulated(t, Options{MaxBytes: 1 << 20, SegmentBytes: 100 << 10, KeepAcked: time.Hour})
 		w := newWriter(b.Start())
-		for b.Fits(0, 50<<10) {
+		for b.Fits(0, 50<<10, 0) {
 			put(t, b, w.seal(1, text(50<<10, 1)))
 		}
 		if s := b.Stats(); s.Bytes > 1<<20 || s.Bytes < 1<<20-60<<10 {
@@ -356,7 +356,7 @@ func TestHold(t *testing.T) {
 		}
 		room := make(chan error)
 		begin := time.Now()
-		go func() { room <- b.Room(t.Context(), 0, 50<<10) }()
+		go func() { room <- b.Room(t.Context(), 0, 50<<10, 0) }()
 		time.Sleep(time.Minute)
 		n := int(b.Stats().PendingRecords)
 		drain(t, b, n-10)
@@ -370,18 +370,18 @@ func TestHold(t *testing.T) {
 		}
 		// One batch larger than everything is let in when nothing is pending.
 		drain(t, b, 11)
-		if !b.Fits(0, 10<<20) {
+		if !b.Fits(0, 10<<20, 0) {
 			t.Fatal("a large batch is stuck")
 		}
 		x := w.make(batch.None, 1, text(10<<20, 1))
 		x.Flags |= batch.Single
 		w.Seal(x)
 		put(t, b, x)
-		if b.Fits(0, 1) {
+		if b.Fits(0, 1, 0) {
 			t.Fatal("and more behind it")
 		}
 		drain(t, b, 1)
-		if !b.Fits(0, 1) {
+		if !b.Fits(0, 1, 0) {
 			t.Fatal("full for ever")
 		}
 	})
@@ -394,7 +394,7 @@ func TestDropOldest(t *testing.T) {
 	for i := range 60 {
 		x := w.seal(10, text(2000, byte(i)))
 		seals = append(seals, x.Seal)
-		if !b.Fits(0, 2000) {
+		if !b.Fits(0, 2000, 0) {
 			t.Fatal("drop_oldest refuses")
 		}
 		put(t, b, x)
@@ -567,7 +567,7 @@ func TestMinFree(t *testing.T) {
 		}
 		d.room = 1<<20 + 3000
 		time.Sleep(2 * time.Second)
-		if !b.Fits(0, 1000) || b.Fits(0, 5000) {
+		if !b.Fits(0, 1000, 0) || b.Fits(0, 5000, 0) {
 			t.Fatal("it does not see the disk")
 		}
 		x := w.seal(1, text(5000, 1))
@@ -575,7 +575,7 @@ func TestMinFree(t *testing.T) {
 			t.Fatal(err)
 		}
 		drain(t, b, 10) // what is delivered goes, KeepAcked or not
-		if !b.Fits(0, 5000) {
+		if !b.Fits(0, 5000, 0) {
 			t.Fatal("delivered segments are no room")
 		}
 		put(t, b, x)
@@ -600,7 +600,7 @@ func TestMinFreeDropOldest(t *testing.T) {
 	b.refreshFree(0)
 	size := b.Stats().Bytes
 	for i := range 40 {
-		if !b.Fits(0, 5000) {
+		if !b.Fits(0, 5000, 0) {
 			t.Fatal("nothing can be dropped")
 		}
 		d.room = 20 << 10 // what others leave free for a moment

@@ -96,7 +96,7 @@ type Options struct {
 	Full            Policy        //
 	Sync            SyncPolicy    //
 	SyncInterval    time.Duration // default 1 s
-	SyncGap         time.Duration // SyncGroup syncs at most once per gap, unless 1 MiB waits; default 100 ms; < 0: none
+	SyncGap         time.Duration // SyncGroup syncs at most once per gap, unless 1 MiB waits or Hurry says so; default 100 ms; < 0: none
 	KeepAcked       time.Duration // how long delivered segments are kept while there is room; default 10 min; < 0: not at all
 	MaxUnsynced     int64         // bytes that SyncInterval keeps in memory before it syncs early; default 8 MiB
 	SegmentBytes    int64         // size at which a segment is closed; default MaxBytes/64, at least 1 and at most 32 MiB
@@ -418,10 +418,7 @@ func (b *Buffer) enqueue(batches []*batch.Batch) (*request, error) {
 	b.tailNext, b.tailSeal = next, seal
 	b.queue = append(b.queue, req)
 	if b.queued += req.bytes; b.queued >= hurryBytes {
-		select {
-		case b.hurry <- struct{}{}:
-		default:
-		}
+		b.Hurry()
 	}
 	return req, nil
 }
@@ -450,8 +447,17 @@ func (b *Buffer) check(x *batch.Batch, next uint64, seal batch.Seal) error {
 	return nil
 }
 
+// Hurry ends the wait for SyncGap of the Append under way, or of the next one:
+// somebody waits for what it makes durable.
+func (b *Buffer) Hurry() {
+	select {
+	case b.hurry <- struct{}{}:
+	default:
+	}
+}
+
 // pace waits until SyncGap has passed since the last sync, enough is waiting,
-// ctx ends or the buffer closes.
+// Hurry is called, ctx ends or the buffer closes.
 func (b *Buffer) pace(ctx context.Context) {
 	if b.o.Sync != SyncGroup || b.o.SyncGap <= 0 {
 		return

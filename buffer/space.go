@@ -327,32 +327,33 @@ func (b *Buffer) refuseDisk(n int64) error {
 }
 
 // Fits reports whether n more payload bytes should be admitted behind held ones,
-// which were admitted before and will come to Append. Under Hold that is so while
-// MaxBytes is not reached by what is not delivered, or while nothing is pending or
-// held at all, so that one large batch can't be stuck for ever. Under DropOldest
-// it is always so, unless the disk is full and nothing can be dropped.
-func (b *Buffer) Fits(held, n int64) bool {
+// which were admitted before and will come to Append, so that reserve bytes stay
+// free for others. Under Hold that is so while MaxBytes is not reached by what is
+// not delivered, or while nothing is pending or held at all, so that one large
+// batch can't be stuck for ever. Under DropOldest it is always so, unless the disk
+// is full and nothing can be dropped.
+func (b *Buffer) Fits(held, n, reserve int64) bool {
 	b.refreshFree(freeEvery)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.fits(held, n)
+	return b.fits(held, n, reserve)
 }
 
-func (b *Buffer) fits(held, n int64) bool {
+func (b *Buffer) fits(held, n, reserve int64) bool {
 	held = max(held, b.queued)
 	idle := held == 0 && !b.pending()
-	if b.o.Full == Hold && !idle && (b.live+held+n > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
+	if b.o.Full == Hold && !idle && (b.live+held+n+reserve > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
 		return false
 	}
-	return b.refuseDisk(held+n) == nil
+	return b.refuseDisk(held+n+reserve) == nil
 }
 
-// Room waits until Fits(held, n), the end of ctx or Close.
-func (b *Buffer) Room(ctx context.Context, held, n int64) error {
+// Room waits until Fits(held, n, reserve), the end of ctx or Close.
+func (b *Buffer) Room(ctx context.Context, held, n, reserve int64) error {
 	for {
 		b.refreshFree(freeEvery)
 		b.mu.Lock()
-		ok, closed, changed := b.fits(held, n), b.closed, b.changed
+		ok, closed, changed := b.fits(held, n, reserve), b.closed, b.changed
 		b.mu.Unlock()
 		if closed {
 			return ErrClosed
@@ -705,12 +706,15 @@ func (b *Buffer) Maintain(now time.Time) (next time.Time) {
 		}
 		if due.After(now) {
 			at(due)
-		} else if err := b.flush(); err != nil {
+		} else {
+			err := b.flush()
 			b.mu.Lock()
 			b.lastErr = err
 			b.mu.Unlock()
-			b.unsyncedSince = now
-			at(now.Add(b.o.SyncInterval))
+			if err != nil {
+				b.unsyncedSince = now
+				at(now.Add(b.o.SyncInterval))
+			}
 		}
 	}
 	at2 := b.expire(now)

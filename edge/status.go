@@ -27,7 +27,7 @@ func (a *status) inputStats() (all []admin.InputStats) {
 		n := func(c *atomic.Int64) uint64 { return uint64(c.Load()) }
 		all = append(all, admin.InputStats{
 			Name: in.cfg.Name, Datagrams: in.cfg.datagram(), TLS: s.CertificateExpires.Load() != 0,
-			Messages: r.Messages.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: map[string]uint64{"buffer_full": uint64(r.Dropped.Load())},
+			Messages: r.Messages.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: r.Dropped(),
 			ReadBytes: s.Bytes.Load(), EmptyFrames: s.Empty.Load(), Oversize: s.Oversize.Load(), DiscardedBytes: s.Discarded.Load(),
 			FramingErrors: s.Framing.Load(), CutFrames: s.Cut.Load(), MemoryCut: s.MemoryCut.Load(), Denied: s.Denied.Load(),
 			Connections: s.Connections.Load(), OpenConnections: s.Open.Load(), IdleConnections: s.Idle.Load(), Shut: s.Shut.Load(),

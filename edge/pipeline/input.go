@@ -16,15 +16,6 @@ import (
 	"spillway/framing/syslog"
 )
 
-// OnFull says what an input does with records for which there is no room.
-type OnFull uint8
-
-// Policies of SPILLWAY_INPUT_<NAME>_ON_FULL.
-const (
-	Block OnFull = 0 // wait; the sender feels it
-	Drop  OnFull = 1 // drop after at most a second, counted and told in a gap record
-)
-
 // InputOptions configure an input.
 type InputOptions struct {
 	Name    string
@@ -44,12 +35,32 @@ type Input struct {
 	Messages  atomic.Int64
 	Bytes     atomic.Int64 // of messages, framing not counted
 	Failures  atomic.Int64 // messages with error.message
-	Dropped   atomic.Int64 // records for which there was no room
 	Truncated atomic.Int64
+	Admitted  atomic.Int64 // records handed to the lane
+
+	dropped [lostReasons]atomic.Uint64 // records, by reason
 }
 
 // NewInput returns an input.
-func NewInput(o InputOptions) *Input { return &Input{o: o} }
+func NewInput(o InputOptions) *Input {
+	if o.OnFull == Refuse {
+		o.Lane.refuses.Store(true)
+	}
+	return &Input{o: o}
+}
+
+// Dropped returns how many records the input lost before the lane numbered them,
+// by reason: buffer_full, stopped (while there was no room), kernel (before they
+// could be read, which Messages does not count). Gap records tell of them.
+//
+// While no Flush is under way, Messages = Admitted + buffer_full + stopped.
+func (in *Input) Dropped() map[string]uint64 {
+	m := make(map[string]uint64, lostReasons-1)
+	for r := lostFull; r < lostReasons; r++ {
+		m[r.String()] = in.dropped[r].Load()
+	}
+	return m
+}
 
 // Open returns the sink of one connection from peer, or without a peer that of a
 // datagram or local socket. It satisfies listen.Options.Open.
@@ -130,57 +141,56 @@ func (s *sink) append(dst []byte, m framing.Message, now time.Time) []byte {
 
 var errStopped = errors.New("stopped while there was no room for records")
 
-// Flush hands the block to the lane.
+// Flush hands the block to the lane, or drops it as ON_FULL says.
 func (s *sink) Flush(ctx context.Context) error {
-	in, b := s.in, s.block
+	b := s.block
 	if b == nil {
 		return nil
 	}
 	s.block = nil
-	in.Messages.Add(s.n.messages)
-	in.Bytes.Add(s.n.bytes)
-	in.Failures.Add(s.n.failures)
-	in.Truncated.Add(s.n.truncated)
-	s.n = counts{}
-	lane := in.o.Lane
-	select {
-	case lane.blocks <- b:
+	s.count()
+	n := int64(len(b.ends))
+	switch why := s.in.o.Lane.admit(ctx, b, s.in.o.OnFull); why {
+	case lostNone:
+		s.in.Admitted.Add(n) // b is the lane's now
 		return nil
-	default:
-	}
-	var late <-chan time.Time
-	if in.o.OnFull == Drop {
-		if lane.Full() {
-			s.drop(b, "buffer_full")
-			return nil
-		}
-		t := time.NewTimer(fullAfter)
-		defer t.Stop()
-		late = t.C
-	}
-	select {
-	case lane.blocks <- b:
-		return nil
-	case <-late:
-		s.drop(b, "buffer_full")
-		return nil
-	case <-ctx.Done():
-		s.drop(b, "stopped")
+	case lostStopped:
+		s.drop(b, why)
 		return errStopped
+	default:
+		s.drop(b, why)
+		return nil
 	}
 }
 
-func (s *sink) drop(b *block, reason string) {
-	n := len(b.ends)
-	s.in.Dropped.Add(int64(n))
-	s.in.o.Lane.drops.add(s.in.o.Name, reason, uint64(n), time.Unix(0, b.time))
+// count adds what came since the last Flush.
+func (s *sink) count() {
+	s.in.Messages.Add(s.n.messages)
+	s.in.Bytes.Add(s.n.bytes)
+	s.in.Failures.Add(s.n.failures)
+	s.in.Truncated.Add(s.n.truncated)
+	s.n = counts{}
+}
+
+func (s *sink) drop(b *block, why lost) {
+	s.lost(uint64(len(b.ends)), why, time.Unix(0, b.time))
 	s.in.o.Lane.release(b)
 }
+
+func (s *sink) lost(n uint64, why lost, since time.Time) {
+	s.in.dropped[why].Add(n)
+	s.in.o.Lane.drops.add(s.in.o.Name, why.String(), n, since)
+}
+
+// Dropped implements listen.Dropper: the kernel had no room for n datagrams.
+func (s *sink) Dropped(n uint64, since time.Time) { s.lost(n, lostKernel, since) }
 
 // Close flushes nothing: its caller has.
 func (s *sink) Close() {
 	if s.block != nil {
-		s.drop(s.block, "stopped")
+		s.count()
+		s.drop(s.block, lostStopped)
+		s.block = nil
 	}
 }
 

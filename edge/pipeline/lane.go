@@ -43,6 +43,10 @@ type LaneOptions struct {
 	// so that their memory can't be used again.
 	BufferKeeps bool
 
+	// Reserve is how many bytes of the buffer only inputs that refuse may use: what
+	// they drain when there is no room for others. 0: none.
+	Reserve int64
+
 	Log *slog.Logger
 }
 
@@ -58,13 +62,19 @@ type Lane struct {
 	jobs   chan *job   // to the encoders
 	order  chan *job   // the same jobs, to store, in the order of their numbers
 
-	held      atomic.Int64  // bytes of lines in batches that are closed and not durable yet
-	stored    chan struct{} // signalled when held has become less
-	ratio     atomic.Int64  // recent compression ratio × 1024
+	ordinary  *door         // of inputs that block or drop
+	last      *door         // of inputs that refuse
+	press     chan struct{} // tells fill to seal
+	held      atomic.Int64  // bytes of lines that are admitted and not durable yet
+	heldSince atomic.Int64  // since when held has been at its bound without getting less, since began; 0: it is not
+	gate      gate
+	refuses   atomic.Bool  // the lane has an input that refuses
+	failing   atomic.Bool  // the last Append failed
+	ratio     atomic.Int64 // recent compression ratio × 1024
 	began     time.Time
-	busy      atomic.Int64                       // when fill took the block it is at, since began; 0: none
-	moved     atomic.Int64                       // when fill or store last got on, since began; see Stuck
-	waiting   atomic.Int32                       // fill and store, while they wait for room
+	moved     atomic.Int64                       // when fill or store last got on, since began
+	sealed    atomic.Int32                       // batches that fill has sealed and store is not done with
+	waiting   atomic.Int32                       // doors and store, while they wait for room
 	urge      atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
 	admitted  atomic.Uint64
 	durable   atomic.Uint64 // number of the last record that Append returned for
@@ -105,10 +115,7 @@ func openBatches() int { return 1 + min(runtime.GOMAXPROCS(0), maxEncoders) }
 const (
 	maxEncoders = 3
 	groupMax    = 8           // encoded batches that share an fsync, and as many may wait for the next
-	heldMax     = 64 << 20    // bytes of lines from which on fill waits for an fsync
-	fullAfter   = time.Second // how long a datagram input waits before it drops
 	tellAfter   = time.Second // how often a lane without new records looks for something to tell
-	remind      = time.Minute // how often a lane that is full again and again says so
 	spareBlocks = 8           // kept for reuse
 	maxBlock    = 1 << 20     // larger ones are not kept
 	blockSize   = 256 << 10   // of lines that a new one has room for: those of one read
@@ -126,8 +133,12 @@ func NewLane(o LaneOptions) *Lane {
 		free:   make(chan *batch.Open, openBatches()),
 		jobs:   make(chan *job, openBatches()),
 		order:  make(chan *job, groupMax),
-		stored: make(chan struct{}, 1),
+		press:  make(chan struct{}, 1),
 		began:  time.Now(),
+
+		ordinary: newDoor(false),
+		last:     newDoor(true),
+		gate:     gate{closed: make(chan struct{})},
 	}
 	for range openBatches() {
 		l.free <- l.newOpen()
@@ -143,7 +154,7 @@ func (l *Lane) Run(ctx context.Context) {
 	var ingest, ship, upkeep sync.WaitGroup
 	coming, ended := context.WithCancel(ctx) // while batches still come
 	defer ended()
-	ingest.Go(func() { l.fill(ctx) })
+	ingest.Go(l.fill)
 	for range openBatches() - 1 {
 		ingest.Go(l.encode)
 	}
@@ -163,7 +174,7 @@ func (l *Lane) Run(ctx context.Context) {
 func (l *Lane) Close() { close(l.blocks) }
 
 // fill numbers lines as it copies them into the open batch. It alone gives numbers.
-func (l *Lane) fill(ctx context.Context) {
+func (l *Lane) fill() {
 	f := &filler{l: l, builder: batch.NewBuilder(l.o.Batch), next: l.start.Next, timer: time.NewTimer(0),
 		gap: ecs.NewEncoder(ecs.Options{Dataset: "spillway.gap", Agent: l.o.Agent, Host: l.o.Host})}
 	if l.start.Unclean {
@@ -184,58 +195,19 @@ func (l *Lane) fill(ctx context.Context) {
 				return
 			}
 			l.move()
-			l.busy.Store(int64(time.Since(l.began)) + 1)
-			f.admit(ctx, b)
 			f.add(b)
 			l.release(b)
-			l.busy.Store(0)
 		case <-f.timer.C:
 			f.seal()
+		case <-l.press:
+			f.seal()
 		case <-idle.C:
+			l.look()
 			// What is missing is told also when nothing comes any more.
 			if f.open == nil && (l.drops.any() || l.mustTell()) {
 				f.begin()
 			}
 		}
-	}
-}
-
-// admit waits until the buffer has room for b. When ctx ends it lets b pass: the
-// stop must not wait, and Append has a word in it too.
-func (f *filler) admit(ctx context.Context, b *block) {
-	l := f.l
-	need := func() (held, n int64) { // bytes on disk, as far as is known
-		held = l.held.Load()
-		if f.open != nil {
-			held += int64(len(f.open.Lines))
-		}
-		ratio := l.ratio.Load()
-		return held * 1024 / ratio, int64(len(b.lines)) * 1024 / ratio
-	}
-	if ctx.Err() != nil || l.o.Buffer.Fits(need()) {
-		return
-	}
-	f.seal() // what has been admitted does not wait in memory for the room of others
-	since, told := time.Now(), false
-	defer l.hurry()()
-	for ctx.Err() == nil && !l.o.Buffer.Fits(need()) {
-		// Not for longer: need gets less as Append takes what is held.
-		wait, cancel := context.WithTimeout(ctx, fullAfter/10)
-		held, n := need()
-		err := l.o.Buffer.Room(wait, held, n)
-		cancel()
-		l.move()
-		if errors.Is(err, buffer.ErrClosed) {
-			return
-		}
-		if now := time.Now(); err != nil && !told && now.Sub(since) >= fullAfter && (f.toldFull.IsZero() || now.Sub(f.toldFull) >= remind) {
-			told, f.toldFull = true, now
-			l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name,
-				"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
-		}
-	}
-	if told && ctx.Err() == nil {
-		l.o.Log.Info("the buffer has room again", "lane", l.o.Name, "full_for", time.Since(since).Round(time.Millisecond))
 	}
 }
 
@@ -290,8 +262,9 @@ type filler struct {
 	first   bool        // the record of a new epoch is written
 	timer   *time.Timer
 
-	told     []toldGap // of recordOwn, that are not delivered yet
-	toldFull time.Time // when the log last said that the buffer is full
+	held int64 // bytes of the open batch that its inputs' blocks had
+
+	told []toldGap // of recordOwn, that are not delivered yet
 }
 
 // toldGap is a gap record in a batch.
@@ -302,6 +275,7 @@ type toldGap struct {
 
 func (f *filler) add(b *block) {
 	const tail = 64 // no tail is longer
+	f.l.admitted.Add(uint64(len(b.ends)))
 	start := uint32(0)
 	for _, end := range b.ends {
 		line := b.lines[start:end]
@@ -312,12 +286,12 @@ func (f *filler) add(b *block) {
 		if f.open == nil {
 			f.begin()
 		}
+		f.held += int64(len(line))
 		f.line(line, b.time)
 		if f.builder.Full(f.open) {
 			f.seal()
 		}
 	}
-	f.l.admitted.Add(uint64(len(b.ends)))
 }
 
 // line copies one line and gives it its number.
@@ -444,12 +418,15 @@ func (f *filler) seal() {
 	f.timer.Stop()
 	j := &job{open: f.open, gaps: f.gaps, raw: int64(len(f.open.Lines)), done: make(chan struct{})}
 	f.l.move()
-	f.l.held.Add(j.raw)
-	f.open, f.gaps = nil, 0
+	f.l.held.Add(j.raw - f.held) // tails and gap records come to what was admitted
+	f.open, f.gaps, f.held = nil, 0, 0
+	f.l.sealed.Add(1)
 	f.l.jobs <- j
-	f.l.order <- j
-	for f.l.held.Load() > heldMax {
-		<-f.l.stored
+	select {
+	case f.l.order <- j:
+	default:
+		f.l.o.Buffer.Hurry() // as many as share an fsync wait for one
+		f.l.order <- j
 	}
 }
 
@@ -545,11 +522,8 @@ func (l *Lane) store(ctx context.Context) {
 			}
 		}
 		l.reuse(mems)
-		l.held.Add(-raw)
-		select {
-		case l.stored <- struct{}{}:
-		default:
-		}
+		l.sealed.Add(-int32(len(mems)))
+		l.unhold(raw)
 		if j == nil {
 			j = <-l.order // nil when it is closed
 		}
@@ -597,6 +571,10 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
 			return err
 		}
+		l.failing.Store(true)
+		if l.refuses.Load() {
+			l.shut("records can't be stored: " + err.Error())
+		}
 		if since.IsZero() {
 			since = time.Now()
 			l.o.Log.Error("records can't be stored; they wait in memory and inputs are held back", "lane", l.o.Name, "error", err,
@@ -616,6 +594,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 		case <-time.After(pause):
 		}
 	}
+	l.failing.Store(false)
 	if !since.IsZero() {
 		l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
 	}
@@ -653,20 +632,12 @@ func (l *Lane) Delivered() uint64 { return l.delivered.Load() }
 // Resent is how many records were sent again because a stream had lost them.
 func (l *Lane) Resent() uint64 { return l.resent.Load() }
 
-// Full reports whether there has been no room for a second or longer: the buffer
-// is full, or its disk does not take what was admitted.
-func (l *Lane) Full() bool {
-	at := l.busy.Load()
-	return at != 0 && time.Since(l.began)-time.Duration(at) >= fullAfter
-}
-
-// Stuck reports whether the lane has records to store and has not got on with
-// them for d, which is more than ten seconds. Waiting for room, or for a disk that
-// fails, is no standstill: the lane asks again and again. A call that does not
-// return is one.
-func (l *Lane) Stuck(d time.Duration) bool {
-	return (l.busy.Load() != 0 || l.held.Load() != 0) && time.Since(l.began)-time.Duration(l.moved.Load()) >= d
-}
-
 // move notes that fill or store got on.
-func (l *Lane) move() { l.moved.Store(int64(time.Since(l.began))) }
+func (l *Lane) move() { l.moved.Store(l.now()) }
+
+// Stuck reports whether batches wait for the disk and nothing has moved for d: a
+// call does not return. A disk that answers with errors, a full buffer and an idle
+// lane are not stuck.
+func (l *Lane) Stuck(d time.Duration) bool {
+	return l.sealed.Load() > 0 && l.now()-l.moved.Load() >= int64(d)
+}
