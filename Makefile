@@ -14,6 +14,7 @@ BUILD       := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -tags n
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 NATS_SERVER := github.com/nats-io/nats-server/v2@v2.15.2
 VERSITYGW   := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
 
 T ?= .
 P ?= ./...
@@ -25,7 +26,7 @@ COUNT ?= 3
 bench: N = 2000000
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/spillway, everything in it
 	$(BUILD) -o $(BIN)/spillway ./edge
@@ -56,7 +57,7 @@ race: ## unit tests under the race detector
 e2e: build tools local ## conformance and end-to-end tests against the real servers and senders
 	cd test && $(GO) vet ./... && $(BIN)/staticcheck ./... && $(GO) test -count=1 -run '$(T)' $(P)
 
-tools: servers packages $(BIN)/staticcheck ## install what the tests need
+tools: servers apt $(BIN)/staticcheck $(BIN)/nfpm $(BIN)/cyclonedx-gomod ## install what the tests need
 
 servers: $(BIN)/nats-server $(BIN)/versitygw ## build the two test servers, once
 
@@ -71,15 +72,22 @@ $(BIN)/versitygw:
 $(BIN)/staticcheck:
 	GOBIN=$(BIN) $(GO) install $(STATICCHECK)
 
+$(BIN)/nfpm:
+	GOBIN=$(BIN) $(GO) install $(NFPM)
+
+# It can't be installed by version: test/tools/cyclonedx says which.
+$(BIN)/cyclonedx-gomod: test/tools/cyclonedx/go.mod
+	cd test/tools/cyclonedx && $(GO) build -mod=readonly -o $@ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+
 # A dot for every tenth line of output, the last lines when the command failed.
 progress = awk '{ l[NR % 20] = $$0 } NR % 10 == 0 { printf "." ; fflush() } END { print "" }'; status=$${PIPESTATUS[0]}; test $$status = 0 || { echo "failed: run the command above by hand to see why"; exit $$status; }
 
 # What the end-to-end tests call, as program or file:package. syslog-ng can't be
 # installed beside rsyslog: it is unpacked into bin, and what it needs is installed.
-NEED := logger:bsdutils curl:curl nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
+NEED := systemctl:systemd rpm:rpm logger:bsdutils curl:curl nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
 	/usr/lib/*/rsyslog/lmnsd_gtls.so:rsyslog-gnutls $(BIN)/syslog-ng/usr/sbin/syslog-ng:syslog-ng-core
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
-packages:
+apt:
 	@for p in $(NEED); do ls $$(command -v $${p%:*} || echo $${p%:*}) >/dev/null 2>&1 || missing="$$missing $${p##*:}"; done; \
 	test -z "$$missing" && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { echo "the tests need these packages of Debian:$$missing; as root, make tools installs them"; exit 1; }; \
@@ -108,9 +116,24 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@set -e; for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
 	  echo "== $$p $$f"; $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
-cross: ## linux amd64, arm64, arm and 386
-	@mkdir -p dist
-	@set -e; for a in amd64 arm64 arm 386; do GOOS=linux GOARCH=$$a $(BUILD) -o dist/spillway-linux-$$a ./edge; GOOS=linux GOARCH=$$a $(GO) vet ./...; ls -l dist/spillway-linux-$$a; done
+ARCH ?= amd64 arm64 arm 386
+DIST ?= dist
+
+cross: $(ARCH:%=$(DIST)/spillway-linux-%) ## linux amd64, arm64, arm and 386
+	@set -e; for a in $(ARCH); do GOOS=linux GOARCH=$$a $(GO) vet ./...; done
+	@ls -l $^
+
+.PHONY: FORCE
+$(DIST)/spillway-linux-%: FORCE
+	@mkdir -p $(DIST)
+	GOOS=linux GOARCH=$* GOARM=7 $(BUILD) -o $@ ./edge
+
+packages: $(ARCH:%=$(DIST)/spillway-linux-%) $(BIN)/nfpm ## .deb and .rpm of each in dist/; one commit gives the same bytes each time
+	@set -e; for a in $(ARCH); do NFPM=$(BIN)/nfpm infra/packages/build.sh $$a $(DIST)/spillway-linux-$$a $(DIST); done
+
+sbom: build $(BIN)/cyclonedx-gomod ## dist/spillway.cdx.json: what is in bin/spillway
+	@mkdir -p $(DIST)
+	$(BIN)/cyclonedx-gomod bin -json -noserial -std -version $(VERSION) -output $(DIST)/spillway.cdx.json $(BIN)/spillway
 
 golden: ## rewrite golden files, then look at the diff
 	$(GO) test ./... -update; git diff --stat
@@ -118,4 +141,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race e2e tools servers packages crash chaos failover bench microbench fuzz cross golden clean
+.PHONY: help build build-small run local check test race e2e tools servers apt crash chaos failover bench microbench fuzz cross packages sbom golden clean
