@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"math"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -157,7 +156,7 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		inputs.Go(func() { in.server.Serve(accepting, hard) })
 		a.log.Info("listening", "input", in.cfg.Name, "address", fmt.Sprint(in.server.Addrs()), "lane", in.cfg.Lane)
 	}
-	srv := &http.Server{Handler: admin.Handler(a.sources()), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
+	srv := admin.Server(a.sources(), a.log)
 	adm.Go(func() { srv.Serve(a.admin) })
 	a.log.Info("ready", "version", version, "agent", a.cfg.Agent, "output", a.outs[0].Name(), "standing_by", names(a.outs[1:]), "admin", a.admin.Addr().String())
 	manager := &notifier{log: a.log}

@@ -15,6 +15,7 @@ package admin
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -147,6 +148,14 @@ var States = []string{"up", "failing", "down", "trial"}
 type Switch struct {
 	Lane, From, To string
 	Count          uint64
+}
+
+// Server returns a server of Handler that bounds what a peer can hold on to: 16 KiB
+// of headers, ten seconds for a request to arrive, two minutes of an idle connection.
+// Answers have no deadline, as a profile takes as long as it was asked to.
+func Server(s Sources, log *slog.Logger) *http.Server {
+	return &http.Server{Handler: Handler(s), ReadTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 }
 
 // Handler returns the handler of all paths.

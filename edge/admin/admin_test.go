@@ -2,14 +2,19 @@ package admin
 
 import (
 	"flag"
+	"io"
 	"io/fs"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -278,3 +283,54 @@ func sourceText(t *testing.T) string {
 	}
 	return all.String()
 }
+
+// A peer that does not finish its request, or says nothing more, is let go.
+func TestServerLetsGo(t *testing.T) {
+	for _, tt := range []struct {
+		name, send string
+		after      time.Duration
+	}{
+		{"nothing", "", 10 * time.Second},
+		{"half a request", "GET /metrics HTTP/1.1\r\nHost: a\r\n", 10 * time.Second},
+		{"after an answer", "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 2 * time.Minute},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				here, there := net.Pipe()
+				l := &oneListener{conn: make(chan net.Conn, 1), closed: make(chan struct{})}
+				l.conn <- there
+				srv := Server(sources(), slog.New(slog.DiscardHandler))
+				go srv.Serve(l)
+				defer srv.Close()
+				begin := time.Now()
+				if _, err := io.WriteString(here, tt.send); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.Copy(io.Discard, here); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(begin); took != tt.after {
+					t.Errorf("closed after %v, want %v", took, tt.after)
+				}
+			})
+		})
+	}
+}
+
+// oneListener accepts one connection.
+type oneListener struct {
+	conn   chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *oneListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conn:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+func (l *oneListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *oneListener) Addr() net.Addr { return &net.TCPAddr{} }
