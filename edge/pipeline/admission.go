@@ -239,7 +239,7 @@ func (l *Lane) open(d *door) {
 func (l *Lane) tellFull(d *door) {
 	if now := time.Now(); !d.told && (d.toldAt.IsZero() || now.Sub(d.toldAt) >= remind) {
 		d.told, d.toldAt = true, now
-		l.o.Log.Warn("the buffer is full; inputs wait, drop or refuse, as ON_FULL says, until there is room", "lane", l.o.Name,
+		l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name,
 			"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
 	}
 }
