@@ -230,6 +230,9 @@ func (a *Agent) Descriptors() (open []string, err error) {
 	return open, nil
 }
 
+// PID is the process id of the running agent.
+func (a *Agent) PID() int { return a.cmd.Process.Pid }
+
 // Resident is the agent's memory, in bytes.
 func (a *Agent) Resident() (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", a.cmd.Process.Pid))
