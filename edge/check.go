@@ -180,7 +180,7 @@ func (k *check) sockets() {
 	for _, in := range k.c.Inputs {
 		s, err := listen.Listen(in.listen(log))
 		if err != nil {
-			k.problem("SPILLWAY_INPUT_%s_URL: %v", strings.ToUpper(in.Name), bindCause(err, in.Address))
+			k.problem("%v", err)
 			continue
 		}
 		defer s.Close()

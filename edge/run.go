@@ -128,7 +128,7 @@ func (a *agent) open() error {
 	for _, ic := range c.Inputs {
 		in, err := openInput(ic, c, byName[ic.Lane].Lane, byName[ic.Lane].memory, host, a.log)
 		if err != nil {
-			return fmt.Errorf("SPILLWAY_INPUT_%s_URL: %w", strings.ToUpper(ic.Name), err)
+			return err
 		}
 		a.inputs = append(a.inputs, in)
 	}

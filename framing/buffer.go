@@ -73,6 +73,25 @@ func (s *Splitter) fit() {
 	s.start = 0
 }
 
+// Settle makes the buffer as small as the unfinished message allows, gives it back if
+// there is none, and returns how many bytes of memory the Splitter holds then: 0, or at
+// most eight times Buffered and at least 4 KiB. It is for an owner about to wait for a
+// peer that has sent all it had; call it after Next said no. The messages handed out
+// before are no longer valid.
+func (s *Splitter) Settle() int {
+	s.full = false
+	if s.Buffered() > 0 {
+		s.fit()
+		return cap(s.buf)
+	}
+	s.delim.shift(len(s.buf))
+	s.nul.shift(len(s.buf))
+	s.from = max(0, s.from-len(s.buf))
+	freeBuffer(s.buf)
+	s.buf, s.start = nil, 0
+	return 0
+}
+
 func newBuffer(size int) []byte {
 	switch size {
 	case 4 << 10:

@@ -17,7 +17,7 @@
 //   - Memory follows what a peer sent, never what it announced: the buffer is at most
 //     four times the bytes that came (and at least 4 KiB), and never larger than
 //     MaxMessageSize plus 512 KiB. A connection whose peer has sent all it had, and no
-//     half message, holds 4 KiB.
+//     half message, holds 4 KiB, and nothing after Settle.
 //   - Work is linear in the bytes received, for any message size and any read size.
 //   - Next allocates nothing.
 //

@@ -3,12 +3,7 @@ package listen
 import (
 	"context"
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"net"
 	"net/netip"
-	"strconv"
-	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -23,126 +18,101 @@ import (
 const DefaultReceiveBuffer = 8 << 20
 
 const (
-	perCall     = 32    // taken from the kernel in one call
+	perCall     = 32    // datagrams taken from the kernel in one call
 	datagramMax = 65535 // the largest payload there is (IPv6 without jumbograms)
+	localCall   = 8     // perCall of unix sockets, whose datagrams may be larger
 )
 
-// datagrams are sockets of datagrams: one message each.
-type datagrams struct {
-	o     Options
-	conns []*net.UDPConn
-	stats *Stats
-}
-
-// listenUDP binds the address; "localhost" binds both ::1 and 127.0.0.1.
-func listenUDP(o Options, stats *Stats) (*datagrams, error) {
-	conns, err := bind("udp", o.Address, func(network, address string) (*net.UDPConn, error) {
-		a, err := net.ResolveUDPAddr(network, address)
-		if err != nil {
-			return nil, err
-		}
-		return net.ListenUDP(network, a)
-	}, func(c *net.UDPConn) int { return c.LocalAddr().(*net.UDPAddr).Port })
-	s := &datagrams{o: o, conns: conns, stats: stats}
-	if err != nil {
-		s.close()
-		return nil, err
-	}
-	want := o.ReceiveBuffer
+// widen asks for the receive buffer of a udp socket.
+func (s *Server) widen(k *socket) error {
+	want := s.o.ReceiveBuffer
 	if want == 0 {
 		want = DefaultReceiveBuffer
 	}
-	for _, c := range conns {
-		got, err := receiveBuffer(c, want)
-		if err != nil {
-			s.close()
-			return nil, fmt.Errorf("receive buffer of udp %s: %w", c.LocalAddr(), err)
-		}
-		if got < want {
-			o.Log.Warn("the kernel grants a smaller receive buffer than asked; bursts may be lost", "input", o.Name, "address", c.LocalAddr().String(),
-				"asked", want, "granted", got, "hint", "raise net.core.rmem_max to "+strconv.Itoa(want)+", or set SO_RCVBUF of the input to what is enough")
-		}
+	rc, err := k.p.SyscallConn()
+	if err != nil {
+		return err
 	}
-	return s, nil
+	var got int
+	cerr := rc.Control(func(fd uintptr) { got, err = receiveBuffer(fd, want) })
+	if cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	s.Stats.ReceiveBuffer.Store(int64(got))
+	if got < want {
+		s.o.Log.Warn("the kernel grants a smaller receive buffer than asked; bursts may be lost", "input", s.o.Name, "address", k.name,
+			"asked", want, "granted", got, "hint", "raise net.core.rmem_max, or set "+s.o.Variable+"SO_RCVBUF to what is enough")
+	}
+	return nil
 }
 
 // receiveBuffer asks for want bytes, above the system's limit where the process
 // may (CAP_NET_ADMIN), and returns what the kernel granted.
-func receiveBuffer(c *net.UDPConn, want int) (got int, err error) {
-	rc, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	cerr := rc.Control(func(fd uintptr) {
-		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, want) != nil {
-			if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, want); err != nil {
-				return
-			}
+func receiveBuffer(fd uintptr, want int) (got int, err error) {
+	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, want) != nil {
+		if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, want); err != nil {
+			return 0, err
 		}
-		got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
-	})
+	}
+	got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
 	// The kernel doubles the value for its own bookkeeping and reports the double.
-	return got / 2, errors.Join(cerr, err)
+	return got / 2, err
 }
 
-// addrs are the bound addresses.
-func (s *datagrams) addrs() (a []net.Addr) {
-	for _, c := range s.conns {
-		a = append(a, c.LocalAddr())
-	}
-	return a
-}
-
-// close closes the sockets; serve does it too when it ends.
-func (s *datagrams) close() {
-	for _, c := range s.conns {
-		c.Close()
-	}
-}
-
-// serve reads until ctx ends, then what the kernel still holds, and returns.
-// hard ends all waiting.
-func (s *datagrams) serve(ctx, hard context.Context) {
-	var wg sync.WaitGroup
-	for _, c := range s.conns {
-		wg.Go(func() { s.read(ctx, hard, c) })
-	}
-	<-ctx.Done()
-	for _, c := range s.conns {
-		c.SetReadDeadline(time.Now()) // wakes the readers
-	}
-	wg.Wait()
-	s.close()
-}
-
-// read is the only reader of c.
-func (s *datagrams) read(ctx, hard context.Context, c *net.UDPConn) {
+// receive reads the datagrams of k until ctx ends, then what the kernel still holds.
+// It is the only reader of k.
+func (s *Server) receive(ctx, hard context.Context, k *socket) {
+	defer k.close()
 	sink := s.o.Open(netip.AddrPort{})
 	defer sink.Close()
-	rc, err := c.SyscallConn()
+	rc, err := k.p.SyscallConn()
 	if err != nil {
 		return
 	}
-	b := newBatch()
+	b := newBatch(k.local)
+	lost := drops{since: time.Now()}
 	var n int
 	var rerr error
 	wait := false // may the call below park until something comes?
 	held := 0     // taken and not handed over yet, see handOver
-	told := false // that the socket can't be read
 	var last time.Time
 	recv := func(fd uintptr) bool {
 		n, rerr = b.receive(int(fd))
-		return rerr != unix.EAGAIN || !wait
+		if rerr == unix.EAGAIN && wait {
+			return false
+		}
+		if n < len(b.hdrs) && !k.local { // the queue is empty: whatever was lost by now is counted
+			lost.look(fd)
+		}
+		return true
+	}
+	flush := func() bool {
+		held = 0
+		if lost.n > 0 {
+			s.Stats.KernelDrops.Add(int64(lost.n))
+			if d, ok := sink.(Dropper); ok {
+				d.Dropped(lost.n, lost.since)
+			}
+			if n, due := s.notices.due("drops"); due {
+				s.o.Log.Warn("the kernel dropped datagrams: the receive buffer was full", "input", s.o.Name, "address", k.name, "datagrams", lost.n, "times", n,
+					"hint", "raise "+s.o.Variable+"SO_RCVBUF (and net.core.rmem_max), or give the senders tcp")
+			}
+			lost.n = 0
+		}
+		lost.since = time.Now()
+		return sink.Flush(hard) == nil
 	}
 	for rc.Read(recv) == nil { // until the deadline that the stop sets
 		switch {
 		case rerr == nil:
-			held += s.take(sink, b, n)
-			if wait = n < perCall; !wait && held < handOver {
+			held += s.datagrams(sink, b, n)
+			if wait = n < len(b.hdrs); !wait && held < handOver {
 				continue // more is waiting in the kernel
 			}
-			held, told = 0, false
-			if sink.Flush(hard) != nil {
+			if !flush() {
 				return
 			}
 			now := time.Now()
@@ -151,16 +121,14 @@ func (s *datagrams) read(ctx, hard context.Context, c *net.UDPConn) {
 			}
 			last = now
 		case rerr == unix.EAGAIN:
-			held = 0
-			if sink.Flush(hard) != nil {
+			if !flush() {
 				return
 			}
 			wait = true
 		case rerr == unix.EINTR || rerr == unix.ECONNREFUSED: // an ICMP error of no concern to a receiver
 		default:
-			if !told {
-				told = true
-				s.o.Log.Warn("can't read datagrams; trying again each second", "input", s.o.Name, "address", c.LocalAddr().String(), "error", rerr)
+			if _, due := s.notices.due("receive"); due {
+				s.o.Log.Warn("can't read datagrams; trying again each second", "input", s.o.Name, "address", k.name, "error", rerr)
 			}
 			select {
 			case <-ctx.Done():
@@ -170,49 +138,83 @@ func (s *datagrams) read(ctx, hard context.Context, c *net.UDPConn) {
 	}
 	// What the kernel holds at the stop; not what a sender that never pauses sends on.
 	wait = false
+	k.shutUnix()
 	end := time.Now().Add(drainTime)
-	c.SetReadDeadline(time.Time{})
+	k.p.SetReadDeadline(time.Time{})
 	for time.Now().Before(end) && rc.Read(recv) == nil && (rerr == nil || rerr == unix.EINTR) {
-		held += s.take(sink, b, n)
-		if held >= handOver {
-			held = 0
-			if sink.Flush(hard) != nil {
-				return
-			}
+		held += s.datagrams(sink, b, n)
+		if held >= handOver && !flush() {
+			return
 		}
 	}
-	sink.Flush(hard)
+	flush()
 }
 
-// take hands n datagrams to sink and returns what they count towards handOver.
-func (s *datagrams) take(sink Sink, b *mbatch, n int) (held int) {
+// datagrams hands n datagrams to sink and returns what they count towards handOver.
+func (s *Server) datagrams(sink Sink, b *mbatch, n int) (held int) {
 	now := time.Now()
 	for i := range n {
-		data := b.data(i)
+		data, from := b.data(i), b.from(i)
 		held += len(data) + perMessage
-		s.stats.Bytes.Add(int64(len(data)))
-		m, ok := framing.Datagram(data, s.o.Framing)
-		if !ok {
-			s.stats.Empty.Add(1)
+		if len(s.o.Allow) > 0 && from.IsValid() && !s.allowed(from.Addr()) {
+			s.deny(from.String(), "its datagrams are dropped")
 			continue
 		}
-		if b.truncated(i) {
-			m.Flags |= framing.Truncated
-		}
-		if m.Flags&framing.Truncated != 0 {
-			s.stats.Oversize.Add(1)
-		}
-		sink.Message(m, b.from(i), now)
+		s.datagram(sink, data, b.truncated(i), from, now)
 	}
 	return held
 }
 
-// mbatch is the memory of recvmmsg(2): one call takes up to perCall datagrams.
+// datagram hands one datagram, or one packet, to sink.
+func (s *Server) datagram(sink Sink, data []byte, truncated bool, from netip.AddrPort, now time.Time) {
+	s.Stats.Bytes.Add(int64(len(data)))
+	m, ok := framing.Datagram(data, s.o.Framing)
+	if truncated {
+		m.Flags |= framing.Truncated
+	}
+	if m.Flags&framing.Truncated != 0 {
+		s.Stats.Oversize.Add(1)
+		if s.o.Framing.Oversize == framing.Drop {
+			s.Stats.Discarded.Add(int64(len(data)))
+			return
+		}
+		s.Stats.Discarded.Add(int64(len(data) - len(m.Data)))
+	}
+	if !ok {
+		s.Stats.Empty.Add(1)
+		return
+	}
+	sink.Message(m, from, now)
+}
+
+// drops follows the kernel's count of what it dropped of a socket, which is modulo 2^32.
+type drops struct {
+	seen  uint32
+	n     uint64    // since the last hand-over
+	since time.Time // the last hand-over
+}
+
+// look reads the count. It is exact at any time, also without one more datagram
+// (which the control message SO_RXQ_OVFL would need).
+func (d *drops) look(fd uintptr) {
+	var info [unix.SK_MEMINFO_VARS]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 || size < uint32(unsafe.Sizeof(info)) {
+		return // a kernel before 4.12
+	}
+	now := info[unix.SK_MEMINFO_DROPS]
+	d.n += uint64(now - d.seen)
+	d.seen = now
+}
+
+// mbatch is the memory of recvmmsg(2): one call takes as many datagrams as it has headers.
 type mbatch struct {
-	hdrs  [perCall]mmsghdr
-	iovs  [perCall]unix.Iovec
-	addrs [perCall]unix.RawSockaddrInet6 // large enough for IPv4 too
-	bufs  []byte                         // perCall × datagramMax; pages are touched only by datagrams that fill them
+	hdrs  []mmsghdr
+	iovs  []unix.Iovec
+	addrs []unix.RawSockaddrInet6 // large enough for IPv4 too; nil: of unix sockets, which have none
+	size  int                     // of one buffer
+	bufs  []byte                  // pages are touched only by datagrams that fill them
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -221,14 +223,23 @@ type mmsghdr struct {
 	n   uint32
 }
 
-func newBatch() *mbatch {
-	b := &mbatch{bufs: make([]byte, perCall*datagramMax)}
+func newBatch(local bool) *mbatch {
+	n, size := perCall, datagramMax
+	if local {
+		n, size = localCall, localMax
+	}
+	b := &mbatch{hdrs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), size: size, bufs: make([]byte, n*size)}
+	if !local {
+		b.addrs = make([]unix.RawSockaddrInet6, n)
+	}
 	for i := range b.hdrs {
-		b.iovs[i].Base = &b.bufs[i*datagramMax]
-		b.iovs[i].SetLen(datagramMax)
+		b.iovs[i].Base = &b.bufs[i*size]
+		b.iovs[i].SetLen(size)
 		b.hdrs[i].hdr.Iov = &b.iovs[i]
 		b.hdrs[i].hdr.SetIovlen(1)
-		b.hdrs[i].hdr.Name = (*byte)(unsafe.Pointer(&b.addrs[i]))
+		if !local {
+			b.hdrs[i].hdr.Name = (*byte)(unsafe.Pointer(&b.addrs[i]))
+		}
 	}
 	return b
 }
@@ -236,21 +247,26 @@ func newBatch() *mbatch {
 // receive takes what the kernel has now and never waits.
 func (b *mbatch) receive(fd int) (int, error) {
 	for i := range b.hdrs {
-		b.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(b.addrs[i]))
+		if b.addrs != nil {
+			b.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(b.addrs[i]))
+		}
 		b.hdrs[i].hdr.Flags = 0
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.hdrs[0])), perCall, unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.hdrs[0])), uintptr(len(b.hdrs)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0, syscall.Errno(errno)
 	}
 	return int(n), nil
 }
 
-func (b *mbatch) data(i int) []byte { return b.bufs[i*datagramMax:][:b.hdrs[i].n] }
+func (b *mbatch) data(i int) []byte { return b.bufs[i*b.size:][:b.hdrs[i].n] }
 
 func (b *mbatch) truncated(i int) bool { return b.hdrs[i].hdr.Flags&unix.MSG_TRUNC != 0 }
 
 func (b *mbatch) from(i int) netip.AddrPort {
+	if b.addrs == nil {
+		return netip.AddrPort{}
+	}
 	a := &b.addrs[i]
 	// The port is in network order whatever the host's is.
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&a.Port))[:])

@@ -2,7 +2,8 @@
 // to a Sink. What becomes of them is the sink's business.
 //
 // A server owns its sockets from Listen on. Serve runs until its context ends
-// and returns when every goroutine it started has returned.
+// and returns when every goroutine it started has returned: one for each listening
+// socket and one for each connection.
 package listen
 
 import (
@@ -13,8 +14,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"spillway/framing"
@@ -27,6 +29,9 @@ const (
 	handOver   = 256 << 10
 	perMessage = 256
 )
+
+// deadliner is what wakes a goroutine that waits for a socket.
+type deadliner interface{ SetDeadline(time.Time) error }
 
 // Sink takes the messages of one connection, or of one datagram socket. It is
 // used by one goroutine.
@@ -152,104 +157,187 @@ type Stats struct {
 	Shut atomic.Int64 // times that the input stopped accepting because there was no room (Gate)
 }
 
-// Server is the sockets of one input.
+// Server is the sockets of one input. It is made by Listen.
 type Server struct {
 	Stats Stats
 
-	streams   *streams
-	datagrams *datagrams
+	o       Options
+	tls     *tlsFiles // nil: plain
+	sockets []*socket
+	turns   chan struct{} // one for each connection that holds what it read
+	notices notices
+
+	mu    sync.Mutex
+	conns map[*conn]struct{} // guarded by mu
 }
 
-// Listen opens the sockets. It starts no goroutine.
+// Listen opens the sockets. It starts no goroutine. Its errors begin with the variable
+// that they are about.
 func Listen(o Options) (*Server, error) {
-	s := &Server{}
+	s := &Server{o: o, turns: make(chan struct{}, turns()), conns: map[*conn]struct{}{}}
 	var err error
-	switch o.Network {
-	case "tcp":
-		s.streams, err = listenTCP(o, &s.Stats)
-	case "udp":
-		s.datagrams, err = listenUDP(o, &s.Stats)
-	default:
-		err = fmt.Errorf("no such network: %q", o.Network)
+	if o.TLS != nil {
+		if s.tls, err = newTLSFiles(s); err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
+	if s.sockets, err = bind(o); err != nil {
 		return nil, err
+	}
+	for _, k := range s.sockets {
+		switch {
+		case k.kind == datagrams && o.Gate != nil:
+			err = fmt.Errorf("%sON_FULL=refuse is not for datagrams (%s), whose senders would not notice: use drop", o.Variable, k.name)
+		case k.kind == datagrams && !k.local:
+			if err = s.widen(k); err != nil {
+				err = fmt.Errorf("%sSO_RCVBUF: receive buffer of udp %s: %w", o.Variable, k.name, err)
+			}
+		}
+		if o.TLS != nil && (k.local || k.kind == datagrams) {
+			err = errors.Join(err, fmt.Errorf("%sTLS_CERT_FILE: TLS is for tcp only, and %s is not: remove it", o.Variable, k.name))
+		}
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
 	}
 	return s, nil
 }
 
 // Addrs are the bound addresses.
-func (s *Server) Addrs() []net.Addr {
-	if s.streams != nil {
-		return s.streams.addrs()
+func (s *Server) Addrs() (all []net.Addr) {
+	for _, k := range s.sockets {
+		all = append(all, k.addr)
 	}
-	return s.datagrams.addrs()
+	return all
 }
 
 // Close closes the listening sockets; Serve does it too when it ends.
 func (s *Server) Close() {
-	if s.streams != nil {
-		s.streams.close()
-	} else {
-		s.datagrams.close()
-	}
-}
-
-// Serve reads until ctx ends; then it takes what senders have sent by then, hands it
-// over and returns. hard ends all waiting.
-func (s *Server) Serve(ctx, hard context.Context) {
-	if s.streams != nil {
-		s.streams.serve(ctx, hard)
-	} else {
-		s.datagrams.serve(ctx, hard)
-	}
-}
-
-// Reload reads the TLS files again. On an error the old ones stay.
-func (s *Server) Reload() error { return nil }
-
-// bind listens on every address that address stands for: "localhost" is both
-// loopback addresses (whichever exist), everything else what net makes of it.
-func bind[T any](network, address string, listen func(network, address string) (T, error), port func(T) int) ([]T, error) {
-	host, p, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	if host != "localhost" {
-		l, err := listen(network, address)
-		if err != nil {
-			return nil, explain(network, address, err)
+	for _, k := range s.sockets {
+		k.close()
+		if k.file != nil {
+			k.file.Close()
 		}
-		return []T{l}, nil
 	}
-	var all []T
-	l, err := listen(network+"4", net.JoinHostPort("127.0.0.1", p))
-	if err != nil {
-		return nil, explain(network, net.JoinHostPort("127.0.0.1", p), err)
-	}
-	all = append(all, l)
-	// The same port on both: with port 0 the second takes what the first was given.
-	v6 := net.JoinHostPort("::1", fmt.Sprint(port(l)))
-	if l, err = listen(network+"6", v6); err == nil {
-		all = append(all, l)
-	} else if !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EAFNOSUPPORT) {
-		return all, explain(network, v6, err)
-	}
-	return all, nil
 }
 
-// explain says what to do about an address that can't be bound.
-func explain(network, address string, err error) error {
-	hint := ""
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		hint = "; another program listens there: stop it or choose another port"
-	case errors.Is(err, os.ErrPermission):
-		hint = "; ports below 1024 need CAP_NET_BIND_SERVICE: grant it or choose a higher port"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		hint = "; this host has no such address"
+// Reload reads the TLS files again. On an error the old ones stay. It may be called at
+// any time, and does nothing without TLS.
+func (s *Server) Reload() error {
+	if s.tls == nil {
+		return nil
 	}
-	return fmt.Errorf("listen on %s %s: %w%s", network, address, err, hint)
+	return s.tls.reload()
+}
+
+// errNoRoom ends a round of serving because the gate is shut.
+var errNoRoom = errors.New("no room")
+
+// Serve reads until ctx ends; then it accepts no more, takes what senders have sent by
+// then, hands it over and returns. hard ends all waiting. With a Gate it does the same
+// each time the gate shuts, and goes on when it is open again.
+func (s *Server) Serve(ctx, hard context.Context) {
+	defer s.Close()
+	for s.round(ctx, hard) {
+		began := time.Now()
+		s.Stats.Shut.Add(1)
+		if s.o.Gate.Wait(ctx) != nil || !s.bindAgain(ctx) {
+			return
+		}
+		s.o.Log.Info("the buffer has room again; accepting", "input", s.o.Name, "refused_for", time.Since(began).Round(time.Millisecond))
+	}
+}
+
+// round serves until ctx ends or there is no room, which it reports.
+func (s *Server) round(ctx, hard context.Context) (refused bool) {
+	var shut <-chan struct{}
+	if s.o.Gate != nil {
+		shut = s.o.Gate.Shut()
+	}
+	serving, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var wg sync.WaitGroup
+	for _, k := range s.sockets {
+		if k.kind == datagrams {
+			wg.Go(func() { s.receive(serving, hard, k) })
+		} else {
+			wg.Go(func() { s.accept(serving, hard, k, &wg) })
+		}
+	}
+	select {
+	case <-ctx.Done():
+	case <-shut:
+		refused = ctx.Err() == nil
+		stop(errNoRoom)
+	}
+	for _, k := range s.sockets {
+		if k.kind == datagrams {
+			k.p.SetReadDeadline(longAgo)
+		} else {
+			k.l.SetDeadline(longAgo)
+		}
+	}
+	s.mu.Lock()
+	open := len(s.conns)
+	for c := range s.conns {
+		c.kick()
+	}
+	s.mu.Unlock()
+	if refused {
+		s.o.Log.Warn("no room in the buffer; the input takes what is there and refuses until there is room again", "input", s.o.Name, "connections", open,
+			"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
+	}
+	wg.Wait()
+	return refused
+}
+
+// bindAgain opens the sockets again. It returns false if ctx ended first.
+func (s *Server) bindAgain(ctx context.Context) bool {
+	for _, k := range s.sockets {
+		for {
+			err := k.bind(s.o)
+			if err == nil {
+				break
+			}
+			if n, due := s.notices.due("bind"); due {
+				s.o.Log.Error("can't listen again; trying each second", "input", s.o.Name, "address", k.name, "error", err, "times", n)
+			}
+			select {
+			case <-ctx.Done():
+				return false
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	return true
+}
+
+// allowed reports whether a sender may send.
+func (s *Server) allowed(a netip.Addr) bool {
+	if len(s.o.Allow) == 0 {
+		return true
+	}
+	a = a.WithZone("")
+	for _, p := range s.o.Allow {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// deny counts a sender that is not allowed.
+func (s *Server) deny(peer, what string) {
+	s.Stats.Denied.Add(1)
+	if n, due := s.notices.due("allow"); due {
+		s.o.Log.Warn("a sender that is not allowed: "+what, "input", s.o.Name, "peer", peer, "times", n, "hint", "add it to "+s.o.Variable+"ALLOW if it may send")
+	}
+}
+
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return s
 }
 
 // unmap turns an IPv4 address in IPv6 clothes (::ffff:a.b.c.d) into itself.

@@ -122,12 +122,12 @@ func TestTCPTinyMessages(t *testing.T) {
 
 // once is a listener whose Accept returns one connection after the stop began.
 type once struct {
-	net.Listener
+	listener
 	stop func()
 }
 
 func (l *once) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+	c, err := l.listener.Accept()
 	if err == nil {
 		l.stop()
 	}
@@ -142,7 +142,7 @@ func TestTCPAcceptedAtTheStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.streams.ls[0] = &once{s.streams.ls[0], cancel}
+	s.sockets[0].l = &once{s.sockets[0].l, cancel}
 	c := dial(t, s)
 	fmt.Fprint(c, "sent before\n")
 	s.Serve(ctx, context.Background())
@@ -153,7 +153,7 @@ func TestTCPAcceptedAtTheStop(t *testing.T) {
 
 // scarce is a listener that is out of file descriptors a few times.
 type scarce struct {
-	net.Listener
+	listener
 	times int
 }
 
@@ -162,7 +162,7 @@ func (l *scarce) Accept() (net.Conn, error) {
 		l.times--
 		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
 	}
-	return l.Listener.Accept()
+	return l.listener.Accept()
 }
 
 // Running out of file descriptors is told once, with what to do, and ends nothing.
@@ -173,7 +173,7 @@ func TestTCPOutOfFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.streams.ls[0] = &scarce{s.streams.ls[0], 4}
+	s.sockets[0].l = &scarce{s.sockets[0].l, 4}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { s.Serve(ctx, context.Background()); close(done) }()

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"spillway/framing"
 )
@@ -18,230 +20,437 @@ const (
 	// drainTime bounds how long a connection is read after the stop: what its
 	// sender had sent by then is in the socket buffer.
 	drainTime = time.Second
-	// quiet is how long a connection must send nothing to be called drained.
+	// quiet is how long a tcp connection must send nothing to be called drained.
 	quiet = 50 * time.Millisecond
+	// lastLook bounds the reading of a sender that never pauses as its connection is reset.
+	lastLook = 100 * time.Millisecond
+	// pending is how long a listening socket that is about to be closed may yield
+	// no connection to be called empty.
+	pending = 2 * time.Millisecond
 
 	// A sender of many small writes wakes the reader for each: at 10,000 messages
 	// a second that is most of the cost. After a short read that came soon after
 	// the one before, the reader lets messages gather in the socket for a moment.
 	shortRead = 4 << 10
 	gather    = 5 * time.Millisecond
+
+	// localMax is the largest message of a unixgram or unixpacket socket. Senders get
+	// 208 KiB through unless the system's limits were raised.
+	localMax = 256 << 10
 )
 
-// streams are listening sockets whose connections are streams.
-type streams struct {
-	o     Options
-	ls    []net.Listener
-	stats *Stats
+// turns is how many connections of a server may hold what they read at one time; the
+// others wait without memory. It bounds what is held while a lane has no room.
+func turns() int { return max(16, 4*runtime.GOMAXPROCS(0)) }
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{} // guarded by mu
-	told  time.Time             // when the limit was told, guarded by mu
-}
+// packetBufs are *[localMax]byte.
+var packetBufs = sync.Pool{New: func() any { return new([localMax]byte) }}
 
-// listenTCP binds the address; "localhost" binds both ::1 and 127.0.0.1.
-func listenTCP(o Options, stats *Stats) (*streams, error) {
-	lc := net.ListenConfig{KeepAlive: 30 * time.Second}
-	ls, err := bind("tcp", o.Address, func(network, address string) (net.Listener, error) {
-		return lc.Listen(context.Background(), network, address)
-	}, func(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port })
-	if err != nil {
-		for _, l := range ls {
-			l.Close()
-		}
-		return nil, err
-	}
-	return &streams{o: o, ls: ls, stats: stats, conns: map[net.Conn]struct{}{}}, nil
-}
-
-// addrs are the bound addresses.
-func (s *streams) addrs() (a []net.Addr) {
-	for _, l := range s.ls {
-		a = append(a, l.Addr())
-	}
-	return a
-}
-
-// close closes the listening sockets; serve does it too when it ends.
-func (s *streams) close() {
-	for _, l := range s.ls {
-		l.Close()
-	}
-}
-
-// serve accepts and reads until ctx ends; then it accepts no more, takes what the
-// open connections have sent, hands it over and returns. hard ends all waiting.
-func (s *streams) serve(ctx, hard context.Context) {
-	var wg sync.WaitGroup
-	for _, l := range s.ls {
-		wg.Go(func() { s.accept(ctx, hard, l, &wg) })
-	}
-	<-ctx.Done()
-	s.close()
-	s.mu.Lock()
-	for c := range s.conns {
-		c.SetReadDeadline(time.Now()) // wakes readers; each drains its connection
-	}
-	s.mu.Unlock()
-	wg.Wait()
-}
-
-func (s *streams) accept(ctx, hard context.Context, l net.Listener, wg *sync.WaitGroup) {
+// accept takes connections until ctx ends, then those that wait, and closes the
+// listening socket.
+func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup) {
 	pause := time.Duration(0)
+	var end time.Time
 	for {
-		c, err := l.Accept()
+		if end.IsZero() && ctx.Err() != nil {
+			// Whoever is in the queue believes to be connected, and may have sent.
+			end = time.Now().Add(lastLook)
+			k.shutUnix()
+		}
+		if !end.IsZero() {
+			now := time.Now()
+			if now.After(end) {
+				break
+			}
+			k.l.SetDeadline(now.Add(pending))
+		}
+		c, err := k.l.Accept()
 		switch {
-		case errors.Is(err, net.ErrClosed):
-			return // the stop; a connection accepted just before it is drained like the others
+		case errors.Is(err, os.ErrDeadlineExceeded) && end.IsZero():
+			continue
+		case err != nil && (ctx.Err() != nil || errors.Is(err, net.ErrClosed)):
+			s.stopAccepting(ctx, k)
+			return
 		case err != nil:
 			// Out of file descriptors or memory: neither the listener nor the agent may
 			// die of it, and a loop without pause would take a core.
-			if pause == 0 {
-				s.o.Log.Warn("can't accept connections; trying again", "input", s.o.Name, "address", l.Addr().String(), "error", err,
-					"hint", hintAccept(err))
+			if n, due := s.notices.due("accept"); due {
+				s.o.Log.Warn("can't accept connections; trying again", "input", s.o.Name, "address", k.name, "error", err, "times", n, "hint", s.hintAccept(err))
 			}
 			pause = min(max(2*pause, 10*time.Millisecond), time.Second)
 			select {
 			case <-ctx.Done():
-				return
 			case <-time.After(pause):
 			}
 			continue
 		}
 		pause = 0
-		s.stats.Connections.Add(1)
-		if !s.admit(c) {
-			s.stats.Refused.Add(1)
+		s.Stats.Connections.Add(1)
+		if conn := s.admit(c, k); conn != nil {
+			wg.Go(func() {
+				defer s.gone(conn)
+				s.serve(ctx, hard, conn)
+			})
+		} else {
 			c.Close()
-			continue
 		}
-		wg.Go(func() {
-			defer s.gone(c)
-			s.read(ctx, hard, c)
-		})
+	}
+	s.stopAccepting(ctx, k)
+}
+
+func (s *Server) stopAccepting(ctx context.Context, k *socket) {
+	k.close()
+	if context.Cause(ctx) == errNoRoom {
+		k.refuse()
 	}
 }
 
-func hintAccept(err error) string {
+func (s *Server) hintAccept(err error) string {
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		return "raise the limit of open files (LimitNOFILE=, ulimit -n) or set MAX_CONNECTIONS of the input"
+		return "raise the limit of open files (LimitNOFILE=, ulimit -n) or lower " + s.o.Variable + "MAX_CONNECTIONS"
 	}
 	return ""
 }
 
-func (s *streams) admit(c net.Conn) bool {
+// admit returns nil if the connection is not wanted.
+func (s *Server) admit(nc net.Conn, k *socket) *conn {
+	c := &conn{local: k.local, packets: k.kind == packets, last: time.Now()}
+	if c.sock.init(nc) != nil {
+		return nil
+	}
+	if t, ok := nc.(*net.TCPConn); ok {
+		c.peer = unmap(t.RemoteAddr().(*net.TCPAddr).AddrPort())
+		t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: s.o.KeepAlive > 0, Idle: s.o.KeepAlive, Interval: s.o.KeepAlive, Count: 3})
+		if !s.allowed(c.peer.Addr()) {
+			s.deny(c.peer.String(), "closed at once")
+			return nil
+		}
+	}
+	c.uses.c = c
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.o.MaxConnections > 0 && len(s.conns) >= s.o.MaxConnections {
-		if now := time.Now(); s.told.IsZero() || now.Sub(s.told) > time.Minute {
-			s.told = now
+		s.Stats.Refused.Add(1)
+		if n, due := s.notices.due("connections"); due {
 			s.o.Log.Warn("too many connections; new ones are closed at once", "input", s.o.Name, "limit", s.o.MaxConnections,
-				"peer", c.RemoteAddr().String(), "hint", "raise MAX_CONNECTIONS of the input")
+				"peer", c.name(), "times", n, "hint", "raise "+s.o.Variable+"MAX_CONNECTIONS")
 		}
-		return false
+		return nil
 	}
 	s.conns[c] = struct{}{}
-	s.stats.Open.Add(1)
-	return true
+	s.Stats.Open.Add(1)
+	return c
 }
 
-func (s *streams) gone(c net.Conn) {
+// name is the peer in a log line.
+func (c *conn) name() string {
+	if c.local {
+		return "a local program"
+	}
+	return c.peer.String()
+}
+
+func (s *Server) gone(c *conn) {
 	c.Close()
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
-	s.stats.Open.Add(-1)
+	s.Stats.Open.Add(-1)
 }
 
-// read reads one connection to its end. It is the only reader of c.
-func (s *streams) read(ctx, hard context.Context, c net.Conn) {
-	peer := peerOf(c)
-	sink := s.o.Open(peer)
-	defer sink.Close()
-	sp := framing.NewSplitter(s.o.Framing)
-	var seen framing.Stats
-	defer func() { s.count(sp.Stats(), &seen) }()
+// serve reads one connection to its end. It is the only reader of c. Until the first
+// byte there is neither a sink nor a splitter: a connection that says nothing costs
+// its goroutine and its socket.
+func (s *Server) serve(ctx, hard context.Context, c *conn) {
+	if s.greet(ctx, c) {
+		s.read(ctx, hard, c)
+	}
+}
 
-	var last time.Time  // of the last read
-	var until time.Time // end of the drain, zero while serving
-	for {
-		if !until.IsZero() {
-			if time.Now().After(until) {
-				break
+// greet waits for the first byte, and for TLS shakes hands. It returns false if that
+// was all.
+func (s *Server) greet(ctx context.Context, c *conn) bool {
+	idleTimeout, began := s.o.IdleTimeout, c.last
+	if s.tls != nil && !c.local {
+		idleTimeout = handshakeTime
+	}
+	for first := true; first; {
+		switch c.next(ctx, idleTimeout) {
+		case readable:
+			first = false
+		case idle:
+			if s.tls != nil && !c.local {
+				s.handshakeFailed(c, os.ErrDeadlineExceeded)
+				return false
 			}
-			c.SetReadDeadline(time.Now().Add(quiet))
-		} else if s.o.IdleTimeout > 0 {
-			c.SetReadDeadline(time.Now().Add(s.o.IdleTimeout))
+			s.idle(c)
+		case cut: // nothing is held
+			c.cutNow.Store(false)
+		case drained:
+			if c.silent() || s.tls != nil && !c.local {
+				return false
+			}
+			first = false
+		case ended:
+			return false
 		}
-		// The stop sets a deadline in the past; the one above may have overwritten it.
-		if until.IsZero() && ctx.Err() != nil {
-			until = time.Now().Add(drainTime)
+	}
+	if c.heads == 0 && !c.packets {
+		return false // connected and gone again: somebody looked whether the port is open
+	}
+	// RFC 8446 section 5.1: a record begins with its type, handshake, and version 3.x.
+	plain := c.heads > 0 && c.head[0] != 22 || c.heads > 1 && c.head[1] != 3
+	switch {
+	case c.local:
+	case s.tls != nil:
+		if plain {
+			s.handshakeFailed(c, errPlain)
+			return false
+		}
+		return s.handshake(ctx, c, began)
+	case c.heads > 1 && !plain:
+		s.Stats.TLSOnPlain.Add(1)
+		if n, due := s.notices.due("tls"); due {
+			s.o.Log.Warn("connection closed: the sender speaks TLS and this port does not", "input", s.o.Name, "peer", c.name(), "times", n,
+				"hint", "send without TLS, or to a tls:// input")
+		}
+		return false
+	}
+	return true
+}
+
+// silent resets a connection that has sent nothing at all. It returns false if it has.
+func (c *conn) silent() (silent bool) {
+	c.rc.Control(func(fd uintptr) {
+		if _, err := recvfrom(fd, c.head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == unix.EAGAIN {
+			silent = true
+			if !c.local {
+				reset(fd)
+			}
+		}
+	})
+	return silent
+}
+
+func (s *Server) idle(c *conn) {
+	s.Stats.Idle.Add(1)
+	s.o.Log.Debug("connection closed: idle", "input", s.o.Name, "peer", c.name(), "for", s.o.IdleTimeout)
+	c.drain()
+}
+
+// reader is what a connection has from its first byte on.
+type reader struct {
+	s    *Server
+	c    *conn
+	sink Sink
+	sp   *framing.Splitter
+	seen framing.Stats
+}
+
+func (s *Server) read(ctx, hard context.Context, c *conn) {
+	r := &reader{s: s, c: c, sink: s.o.Open(c.peer), sp: framing.NewSplitter(s.o.Framing)}
+	defer r.sink.Close()
+	defer s.o.Memory.drop(&c.uses)
+	if !r.loop(ctx, hard) {
+		return
+	}
+	for m, ok := r.sp.End(); ok; m, ok = r.sp.End() {
+		r.sink.Message(m, c.peer, c.last)
+	}
+	r.count()
+	r.sink.Flush(hard)
+}
+
+// loop reads until the connection has ended, or is to. It returns false if nothing
+// can be handed over any more.
+func (r *reader) loop(ctx, hard context.Context) bool {
+	s, c := r.s, r.c
+	more := false // the last read filled its buffer
+	for {
+		if !more || ctx.Err() != nil || c.cutNow.Load() {
+			if held := r.sp.Settle(); held > 0 || c.uses.n > 0 {
+				s.o.Memory.set(&c.uses, int64(held))
+			}
+			switch c.next(ctx, s.o.IdleTimeout) {
+			case idle:
+				s.idle(c)
+				continue
+			case cut:
+				if !r.cut(hard) {
+					return false
+				}
+				if r.broken() {
+					return true
+				}
+				more = false
+				continue
+			case drained:
+				return r.finish(hard)
+			case ended:
+				r.ended(c.failed)
+				return true
+			}
+		}
+		// Without a turn there is no memory for what is read.
+		select {
+		case s.turns <- struct{}{}:
+		default:
+			select {
+			case s.turns <- struct{}{}:
+			case <-hard.Done():
+				return false
+			}
+		}
+		n, err := r.take(hard)
+		ok := err == nil || errors.Is(err, errAgain)
+		if n > 0 && r.sink.Flush(hard) != nil {
+			err = errHard
+		}
+		<-s.turns
+		if err == errHard {
+			return false
+		}
+		if r.broken() {
+			return true
+		}
+		if held := r.sp.Buffered(); held > readSize {
+			s.o.Memory.set(&c.uses, int64(held))
+		}
+		now := time.Now()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded): // somebody kicked late
+			c.armed = false
+			more = false
+			continue
+		case !ok:
+			r.ended(err)
+			return true
+		case n == 0:
+			more = false
 			continue
 		}
-		n, err := sp.Fill(c)
-		now := time.Now()
-		if n > 0 {
-			s.stats.Bytes.Add(int64(n))
-			held := 0
-			for m, ok := sp.Next(); ok; m, ok = sp.Next() {
-				sink.Message(m, peer, now)
-				if held += len(m.Data) + perMessage; held >= handOver {
-					held = 0
-					if sink.Flush(hard) != nil {
-						return
-					}
-				}
-			}
-			if looks := sp.Stats().LooksCounted; looks > 0 && seen.LooksCounted == 0 {
-				s.o.Log.Warn("messages look octet counted", "input", s.o.Name, "peer", peer.String(),
-					"hint", "set FRAMING=auto or rfc6587 of the input, or the sender to line framing")
-			}
-			s.count(sp.Stats(), &seen)
-			if sink.Flush(hard) != nil {
-				return
-			}
-		}
-		if broken := sp.Err(); broken != nil {
-			s.o.Log.Warn("connection closed: its framing can't be followed", "input", s.o.Name, "peer", peer.String(), "error", broken,
-				"hint", "check the sender's framing against FRAMING of the input")
-			break
-		}
-		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				if until.IsZero() && ctx.Err() != nil {
-					until = time.Now().Add(drainTime)
-					continue
-				}
-				if until.IsZero() {
-					s.stats.Idle.Add(1)
-					s.o.Log.Debug("connection closed: idle", "input", s.o.Name, "peer", peer.String(), "for", s.o.IdleTimeout)
-				}
-			} else if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
-				s.o.Log.Debug("connection ended", "input", s.o.Name, "peer", peer.String(), "error", err)
-			}
-			break
-		}
-		if n < shortRead && now.Sub(last) < 2*gather && until.IsZero() {
+		more = n >= shortRead && err == nil
+		if n < shortRead && now.Sub(c.last) < 2*gather && c.until.IsZero() {
 			time.Sleep(gather)
 		}
-		last = now
+		c.last = now
 	}
-	now := time.Now()
-	for m, ok := sp.End(); ok; m, ok = sp.End() {
-		sink.Message(m, peer, now)
-	}
-	sink.Flush(hard)
 }
 
-// count adds what a splitter counted since seen.
-func (s *streams) count(now framing.Stats, seen *framing.Stats) {
-	s.stats.addFraming(now, *seen)
-	*seen = now
+// readSize is how much of an unfinished message is held before it is asked whether
+// the lane's memory has room.
+const readSize = 64 << 10
+
+var errHard = errors.New("stopped at once")
+
+// take reads once what is there and hands the messages to the sink, which it flushes
+// when much has gathered. Without anything there the error is errAgain.
+func (r *reader) take(hard context.Context) (n int, err error) {
+	if r.c.packets {
+		return r.takePacket()
+	}
+	n, err = r.sp.Fill(r.c)
+	if n == 0 {
+		return n, err
+	}
+	r.s.Stats.Bytes.Add(int64(n))
+	now, held := time.Now(), 0
+	for m, ok := r.sp.Next(); ok; m, ok = r.sp.Next() {
+		r.sink.Message(m, r.c.peer, now)
+		if held += len(m.Data) + perMessage; held >= handOver {
+			held = 0
+			if r.sink.Flush(hard) != nil {
+				return n, errHard
+			}
+		}
+	}
+	if r.sp.Stats().LooksCounted > 0 && r.seen.LooksCounted == 0 {
+		if n, due := r.s.notices.due("counted"); due {
+			r.s.o.Log.Warn("messages look octet counted", "input", r.s.o.Name, "peer", r.c.name(), "times", n,
+				"hint", "set "+r.s.o.Variable+"FRAMING=auto or rfc6587, or the sender to line framing")
+		}
+	}
+	r.count()
+	return n, err
 }
 
-func peerOf(c net.Conn) netip.AddrPort {
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		return unmap(a.AddrPort())
+func (r *reader) takePacket() (n int, err error) {
+	buf := packetBufs.Get().(*[localMax]byte)
+	defer packetBufs.Put(buf)
+	n, err = r.c.readPacket(buf[:])
+	if err != nil {
+		return 0, err
 	}
-	return netip.AddrPort{}
+	r.s.datagram(r.sink, buf[:min(n, localMax)], n > localMax, r.c.peer, time.Now())
+	return max(n, 1), nil // also an empty one is news
+}
+
+// cut treats the unfinished message as over-size: the memory of the lane is used up.
+func (r *reader) cut(hard context.Context) bool {
+	r.c.cutNow.Store(false)
+	if r.sp.Buffered() == 0 {
+		return true
+	}
+	r.s.Stats.MemoryCut.Add(1)
+	if m, ok := r.sp.Cut(); ok {
+		r.sink.Message(m, r.c.peer, time.Now())
+	}
+	r.count()
+	if n, due := r.s.notices.due("memory"); due {
+		r.s.o.Log.Warn("the unfinished messages of a lane take all the memory they may; the largest are treated as over-size", "input", r.s.o.Name,
+			"peer", r.c.name(), "times", n, "limit", r.s.o.Memory.limit, "hint", "raise SPILLWAY_MESSAGE_MEMORY, or lower "+r.s.o.Variable+"MAX_MESSAGE_SIZE")
+	}
+	return r.sink.Flush(hard) == nil
+}
+
+// broken reports whether the framing can't be followed any further.
+func (r *reader) broken() bool {
+	err := r.sp.Err()
+	if err == nil {
+		return false
+	}
+	if n, due := r.s.notices.due("broken"); due {
+		r.s.o.Log.Warn("connection closed: its framing can't be followed", "input", r.s.o.Name, "peer", r.c.name(), "error", err, "times", n,
+			"hint", "check the sender's framing against "+r.s.o.Variable+"FRAMING, and the size of its messages against MAX_MESSAGE_SIZE")
+	}
+	return true
+}
+
+// ended says how a connection ended.
+func (r *reader) ended(err error) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		r.s.o.Log.Debug("connection ended", "input", r.s.o.Name, "peer", r.c.name(), "error", err)
+	}
+}
+
+// finish takes what is there and resets the connection in one go, so that next to
+// nothing can arrive in between: what does is lost, since its sender was told that it
+// arrived. Unix sockets have nothing in between, see drain.
+func (r *reader) finish(hard context.Context) (ok bool) {
+	if r.c.local {
+		return true
+	}
+	ok = true
+	r.c.SetReadDeadline(time.Time{})
+	r.c.rc.Control(func(fd uintptr) {
+		for end := time.Now().Add(lastLook); time.Now().Before(end); {
+			if n, err := r.take(hard); n == 0 || err != nil {
+				ok = err != errHard
+				break
+			}
+		}
+		if r.c.tls != nil {
+			r.c.tls.CloseWrite() // says that this is the end; the reset then fails the next write
+		}
+		reset(fd)
+	})
+	return ok
+}
+
+// count adds what the splitter counted since the last time.
+func (r *reader) count() {
+	if now := r.sp.Stats(); now != r.seen {
+		r.s.Stats.addFraming(now, r.seen)
+		r.seen = now
+	}
 }

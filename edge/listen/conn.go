@@ -1,0 +1,284 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// errAgain says that nothing is there to be read now. It is temporary for
+// crypto/tls, which goes on after it where it was.
+var errAgain net.Error = again{}
+
+type again struct{}
+
+func (again) Error() string   { return "nothing to read now" }
+func (again) Timeout() bool   { return false }
+func (again) Temporary() bool { return true }
+
+// sock is one connected socket. Waiting for its peer is one call and reading what is
+// there another, so that a connection holds no memory for reading while it waits.
+// Its closures are made once: a read allocates nothing.
+type sock struct {
+	net.Conn
+	rc        syscall.RawConn
+	wait      bool // Read waits for the peer, as a net.Conn does
+	onPeek    func(fd uintptr) bool
+	onRead    func(fd uintptr) bool
+	onReceive func(fd uintptr) bool
+
+	head   [3]byte // the first bytes that are there
+	heads  int     // how many
+	parked bool    // the poller has said that there is something
+	buf    []byte  // what onRead reads to
+	n      int
+	err    error
+}
+
+func (s *sock) init(c net.Conn) error {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return errors.New("no socket")
+	}
+	rc, err := sc.SyscallConn()
+	s.Conn, s.rc = c, rc
+	s.onPeek, s.onRead, s.onReceive = s.peek, s.read, s.receive
+	return err
+}
+
+// readable waits until the peer has sent something or has ended, or for the deadline.
+// It leaves in head what there is.
+func (s *sock) readable() error {
+	s.parked = false
+	if err := s.rc.Read(s.onPeek); err != nil {
+		return err
+	}
+	if s.n < 0 {
+		return s.err
+	}
+	return nil
+}
+
+func (s *sock) peek(fd uintptr) bool {
+	s.n, s.err = recvfrom(fd, s.head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if s.n < 0 && s.err == unix.EAGAIN {
+		return false
+	}
+	s.heads = max(s.n, 0)
+	return true
+}
+
+// Read is net.Conn's. Without wait it returns errAgain when nothing is there.
+func (s *sock) Read(b []byte) (int, error) {
+	if s.wait {
+		return s.Conn.Read(b)
+	}
+	return s.take(b, s.onRead)
+}
+
+// ReadPacket reads one packet. A longer one is cut to b; n is its whole length.
+func (s *sock) readPacket(b []byte) (n int, err error) { return s.take(b, s.onReceive) }
+
+func (s *sock) take(b []byte, how func(fd uintptr) bool) (int, error) {
+	s.buf = b
+	err := s.rc.Read(how)
+	s.buf = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case s.n < 0 && s.err == unix.EAGAIN:
+		return 0, errAgain
+	case s.n < 0:
+		return 0, s.err
+	case s.n == 0 && len(b) > 0 && s.err == nil:
+		return 0, io.EOF
+	}
+	return s.n, nil
+}
+
+func (s *sock) read(fd uintptr) bool {
+	s.n, s.err = recvfrom(fd, s.buf, unix.MSG_DONTWAIT)
+	return true
+}
+
+// errEmpty is an empty packet, which looks like the end.
+var errEmpty = errors.New("empty packet")
+
+// receive is read for packets. Of an empty packet and of the end recv(2) says the
+// same; what follows tells them apart.
+func (s *sock) receive(fd uintptr) bool {
+	s.n, s.err = recvfrom(fd, s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+	if s.n != 0 {
+		return true
+	}
+	if more, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil && more > 0 {
+		s.err = errEmpty
+		return true
+	}
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if n, err := unix.Poll(p, 0); err == nil && n == 0 {
+		s.err = errEmpty
+	}
+	return true
+}
+
+// recvfrom is recv(2) without the address, which the wrapper of package unix would
+// allocate for.
+func recvfrom(fd uintptr, b []byte, flags int) (int, error) {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags), 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return -1, errno
+		}
+	}
+}
+
+// event is what a connection waited for.
+type event uint8
+
+const (
+	readable event = 0
+	drained  event = 1 // the drain after the stop is complete
+	idle     event = 2
+	cut      event = 3 // the lane's memory of unfinished messages is used up, and this one holds most
+	ended    event = 4
+)
+
+// conn is one connection. One goroutine reads it; kick and the fields that say so
+// are for others.
+type conn struct {
+	sock
+	tls     *tls.Conn // nil: plain
+	peer    netip.AddrPort
+	local   bool // a unix socket
+	packets bool // SOCK_SEQPACKET
+	uses    use  // of the lane's memory
+
+	one    [1]byte   // of TLS: the byte that was read to wait for more
+	has    bool      // one is not handed out yet
+	last   time.Time // of the last read
+	until  time.Time // end of the drain; zero while serving
+	armed  bool      // a deadline is set
+	failed error     // with ended
+	cutNow atomic.Bool
+}
+
+// kick wakes the reader, which looks at what it has to look at.
+func (c *conn) kick() { c.Conn.SetReadDeadline(longAgo) }
+
+var longAgo = time.Unix(1, 0)
+
+// next waits until there is something to do.
+func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
+	for {
+		if c.until.IsZero() && ctx.Err() != nil {
+			c.drain()
+		}
+		if c.cutNow.Load() {
+			return cut
+		}
+		// The deadline is not moved with each read, which would cost as much as the
+		// read: when it ends, the time of the last read decides.
+		deadline, what := time.Time{}, idle
+		switch {
+		case !c.until.IsZero() && c.local:
+			deadline, what = c.until, drained
+		case !c.until.IsZero():
+			deadline, what = c.last.Add(quiet), drained
+			if deadline.After(c.until) {
+				deadline = c.until
+			}
+		case idleTimeout > 0:
+			deadline = c.last.Add(idleTimeout)
+		}
+		if !c.armed || what == drained {
+			if !deadline.IsZero() && !time.Now().Before(deadline) {
+				return what
+			}
+			c.Conn.SetReadDeadline(deadline)
+			c.armed = true
+			// Whoever kicked before this said first what for.
+			if c.until.IsZero() && ctx.Err() != nil || c.cutNow.Load() {
+				continue
+			}
+		}
+		err := c.ready()
+		if err == nil {
+			return readable
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.failed = err
+			return ended
+		}
+		c.armed = false
+	}
+}
+
+// drain begins the end of the connection: what the peer has sent is still read. On a
+// unix socket its next write fails from here on, so what is here is all there is.
+func (c *conn) drain() {
+	c.last = time.Now()
+	c.until = c.last.Add(drainTime)
+	if u, ok := c.Conn.(*net.UnixConn); ok {
+		u.CloseRead()
+	}
+}
+
+// ready waits for what the peer sends, or the deadline. Of TLS only the bytes in the
+// records count, and reading one is the only way to know.
+func (c *conn) ready() error {
+	if c.tls == nil {
+		return c.readable()
+	}
+	if c.has {
+		return nil
+	}
+	c.wait = true
+	n, err := c.tls.Read(c.one[:])
+	c.wait = false
+	if c.has = n > 0; c.has {
+		return nil
+	}
+	return err
+}
+
+// Read reads what is there and never waits: then it returns errAgain.
+func (c *conn) Read(b []byte) (int, error) {
+	if c.tls == nil {
+		return c.sock.Read(b)
+	}
+	n := 0
+	if c.has && len(b) > 0 {
+		b[0], c.has, n = c.one[0], false, 1
+		if len(b) == 1 {
+			return 1, nil
+		}
+	}
+	m, err := c.tls.Read(b[n:])
+	if n > 0 && err == errAgain {
+		err = nil
+	}
+	return n + m, err
+}
+
+// reset ends the connection so that the peer's next write fails: a sender that only
+// writes learns of a FIN only after one more message, which would be lost. It must be
+// called while nothing is left to read, see (*reader).finish.
+func reset(fd uintptr) {
+	var unspec unix.RawSockaddr // AF_UNSPEC: connect(2) dissolves the association; on tcp that is a RST
+	unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
+}
