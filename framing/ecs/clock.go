@@ -11,6 +11,14 @@ type clock struct {
 	length int // of text; 0: nothing is kept
 }
 
+// threeDigits are 000 to 999.
+var threeDigits = func() (t [1000][3]byte) {
+	for i := range t {
+		t[i] = [3]byte{'0' + byte(i/100), '0' + byte(i/10%10), '0' + byte(i%10)}
+	}
+	return t
+}()
+
 const secondLayout = "2006-01-02T15:04:05"
 
 // The seconds that four digits of a year can name.
@@ -37,12 +45,13 @@ func (c *clock) appendTime(dst []byte, t time.Time) []byte {
 		c.nano = nano
 		n := len(secondLayout)
 		if nano != 0 {
+			// Nine digits: three times three, the last ones often zeros.
 			c.text[n] = '.'
+			millis, rest := nano/1e6, nano%1e6
+			copy(c.text[n+1:], threeDigits[millis][:])
+			copy(c.text[n+4:], threeDigits[rest/1e3][:])
+			copy(c.text[n+7:], threeDigits[rest%1e3][:])
 			n += 10
-			for i := n - 1; i > len(secondLayout); i-- {
-				c.text[i] = byte('0' + nano%10)
-				nano /= 10
-			}
 			for c.text[n-1] == '0' {
 				n--
 			}

@@ -75,13 +75,19 @@ func appendText(dst, s []byte) (_ []byte, valid bool) {
 			}
 		}
 	} else {
-		for i < len(s) && s[i] < utf8.RuneSelf {
+		for i < len(s) && !notPlain[s[i]] {
+			i++
+		}
+		if i == len(s) {
+			return append(dst, s...), true
+		}
+		dst = append(dst, s[:i]...)
+		for ; i < len(s) && s[i] < utf8.RuneSelf; i++ {
 			if notPlain[s[i]] {
 				dst = appendEscape(dst, s[i])
 			} else {
 				dst = append(dst, s[i])
 			}
-			i++
 		}
 		if i == len(s) {
 			return dst, true

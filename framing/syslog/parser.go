@@ -1,7 +1,9 @@
 package syslog
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"time"
 )
 
@@ -302,9 +304,7 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) bool {
 			}
 		}
 		from := i
-		for i < len(b) && b[i] > ' ' && b[i] != 0x7f {
-			i++
-		}
+		i = columnEnd(b, i)
 		if i < len(b) && b[i] != ' ' {
 			i = tokenEnd(m, b, i)
 		}
@@ -360,6 +360,25 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) bool {
 func skipEmpty(m *Message, b []byte, i int) int {
 	for i < len(b) && b[i] == ' ' {
 		m.fail(errEmpty, i)
+		i++
+	}
+	return i
+}
+
+// columnEnd returns the offset of the next space or control character, or of the end.
+func columnEnd(b []byte, i int) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	// Eight bytes as one number: the subtraction borrows from the highest bit of a
+	// byte that is below ' '+1, or that is DEL, unless it had that bit. The borrow goes
+	// on to the next byte, so only the lowest bit found counts.
+	for ; i+8 <= len(b); i += 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		del := x ^ ones*0x7f
+		if m := ((x-ones*(' '+1))&^x | (del-ones)&^del) & highs; m != 0 {
+			return i + bits.TrailingZeros64(m)>>3
+		}
+	}
+	for i < len(b) && b[i] > ' ' && b[i] != 0x7f {
 		i++
 	}
 	return i
