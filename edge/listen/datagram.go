@@ -116,8 +116,8 @@ func (s *Server) receive(ctx, hard context.Context, k *socket) {
 				return
 			}
 			now := time.Now()
-			if wait && now.Sub(last) < 2*gather {
-				time.Sleep(gather) // as with streams: many small wake-ups are most of the cost
+			if wait && now.Sub(last) < 2*gatherDatagrams {
+				time.Sleep(gatherDatagrams)
 			}
 			last = now
 		case rerr == unix.EAGAIN:
