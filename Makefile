@@ -105,8 +105,9 @@ failover: build servers ## what failover is to show, with a million lines and tw
 	cd test && SPILLWAY_FAILOVER_FULL=1 $(GO) test -count=1 -timeout 1h -v -run TestFailover ./e2e
 
 bench: build servers ## the performance goals as a table; ROWS=raw,parsed N=2000000 COUNT=3 for some (docs/performance.md)
-	@cd test && $(GO) build -o $(BIN)/bench ./bench
-	@$(BIN)/bench -rows '$(ROWS)' -n $(N) -count $(COUNT)
+	@cd test && $(GO) test -c -o $(BIN)/bench ./bench
+	@mkdir -p tmp/bench
+	@cd test/bench && TMPDIR=$(CURDIR)/tmp/bench $(BIN)/bench -test.run '^TestGoals$$' -test.timeout 1h -rows '$(ROWS)' -n $(N) -rounds $(COUNT) -o $(CURDIR)/tmp/bench.jsonl
 
 microbench: servers ## benchmarks of every step
 	$(GO) test -run xxx -bench . -benchmem $(P)

@@ -1,151 +1,444 @@
-package main
+// Package bench measures the spillway binary against its performance goals and
+// prints them as a table: goal, bar, what was measured, the ratio to a program that
+// does only what can't be left out (sol.go, measured in turn with it), and whether
+// the goal is met. Agent, servers and that program are processes of their own on
+// loopback; the test itself sends, and reads everything back.
+//
+//	make bench                                      all rows
+//	make bench ROWS=raw,parsed N=2000000 COUNT=3    some
+//
+// As an ordinary test it runs the same with few messages: nothing is timed then,
+// but every row must run and every message arrive.
+package bench
 
 import (
-	"bytes"
+	"context"
+	"crypto/tls"
 	"encoding/json"
-	"io"
-	"math/rand/v2"
+	"flag"
+	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"spillway/test/agent"
+	"spillway/test/servers"
 )
 
-// The test binary is also the speed-of-light program.
+var (
+	only     = flag.String("rows", "", "rows to measure, with commas between them; all without")
+	messages = flag.Int("n", 4000, "messages of a run at full speed; all other times and numbers go with it")
+	rounds   = flag.Int("rounds", 1, "how often rows at full speed are measured; the table has medians")
+	results  = flag.String("o", "", "file to which each run is added as a line of JSON")
+)
+
+// full is the n that rows are made for.
+const full = 2_000_000
+
+// scaled is d when n is full.
+func scaled(d time.Duration) time.Duration { return d * time.Duration(*messages) / full }
+
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "sol" {
-		main()
+	if len(os.Args) > 1 && os.Args[1] == "sol" { // this binary is the speed-of-light program, too
+		if err := sol(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "sol:", err)
+			os.Exit(1)
+		}
 		return
 	}
+	flag.Parse()
 	os.Exit(m.Run())
 }
 
-// small is a bench over a few thousand lines: nothing is timed, all is checked.
-func small(t *testing.T) (*bench, *bytes.Buffer) {
-	t.Helper()
-	bin, err := filepath.Abs(filepath.Join("..", "..", "bin"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent, err := agentPath(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := &bytes.Buffer{}
-	return &bench{bin: bin, self: self, agent: agent, dir: t.TempDir(), n: 4000, count: 1, poolSize: 1 << 20, idle: 100 * time.Millisecond, settle: time.Millisecond, rates: []float64{50e3, 100e3}, pools: map[string]*pool{}, log: json.NewEncoder(log)}, log
+// bench is what the rows share.
+type bench struct {
+	agent  string // the binary
+	pools  map[string]*pool
+	log    *json.Encoder
+	others float64 // the most CPUs that others used during a run
+	goals  int
+	met    int
 }
 
-// Every row runs, delivers what was sent, and fills its lines.
-func TestRows(t *testing.T) {
+func TestGoals(t *testing.T) {
+	b := &bench{agent: binaries(t), pools: map[string]*pool{}, log: json.NewEncoder(&strings.Builder{})}
+	if *results != "" {
+		f, err := os.OpenFile(*results, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		b.log = json.NewEncoder(f)
+	}
+	var names []string
 	for _, r := range rows {
-		t.Run(r.name, func(t *testing.T) {
-			b, log := small(t)
-			out := &bytes.Buffer{}
-			if err := r.measure(b, newTable(out)); err != nil {
-				t.Fatal(err)
-			}
-			lines := strings.Split(strings.TrimSpace(out.String()), "\n")[2:]
-			if len(lines) == 0 {
-				t.Fatal("no line in the table")
-			}
-			for _, l := range lines {
-				if !strings.HasPrefix(l, "| "+r.name) || strings.Count(l, "|") != 7 || strings.Contains(l, "NaN") || strings.Contains(l, "%!") {
-					t.Errorf("line %q", l)
-				}
-			}
-			for d := json.NewDecoder(log); ; {
-				var got trial
-				if err := d.Decode(&got); err == io.EOF {
-					break
-				} else if err != nil {
-					t.Fatal(err)
-				}
-				if got.Row != r.name || got.Messages == 0 || got.Peak == 0 {
-					t.Errorf("trial %+v", got)
-				}
-			}
-		})
+		names = append(names, r.name)
+	}
+	chosen := names
+	if *only != "" {
+		chosen = strings.Split(*only, ",")
+	}
+	for _, name := range chosen {
+		if !slices.Contains(names, name) {
+			t.Fatalf("no row %q: there are %s", name, strings.Join(names, ", "))
+		}
+	}
+	version, err := exec.Command(b.agent, "version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := load() // later it is this test's own
+	fmt.Printf("%s, %s\n%s; load %.2f before\n\n", strings.TrimSpace(string(version)), time.Now().UTC().Format("2006-01-02 15:04 MST"), host(), before)
+	fmt.Printf(layout, "row", "goal", "bar", "measured", "ratio", "met")
+	fmt.Println("|---|---|---|---|---|---|")
+	for _, r := range rows {
+		if slices.Contains(chosen, r.name) {
+			t.Run(r.name, func(t *testing.T) { r.measure(t, b) })
+		}
+	}
+	fmt.Printf("\n%d of %d goals met.\n", b.met, b.goals)
+	if before > quietLoad || b.others > quietOthers {
+		fmt.Printf("The machine was NOISY: load %.2f before, and others used up to %.2f of a CPU during a run. No figure here is one to quote.\n", before, b.others)
 	}
 }
 
-// What is sent over a connection is in the account exactly once; what comes again
-// or from nobody is found.
-func TestAccount(t *testing.T) {
-	const n = 3000
-	p := newPool("mixed", 256<<10) // goes round
-	here, there := net.Pipe()
-	var sent error
-	go func() { defer here.Close(); sent = p.send(here, 1, n, 0) }()
-	text, err := io.ReadAll(there)
-	if err != nil || sent != nil {
-		t.Fatal(err, sent)
+// A machine is quiet when its load average was at most quietLoad before the first
+// run, and others used at most quietOthers CPUs during each, kernel threads and
+// interrupts among them.
+const (
+	quietLoad   = 0.7
+	quietOthers = 0.25
+)
+
+// binaries returns the agent to measure. SPILLWAY_BIN is the directory of all
+// binaries, or the agent alone, beside the servers that were built here.
+func binaries(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("SPILLWAY_BIN")
+	if st, err := os.Stat(path); err != nil || st.IsDir() {
+		return agent.Binary(t)
 	}
-	lines := bytes.SplitAfter(text, []byte("\n"))
-	lines = lines[:len(lines)-1]
-	if len(lines) != n {
-		t.Fatalf("%d lines of %d", len(lines), n)
+	t.Setenv("SPILLWAY_BIN", "")
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	a := newAccount(2, n)
-	for _, l := range lines[1:] {
-		a.lines(l)
-	}
-	if a.once.Load() != n-1 || a.twice.Load() != 0 || a.unknown.Load() != 0 {
-		t.Fatalf("once %d, twice %d, unknown %d", a.once.Load(), a.twice.Load(), a.unknown.Load())
-	}
-	a.lines(lines[7])
-	a.lines([]byte("no ~00 mark, ~1 another, ~99000000001~ one of nobody"))
-	if a.once.Load() != n-1 || a.twice.Load() != 1 || a.unknown.Load() != 1 {
-		t.Fatalf("then once %d, twice %d, unknown %d", a.once.Load(), a.twice.Load(), a.unknown.Load())
-	}
+	return path
 }
 
-// The speed-of-light program's documents are JSON with the header's parts.
-func TestDocument(t *testing.T) {
-	for name := range profiles {
-		p := newPool(name, 64<<10)
-		var clock second
-		for i := range p.len() {
-			line := p.data[p.start[i] : p.start[i+1]-1]
-			var doc struct {
-				At      time.Time `json:"@timestamp"`
-				Message string
-				Log     struct {
-					Syslog struct {
-						Hostname, Appname string
-						Priority          int
+// goal is a line of the table.
+type goal struct {
+	what, bar, measured string  // bar "": none, a figure for information
+	ratio               float64 // to what the row compares with; 0: nothing
+	met                 bool
+}
+
+const layout = "| %-8s | %-40s | %-24s | %-44s | %-5s | %-3s |\n"
+
+func (b *bench) goal(t *testing.T, g goal) {
+	_, row, _ := strings.Cut(t.Name(), "/")
+	ratio, met := "", ""
+	if g.ratio != 0 {
+		ratio = fmt.Sprintf("%.2f", g.ratio)
+	}
+	if g.bar != "" {
+		b.goals++
+		met = "no"
+		if g.met {
+			b.met++
+			met = "yes"
+		}
+	}
+	fmt.Printf(layout, row, g.what, g.bar, g.measured, ratio, met)
+}
+
+// world is a program that runs with its far side, and everything read back there.
+// All of it ends with the test.
+type world struct {
+	*testing.T
+	b       *bench
+	dir     string
+	account *account
+
+	hub              *servers.NATS // if it is the far side
+	agent            *agent.Agent  // if it is the program
+	pid              int
+	network, address string // that takes messages: tcp, udp or tls
+}
+
+// program starts something that takes messages in w, with its far side.
+type program struct {
+	name  string
+	start func(w *world)
+}
+
+const connections = 4
+
+// open starts a program that n messages will be sent to.
+func (b *bench) open(t *testing.T, p program, n int) *world {
+	t.Helper()
+	w := &world{T: t, b: b, dir: t.TempDir(), network: "tcp", account: newAccount(connections, n/connections)}
+	p.start(w)
+	time.Sleep(scaled(300 * time.Millisecond)) // for what starting has put off
+	return w
+}
+
+// floor is the speed-of-light program.
+func floor(args ...string) program {
+	return program{"sol", func(w *world) {
+		w.stream()
+		w.address = fmt.Sprint("127.0.0.1:", servers.FreePort(w))
+		cmd := exec.Command(os.Args[0], append([]string{"sol", "-address", w.address, "-dir", w.dir, "-nats", w.hub.URL}, args...)...)
+		cmd.Stderr = os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			w.Fatal(err)
+		}
+		w.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		w.pid = cmd.Process.Pid
+		agent.Eventually(w, "sol listens", 10*time.Second, func() bool { return listens(w.address) })
+	}}
+}
+
+func listens(address string) bool {
+	c, err := net.Dial("tcp", address)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
+// spillway is the agent with an output to a far side. Nothing but addresses is set
+// unless far or env do; messages go to the tcp input.
+func spillway(far func(w *world) (output []string), env ...string) program {
+	return program{"spillway", func(w *world) {
+		w.agent = agent.New(w, w.dir, slices.Concat([]string{"SPILLWAY_LOG_LEVEL=warn"}, far(w), env)...)
+		w.agent.Bin, w.address = w.b.agent, fmt.Sprint("127.0.0.1:", w.agent.TCP)
+		w.agent.Env = append(w.agent.Env, "SPILLWAY_INPUT_TCP_URL="+w.network+"://"+w.address)
+		w.agent.Start(w)
+		w.pid = w.agent.PID()
+	}}
+}
+
+// stream makes the far side a stream on a nats-server. What is stored goes to the account.
+func (w *world) stream() []string {
+	w.hub = servers.StartNATS(w, filepath.Join(w.dir, "stream"))
+	servers.CreateStream(w, w.hub.URL, servers.StreamConfig{Name: "LOGS", Subjects: []string{"logs.>"}})
+	nc, err := nats.Connect(w.hub.URL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		w.Fatal(err)
+	}
+	c, err := js.OrderedConsumer(context.Background(), "LOGS", jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		w.Fatal(err)
+	}
+	if _, err := c.Consume(func(m jetstream.Msg) { w.account.payload(m.Data()) }, jetstream.PullMaxMessages(64)); err != nil {
+		w.Fatal(err)
+	}
+	return []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=" + w.hub.URL}
+}
+
+// bucket makes the far side a bucket. Its objects are files, which appear whole.
+func (w *world) bucket() []string {
+	dir := filepath.Join(w.dir, "objects")
+	s := servers.StartS3(w, dir)
+	s.Bucket(w, "logs")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	w.Cleanup(func() { close(stop); <-stopped })
+	go func() {
+		defer close(stopped)
+		seen := map[string]bool{}
+		for {
+			filepath.WalkDir(filepath.Join(dir, "logs"), func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.Type().IsRegular() && strings.HasSuffix(path, ".zst") && !seen[path] {
+					if object, err := os.ReadFile(path); err == nil {
+						seen[path] = true
+						w.account.payload(object)
 					}
 				}
-			}
-			text := appendDocument(nil, line, &clock)
-			if err := json.Unmarshal(text, &doc); err != nil {
-				t.Fatalf("%v: %s", err, text)
-			}
-			header := doc.Log.Syslog
-			if !bytes.HasSuffix(line, []byte(doc.Message)) || !strings.Contains(doc.Message, blank) {
-				t.Fatalf("message %q of %q", doc.Message, line)
-			}
-			if name != "vault" && (doc.At.Year() != 2026 || header.Hostname == "" || header.Appname == "" || header.Priority == 13) {
-				t.Fatalf("%s of %q", text, line)
+				return nil // a file that is gone is a temporary one
+			})
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
 			}
 		}
+	}()
+	return []string{"SPILLWAY_OUTPUTS=archive", "SPILLWAY_OUTPUT_ARCHIVE_URL=s3://logs", "SPILLWAY_OUTPUT_ARCHIVE_ENDPOINT=" + s.Endpoint, "SPILLWAY_OUTPUT_ARCHIVE_REGION=" + s.Region,
+		"SPILLWAY_OUTPUT_ARCHIVE_ROLL_AGE=1s", "AWS_ACCESS_KEY_ID=" + s.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s.Secret, "AWS_EC2_METADATA_DISABLED=true"}
+}
+
+// traffic is what is sent to a program, over connections of equal shares.
+type traffic struct {
+	profile string
+	n       int
+	rate    float64 // messages per second; 0: as fast as they are taken
+}
+
+func (w *world) dial() net.Conn {
+	w.Helper()
+	var c net.Conn
+	var err error
+	if w.network == "tls" {
+		c, err = tls.Dial("tcp", w.address, &tls.Config{InsecureSkipVerify: true})
+	} else {
+		c, err = net.Dial(w.network, w.address)
 	}
-	if got, want := string(appendText(nil, []byte("a\"b\\c\nd\x01efghijklmnop"))), `a\"b\\c\u000ad\u0001efghijklmnop`; got != want {
-		t.Errorf("%s, want %s", got, want)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return c
+}
+
+// send returns when the last byte is written.
+func (w *world) send(t traffic) {
+	w.Helper()
+	p := w.b.pool(t.profile)
+	errs := make(chan error, connections)
+	for i := range connections {
+		c := w.dial()
+		go func() {
+			defer c.Close()
+			errs <- p.send(c, i, t.n/connections, t.rate/connections)
+		}()
+	}
+	for range connections {
+		if err := <-errs; err != nil {
+			w.Fatal("send: ", err)
+		}
 	}
 }
 
-func TestUnixMicro(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	for range 2000 {
-		want := time.Unix(rng.Int64N(4e9), 0).UTC()
-		if got := unixMicro(want.Year(), int(want.Month()), want.Day(), want.AppendFormat(nil, time.TimeOnly)); got != want.UnixMicro() {
-			t.Fatalf("%v: %d, want %d", want, got, want.UnixMicro())
+func (b *bench) pool(profile string) *pool {
+	if b.pools[profile] == nil {
+		b.pools[profile] = newPool(profile, min(48<<20, *messages<<9))
+	}
+	return b.pools[profile]
+}
+
+// arrived waits until all but lost() of n messages have come, and reports false when
+// none has for quiet.
+func (w *world) arrived(n int, lost func() int, quiet time.Duration) bool {
+	last, since := int64(-1), time.Now()
+	for {
+		now := w.account.once.Load()
+		if int(now)+lost() >= n {
+			return true
+		}
+		if now != last {
+			last, since = now, time.Now()
+		} else if time.Since(since) > quiet {
+			return false
+		}
+		if w.agent != nil {
+			w.agent.MustRun(w)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// all waits until n messages have come.
+func (w *world) all(n int) {
+	w.Helper()
+	if !w.arrived(n, func() int { return 0 }, 20*time.Second) {
+		w.Fatalf("%d of %d messages arrived", w.account.once.Load(), n)
+	}
+}
+
+// stop ends the agent as an operator would, and looks at what has come by then.
+func (w *world) stop() {
+	w.Helper()
+	if w.agent != nil {
+		if code := w.agent.Stop(w); code != 0 {
+			w.Fatalf("the agent exits %d", code)
 		}
 	}
+	if err := w.account.fault(); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// trial is what one run of a program has cost: CPU in seconds and sizes in megabytes
+// (10^6 bytes) for a million messages.
+type trial struct {
+	Row      string    `json:"row"`
+	Program  string    `json:"program"`
+	At       time.Time `json:"at"`
+	Messages int       `json:"messages"`
+	CPU      float64   `json:"cpu_s"`
+	Rate     float64   `json:"messages_per_s"`
+	Peak     float64   `json:"peak_mib"` // largest resident set
+	Disk     float64   `json:"disk_mb"`
+	Stored   float64   `json:"stored_mb"`
+	Others   float64   `json:"others_cpus"` // what the rest of the machine used, starting and stopping included
+}
+
+// meter returns a function that says what n messages have cost since.
+func (w *world) meter() func(n int) trial {
+	before, begin := used(w, w.pid), time.Now()
+	return func(n int) trial {
+		took, after, millions := time.Since(begin).Seconds(), used(w, w.pid), float64(n)/1e6
+		return trial{At: begin, Messages: n, CPU: (after.cpu - before.cpu) / millions, Rate: float64(n) / took, Peak: float64(after.peak) / (1 << 20),
+			Disk: float64(after.written-before.written) / 1e6 / millions, Stored: float64(w.account.bytes.Load()) / 1e6 / millions}
+	}
+}
+
+// trial runs one program for n messages. During do, it is to measure itself; all is
+// ended, logged, and what others did meanwhile is known, on return.
+func (b *bench) trial(t *testing.T, p program, n int, do func(w *world) trial) (r trial) {
+	t.Helper()
+	others, begin := foreign(), time.Now()
+	if !t.Run(p.name, func(t *testing.T) {
+		w := b.open(t, p, n)
+		r = do(w)
+		w.stop()
+	}) {
+		t.FailNow()
+	}
+	_, r.Row, _ = strings.Cut(t.Name(), "/")
+	r.Program, r.Others = p.name, max(0, foreign()-others)/time.Since(begin).Seconds()
+	b.others = max(b.others, r.Others)
+	if err := b.log.Encode(r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// at sends x to a program and waits for all of it.
+func (b *bench) at(t *testing.T, p program, x traffic) trial {
+	t.Helper()
+	x.n -= x.n % connections
+	return b.trial(t, p, x.n, func(w *world) trial {
+		b.pool(x.profile)
+		cost := w.meter()
+		w.send(x)
+		w.all(x.n)
+		return cost(x.n)
+	})
+}
+
+// inTurn measures two programs count times each.
+func (b *bench) inTurn(t *testing.T, count int, x traffic, first, second program) (one, two []trial) {
+	t.Helper()
+	for range count {
+		one = append(one, b.at(t, first, x))
+		two = append(two, b.at(t, second, x))
+	}
+	return one, two
 }

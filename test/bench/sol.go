@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bytes"
@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -31,8 +29,8 @@ const (
 	solPending = 16                     // messages that wait for their acknowledgement
 )
 
-// cmdSol is `bench sol`: it runs until SIGTERM.
-func cmdSol(args []string) error {
+// sol runs the speed-of-light program until it is killed.
+func sol(args []string) error {
 	f := flag.NewFlagSet("sol", flag.ExitOnError)
 	address := f.String("address", "", "tcp address to listen on")
 	dir := f.String("dir", ".", "directory of the file")
@@ -40,7 +38,7 @@ func cmdSol(args []string) error {
 	parse := f.Bool("parse", false, "parse headers and store a JSON document for each line")
 	f.Parse(args)
 
-	s := &sol{parse: *parse, full: make(chan []byte, 2), free: make(chan []byte, 4), slots: make(chan struct{}, solPending)}
+	s := &light{parse: *parse, full: make(chan []byte, 2), free: make(chan []byte, 4), slots: make(chan struct{}, solPending)}
 	var err error
 	if s.file, err = os.Create(filepath.Join(*dir, "frames.zst")); err != nil {
 		return err
@@ -60,12 +58,6 @@ func cmdSol(args []string) error {
 	if err != nil {
 		return err
 	}
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGTERM)
-	go func() {
-		<-stop
-		os.Exit(0)
-	}()
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -78,7 +70,7 @@ func cmdSol(args []string) error {
 	return s.store()
 }
 
-type sol struct {
+type light struct {
 	parse bool
 	full  chan []byte
 	free  chan []byte // blocks to use again
@@ -100,7 +92,7 @@ type sol struct {
 
 // read copies whole lines into the open block. A short read is followed by a wait,
 // so that lines gather: at a steady trickle most of the cost is waking up.
-func (s *sol) read(c net.Conn) {
+func (s *light) read(c net.Conn) {
 	defer c.Close()
 	buf := make([]byte, 256<<10)
 	kept := 0
@@ -122,7 +114,7 @@ func (s *sol) read(c net.Conn) {
 	}
 }
 
-func (s *sol) add(lines []byte) {
+func (s *light) add(lines []byte) {
 	s.mu.Lock()
 	if len(s.open) == 0 {
 		s.since = time.Now()
@@ -139,7 +131,7 @@ func (s *sol) add(lines []byte) {
 }
 
 // block is an empty one, with room for what a read adds to a nearly full one.
-func (s *sol) block() []byte {
+func (s *light) block() []byte {
 	select {
 	case b := <-s.free:
 		return b[:0]
@@ -149,7 +141,7 @@ func (s *sol) block() []byte {
 }
 
 // store compresses, writes, syncs and publishes blocks in their order.
-func (s *sol) store() error {
+func (s *light) store() error {
 	tick := time.NewTicker(solLinger / 4)
 	for {
 		select {
@@ -177,7 +169,7 @@ func (s *sol) store() error {
 	}
 }
 
-func (s *sol) write(block []byte) error {
+func (s *light) write(block []byte) error {
 	text := block
 	if s.parse {
 		s.text = s.text[:0]
@@ -205,7 +197,7 @@ func (s *sol) write(block []byte) error {
 	return nil
 }
 
-func (s *sol) sync() error {
+func (s *light) sync() error {
 	if err := s.file.Sync(); err != nil {
 		return err
 	}
