@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"spillway/buffer"
+	"spillway/outputs"
 )
 
 const bufferUsage = `usage: spillway buffer ls|cat|verify DIR [--json]
@@ -109,7 +110,7 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 		bytes += s.Bytes
 	}
 	w.Flush()
-	fmt.Fprintf(stdout, "\n%s, %s\n", count(uint64(len(segments)), "segment"), human(bytes))
+	fmt.Fprintf(stdout, "\n%s, %s\n", count(uint64(len(segments)), "segment"), outputs.Human(bytes))
 	if !ok {
 		fmt.Fprintln(stdout, "no cursor that can be read: what is here counts as not delivered")
 	} else {
@@ -145,7 +146,7 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 		for _, s := range rejected {
 			bytes += s.Bytes
 		}
-		fmt.Fprintf(stdout, "%s that no output takes, %s: read them with `spillway buffer cat %s`\n", count(uint64(len(rejected)), "segment"), human(bytes), aside)
+		fmt.Fprintf(stdout, "%s that no output takes, %s: read them with `spillway buffer cat %s`\n", count(uint64(len(rejected)), "segment"), outputs.Human(bytes), aside)
 	}
 	if len(foreign) > 0 {
 		fmt.Fprintf(stdout, "not of the buffer: %s\n", strings.Join(foreign, ", "))
@@ -202,7 +203,7 @@ func bufferVerify(dir string, asJSON bool, stdout io.Writer) (good bool, err err
 			Duplicates uint64    `json:"duplicates"`
 		}{good, found, r.Segments, r.Batches, r.Records, r.Bytes, r.Payload, r.Lost, r.Damaged, r.Torn, r.Duplicates})
 	}
-	fmt.Fprintf(stdout, "%s, %s, %s in %s\n", count(r.Segments, "segment"), count(r.Batches, "batch"), count(r.Records, "record"), human(r.Bytes))
+	fmt.Fprintf(stdout, "%s, %s, %s in %s\n", count(r.Segments, "segment"), count(r.Batches, "batch"), count(r.Records, "record"), outputs.Human(r.Bytes))
 	if r.Duplicates > 0 {
 		fmt.Fprintf(stdout, "%s lie there twice, as they do after a failed write\n", count(r.Duplicates, "batch"))
 	}

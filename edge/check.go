@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +16,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spillway/buffer"
 	"spillway/edge/listen"
 	"spillway/outputs"
 )
 
 // probeTime is how long --probe waits for one output.
-const probeTime = 10 * time.Second
+const probeTime = 30 * time.Second
 
 // cmdCheck is `spillway check`: first the configuration, then what can be seen on
 // this host without talking to far sides; with --probe, those too. Without
@@ -41,7 +43,8 @@ func cmdCheck(ctx context.Context, args []string, stdout, stderr io.Writer, envi
 		k.warn("%s", n)
 	}
 	k.say("agent", "%s, site %s", c.Agent, c.Site)
-	k.state()
+	k.state(probe)
+	k.clock()
 	k.sockets()
 	k.outputs(ctx, probe)
 	k.files()
@@ -62,6 +65,7 @@ func cmdCheck(ctx context.Context, args []string, stdout, stderr io.Writer, envi
 type check struct {
 	c        *Config
 	out      io.Writer
+	agent    *holder // that runs on the state directory; nil: none
 	warnings []string
 	problems []string
 }
@@ -78,30 +82,105 @@ func (k *check) problem(format string, args ...any) {
 	k.problems = append(k.problems, fmt.Sprintf(format, args...))
 }
 
-// state looks whether the state directory can be made and written, and what is
-// in it.
-func (k *check) state() {
+// state looks whether the state directory can be made and written, what is in it,
+// and whether its disk holds what the buffers may take.
+func (k *check) state(probe bool) {
 	dir := k.c.StateDir
 	if err := writable(dir); err != nil {
 		k.problem("SPILLWAY_STATE_DIR=%q: %v: give spillway a directory that this user (%d) may write", dir, err, os.Getuid())
 		return
 	}
-	k.say("state", "%s, %s free", dir, free(dir))
+	disk, err := outputs.DiskOf(dir)
+	if err != nil {
+		k.problem("SPILLWAY_STATE_DIR=%q: %v", dir, err)
+		return
+	}
+	k.say("state", "%s, %s, %s free", dir, cmp.Or(disk.Kind, "unknown file system"), outputs.Human(disk.Free))
+	most, least, _, err := k.c.sizes()
+	if err != nil {
+		k.problem("SPILLWAY_STATE_DIR=%q: %v", dir, err)
+		return
+	}
+	var more int64 // that the buffers may take
 	for _, lane := range laneNames(k.c) {
 		path := filepath.Join(dir, "buffer", lane)
-		segments, err := filepath.Glob(filepath.Join(globEscape(path), "*.seg"))
-		switch _, statErr := os.Stat(path); {
-		case errors.Is(statErr, os.ErrNotExist):
-			k.say("lane "+lane, "%s, new", path)
-		case err != nil || statErr != nil:
-			k.problem("lane %s: %v: let this user (%d) read and write it", lane, errors.Join(err, statErr), os.Getuid())
-		default:
-			if err := writable(path); err != nil {
-				k.problem("lane %s: %v: let this user (%d) write it", lane, err, os.Getuid())
-				continue
-			}
-			k.say("lane "+lane, "%s, %s%s", path, count(uint64(len(segments)), "segment"), inUse(path))
+		if err := buffer.Check(path, k.c.Buffer.NetworkFS); err != nil {
+			k.problem("lane %s: %v", lane, err)
+			continue
 		}
+		used, segments, err := segmentsIn(path)
+		if err != nil {
+			k.problem("lane %s: %v: let this user (%d) read and write it", lane, err, os.Getuid())
+			continue
+		}
+		more += max(0, most-used)
+		what := "new"
+		if segments >= 0 {
+			what = fmt.Sprintf("%s, %s", count(uint64(segments), "segment"), outputs.Human(used))
+			if h, running := agentOf(path); running {
+				k.agent = &h
+				what += ", in use by " + h.String()
+			}
+		}
+		k.say("lane "+lane, "%s, %s; may take %s, and leaves %s of the disk to others", path, what, outputs.Human(most), outputs.Human(least))
+	}
+	if k.agent != nil {
+		k.say("", "an agent runs on this state directory: its sockets are its own, and no problem")
+	}
+	if disk.Free-least < more {
+		k.warn("%s has %s free, %s of which are left to others (SPILLWAY_BUFFER_MIN_FREE), and the buffers may take %s more (SPILLWAY_BUFFER_MAX_BYTES of each lane): they are full before that; free space, or lower SPILLWAY_BUFFER_MAX_BYTES",
+			dir, outputs.Human(disk.Free), outputs.Human(least), outputs.Human(more))
+	}
+	if probe {
+		k.disk(dir)
+	}
+}
+
+// slowSync is an fsync that senders and a batch's age begin to notice.
+const slowSync = 100 * time.Millisecond
+
+// disk measures what each batch waits for.
+func (k *check) disk(dir string) {
+	middle, worst, err := syncLatency(existing(dir))
+	if err != nil {
+		k.problem("SPILLWAY_STATE_DIR=%q: write and sync a file: %v", dir, err)
+		return
+	}
+	round := func(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
+	k.say("", "%d times written and synced: %v in the middle, %v at worst", fsyncs, round(middle), round(worst))
+	if middle > slowSync {
+		k.warn("SPILLWAY_STATE_DIR=%q: a sync of 4 KiB takes %v: records wait for it; use a faster disk, or SPILLWAY_BUFFER_SYNC=interval and lose up to SPILLWAY_BUFFER_SYNC_INTERVAL in a power cut", dir, round(middle))
+	}
+}
+
+// segmentsIn returns what a lane's directory holds, -1 segments when there is none.
+func segmentsIn(dir string) (bytes int64, segments int, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, -1, nil
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".seg" {
+			continue
+		}
+		if info, err := e.Info(); err == nil { // else it was removed meanwhile
+			bytes += info.Size()
+			segments++
+		}
+	}
+	if err == nil {
+		err = writable(dir)
+	}
+	return bytes, segments, err
+}
+
+// existing is dir, or what there is above it.
+func existing(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || filepath.Dir(dir) == dir {
+			return dir
+		}
+		dir = filepath.Dir(dir)
 	}
 }
 
@@ -128,46 +207,6 @@ func writable(dir string) error {
 	return os.Remove(tmp)
 }
 
-// inUse says so when a running spillway holds the lock of a lane's directory.
-func inUse(dir string) string {
-	f, err := os.Open(dir)
-	if err != nil {
-		return ""
-	}
-	defer f.Close() // lets go of the lock
-	if errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK) {
-		return ", in use by a running spillway"
-	}
-	return ""
-}
-
-// free is the free space of the file system that dir is, or would be, on.
-func free(dir string) string {
-	var s unix.Statfs_t
-	for unix.Statfs(dir, &s) != nil {
-		if filepath.Dir(dir) == dir {
-			return "unknown"
-		}
-		dir = filepath.Dir(dir)
-	}
-	return human(int64(s.Bavail) * int64(s.Bsize))
-}
-
-// human is n bytes with three digits or so.
-func human(n int64) string {
-	v, unit := float64(n), "B"
-	for _, u := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if v < 1024 {
-			break
-		}
-		v, unit = v/1024, u
-	}
-	if unit == "B" || v >= 100 {
-		return fmt.Sprintf("%.0f %s", v, unit)
-	}
-	return fmt.Sprintf("%.1f %s", v, unit)
-}
-
 // sockets binds all addresses, as the agent would and all at the same time, and
 // lets them go.
 func (k *check) sockets() {
@@ -178,9 +217,13 @@ func (k *check) sockets() {
 		return a
 	}}))
 	for _, in := range k.c.Inputs {
+		if in.Scheme == "fd" && os.Getenv("LISTEN_FDS") == "" {
+			k.say("input "+in.Name, "%s is handed over by systemd, and not looked at; lane %s", in.URL, in.Lane)
+			continue
+		}
 		s, err := listen.Listen(in.listen(log))
 		if err != nil {
-			k.problem("%v", err)
+			k.busy("input "+in.Name, in.Scheme, in.Address, err, err)
 			continue
 		}
 		defer s.Close()
@@ -188,11 +231,27 @@ func (k *check) sockets() {
 	}
 	l, err := net.Listen("tcp", k.c.AdminAddress)
 	if err != nil {
-		k.problem("SPILLWAY_ADMIN_ADDRESS: %v", bindCause(err, k.c.AdminAddress))
+		k.busy("admin", "tcp", k.c.AdminAddress, err, fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", bindCause(err, k.c.AdminAddress)))
 		return
 	}
 	defer l.Close()
 	k.say("admin", "http://%s", l.Addr())
+}
+
+// busy tells of a socket that could not be bound, for the reason of err, which told
+// says. One that the running agent has is
+// as it should be.
+func (k *check) busy(what, network, address string, err, told error) {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		k.problem("%v", told)
+		return
+	}
+	h := portHolder(network, address)
+	if k.agent != nil && (h == *k.agent || h.pid == 0) {
+		k.say(what, "%s %s, held by the running agent", network, address)
+		return
+	}
+	k.problem("%v; %v has it", told, h)
 }
 
 func join(addrs []net.Addr) string {
@@ -239,7 +298,7 @@ func (k *check) outputs(ctx context.Context, probe bool) {
 		}
 		k.say("output "+oc.Name, "%s %s", oc.Kind, redact(oc.URL))
 		if probe {
-			k.probe(ctx, oc)
+			k.inspect(ctx, oc)
 		}
 	}
 	for _, in := range k.c.Inputs {
@@ -250,7 +309,8 @@ func (k *check) outputs(ctx context.Context, probe bool) {
 	}
 }
 
-func (k *check) probe(ctx context.Context, oc OutputConfig) {
+// inspect asks the far side of an output.
+func (k *check) inspect(ctx context.Context, oc OutputConfig) {
 	o, err := oc.Open(OpenEnv{Site: k.c.Site, Agent: k.c.Agent, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		k.problem("output %s: %v", oc.Name, err)
@@ -259,14 +319,33 @@ func (k *check) probe(ctx context.Context, oc OutputConfig) {
 	defer o.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	start := time.Now()
-	for _, lane := range laneNames(k.c) {
-		if err := o.Probe(ctx, lane); err != nil {
-			k.problem("output %v (after %v)", err, time.Since(start).Round(time.Millisecond))
-			return
+	for _, f := range o.Inspect(ctx, outputs.Need{Lanes: laneNames(k.c), Sealing: int64(k.c.Batch.MaxBytes), Repeat: max(k.c.Buffer.KeepAcked, k.c.Failover.After)}) {
+		text := f.Text
+		if f.Level != outputs.Good && f.Hint != "" {
+			text += ": " + f.Hint
+		}
+		switch f.Level {
+		case outputs.Good:
+			k.say("  "+f.What, "%s", text)
+		case outputs.Warning:
+			k.warn("output %s: %s: %s", oc.Name, f.What, text)
+		default:
+			k.problem("output %s: %s: %s", oc.Name, f.What, text)
 		}
 	}
-	k.say("", "probe of %s: ok after %v", oc.Name, time.Since(start).Round(time.Millisecond))
+}
+
+// clock looks whether somebody keeps the clock of this host.
+func (k *check) clock() {
+	switch synchronised, off, err := clock(); {
+	case err != nil:
+		k.warn("the clock can't be asked (adjtimex: %v)", err)
+	case synchronised:
+		k.say("clock", "synchronised, at most %v off", off.Round(time.Millisecond))
+	default:
+		k.say("clock", "%s, not synchronised", time.Now().UTC().Format(time.RFC3339))
+		k.warn("the clock is not synchronised: times of records and names of objects come from it; run chrony or systemd-timesyncd")
+	}
 }
 
 // files compares the limit of open files with the connections that may come.

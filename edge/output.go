@@ -20,7 +20,7 @@ type OutputConfig struct {
 	Largest outputs.Size // batch that it takes as a rule; 0: any
 
 	// Open makes the output. It waits for nobody.
-	Open func(OpenEnv) (outputs.Output, error)
+	Open func(OpenEnv) (outputs.Inspector, error)
 }
 
 // outputURL is the variable that all outputs share.
@@ -47,7 +47,7 @@ type kind struct {
 	// largest is the largest batch that such an output takes as a rule; 0: any.
 	largest func(config any) outputs.Size
 	// open makes an output. It waits for nobody.
-	open func(config any, name string, env OpenEnv) (outputs.Output, error)
+	open func(config any, name string, env OpenEnv) (outputs.Inspector, error)
 	// source reads back what such outputs stored.
 	source func(ctx context.Context, url string) (outputs.Source, error)
 }
@@ -122,7 +122,7 @@ func (c *Config) open(e *environment, k *kind, name, url string) OutputConfig {
 			e.problem(under+option, "%s", what)
 		}
 	}
-	return OutputConfig{Name: name, URL: url, Kind: k.name, Largest: k.largest(config), Open: func(env OpenEnv) (outputs.Output, error) { return k.open(config, name, env) }}
+	return OutputConfig{Name: name, URL: url, Kind: k.name, Largest: k.largest(config), Open: func(env OpenEnv) (outputs.Inspector, error) { return k.open(config, name, env) }}
 }
 
 // validator is an output's Config that can judge itself. Its error has a line

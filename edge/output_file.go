@@ -20,7 +20,7 @@ func init() {
 			return err
 		},
 		largest: func(config any) outputs.Size { return config.(*file.Config).MaxBytes },
-		open: func(config any, name string, env OpenEnv) (outputs.Output, error) {
+		open: func(config any, name string, env OpenEnv) (outputs.Inspector, error) {
 			return file.New(name, env.Site, *config.(*file.Config))
 		},
 		source: func(_ context.Context, raw string) (outputs.Source, error) {

@@ -19,7 +19,7 @@ func init() {
 			return nil // Validate looks at it
 		},
 		largest: func(any) outputs.Size { return batch.MaxPayload },
-		open: func(config any, name string, env OpenEnv) (outputs.Output, error) {
+		open: func(config any, name string, env OpenEnv) (outputs.Inspector, error) {
 			return jetstream.New(name, env.Site, env.Agent, *config.(*jetstream.Config), env.Log)
 		},
 		source: func(ctx context.Context, raw string) (outputs.Source, error) {

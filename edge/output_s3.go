@@ -26,7 +26,7 @@ func init() {
 			return err
 		},
 		largest: func(any) outputs.Size { return 0 },
-		open: func(config any, name string, env OpenEnv) (outputs.Output, error) {
+		open: func(config any, name string, env OpenEnv) (outputs.Inspector, error) {
 			return s3.New(name, env.Site, env.Agent, *config.(*s3.Config), env.Log)
 		},
 		source: s3Source,

@@ -325,7 +325,7 @@ func printReport(w io.Writer, r *ledger.Report) error {
 		fmt.Fprintln(&b)
 	}
 	for _, s := range r.Sources {
-		fmt.Fprintf(&b, "%s: %s, %s, %s", s.Source, count(s.Objects, "object"), count(s.Records, "record"), human(int64(s.Bytes)))
+		fmt.Fprintf(&b, "%s: %s, %s, %s", s.Source, count(s.Objects, "object"), count(s.Records, "record"), outputs.Human(int64(s.Bytes)))
 		if s.Strangers > 0 {
 			fmt.Fprintf(&b, "; %s not of Spillway", count(s.Strangers, "object"))
 		}

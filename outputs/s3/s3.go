@@ -217,11 +217,11 @@ func (o *Output) put(ctx context.Context, in *s3.PutObjectInput, size int64) (do
 }
 
 // attempts is one PutObject with the SDK's retries.
-func (o *Output) attempts(ctx context.Context, in *s3.PutObjectInput, size int64, doubt *bool) error {
+func (o *Output) attempts(ctx context.Context, in *s3.PutObjectInput, size int64, doubt *bool, options ...func(*s3.Options)) error {
 	in.Body.(*body).rewind()
 	cl := o.client.Load()
 	limit := o.c.Timeout + time.Duration(size)*time.Second/time.Duration(o.c.MinRate)
-	out, err := cl.s3.PutObject(ctx, in, append(slices.Clone(cl.options), func(so *s3.Options) {
+	out, err := cl.s3.PutObject(ctx, in, append(slices.Concat(cl.options, options), func(so *s3.Options) {
 		so.APIOptions = append(so.APIOptions, o.attempt(limit, doubt))
 	})...)
 	if err == nil && (aws.ToString(out.ETag) == "" || out.ChecksumCRC32C != nil && *out.ChecksumCRC32C != *in.ChecksumCRC32C) {
@@ -252,25 +252,34 @@ func (o *Output) attempt(limit time.Duration, doubt *bool) func(*middleware.Stac
 // Probe stores <prefix>/_probe/<agent>/probe, an object that readers step over:
 // it takes the same right, key policy and encryption as a run.
 func (o *Output) Probe(ctx context.Context, _ string) error {
+	if err := o.probe(ctx, nil); err != nil {
+		return o.error("put s3://"+o.c.Bucket+"/"+o.probeKey(), err)
+	}
+	return nil
+}
+
+func (o *Output) probeKey() string {
 	key := "_probe/" + o.agent + "/probe"
 	if o.c.Prefix != "" {
 		key = o.c.Prefix + "/" + key
 	}
+	return key
+}
+
+// probe stores the object of Probe, with If-None-Match if that is not nil.
+func (o *Output) probe(ctx context.Context, ifNoneMatch *string, options ...func(*s3.Options)) error {
 	text := []byte("spillway probe\n")
 	in := &s3.PutObjectInput{
-		Bucket: &o.c.Bucket, Key: &key, Body: newBody([]batch.Batch{{Payload: text}}),
+		Bucket: &o.c.Bucket, Key: aws.String(o.probeKey()), Body: newBody([]batch.Batch{{Payload: text}}), IfNoneMatch: ifNoneMatch,
 		ChecksumCRC32C: checksum(batch.CRC32C(text)), ContentType: aws.String("text/plain"),
 	}
 	var doubt bool // of no interest: a probe may be stored any number of times
-	err := o.attempts(ctx, in, int64(len(text)), &doubt)
+	err := o.attempts(ctx, in, int64(len(text)), &doubt, options...)
 	if isCredentials(err) {
 		o.renew()
-		err = o.attempts(ctx, in, int64(len(text)), &doubt)
+		err = o.attempts(ctx, in, int64(len(text)), &doubt, options...)
 	}
-	if err != nil {
-		return o.error("put s3://"+o.c.Bucket+"/"+key, err)
-	}
-	return nil
+	return err
 }
 
 // checksum is the value of x-amz-checksum-crc32c: big-endian, base64. Given by
