@@ -3,13 +3,17 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -252,4 +256,136 @@ func TestReadyGathers(t *testing.T) {
 			t.Fatalf("not ready: %s", body)
 		}
 	}
+}
+
+// sum adds up the samples of a metric that have all of labels.
+func sum(m map[string]float64, name string, labels ...string) (n float64) {
+	for k, v := range m {
+		if rest, ok := strings.CutPrefix(k, name+"{"); ok && !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(rest, l) }) {
+			n += v
+		}
+	}
+	return n
+}
+
+// The conservation law, by what a scrape says and by what lies in the directories
+// at the end: nothing is missing that no counter has, nothing is there twice.
+func TestConservation(t *testing.T) {
+	vars, mend := away(t)
+	a := start(t, append(vars, "SPILLWAY_BUFFER_MAX_BYTES=4MiB", "SPILLWAY_COMPRESSION=none", "SPILLWAY_BATCH_MAX_RECORDS=500")...)
+	text := strings.Repeat("x", 2<<10)
+	var senders sync.WaitGroup
+	const perSender = 1500
+	for i := range 2 { // 6 MB
+		c := a.dial("tcp")
+		senders.Go(func() {
+			for n := range perSender {
+				if _, err := fmt.Fprintf(c, "<13>tcp%d-%d %s\n", i, n, text); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	a.until("full", func() bool { return a.metrics()[`spillway_lane_full{lane="main"}`] == 1 })
+	u := a.dial("udp")
+	for n := range 300 {
+		fmt.Fprintf(u, "<13>udp-%d %s", n, text)
+	}
+	a.until("datagrams are dropped", func() bool {
+		return sum(a.metrics(), "spillway_input_dropped_total", `input="udp"`, `reason="buffer_full"`) > 0
+	})
+	mend()
+	senders.Wait()
+	a.until("all is delivered", func() bool {
+		m := a.metrics()
+		admitted := m[`spillway_input_records_admitted_total{input="tcp"}`]
+		fmt.Fprintf(u, "<13>late %s", text) // so that the kernel says what it dropped
+		return admitted == 2*perSender && sum(m, "spillway_lane_pending_records") == 0
+	})
+	// Gap records come last, within a second or so.
+	var m map[string]float64
+	var d deliveries
+	a.until("all that was dropped is told", func() bool {
+		m, d = a.metrics(), a.delivered()
+		admitted, stored, delivered := sum(m, "spillway_lane_records_admitted_total"), sum(m, "spillway_lane_records_stored_total"), sum(m, "spillway_lane_records_delivered_total")
+		return admitted == stored && sum(m, "spillway_lane_pending_records") == 0 && float64(len(d.records)) == delivered && d.told["udp"] == sum(m, "spillway_input_dropped_total", `input="udp"`)
+	})
+	for _, in := range []string{"tcp", "udp"} {
+		got, taken := m[`spillway_input_messages_total{input="`+in+`"}`], m[`spillway_input_records_admitted_total{input="`+in+`"}`]
+		dropped := sum(m, "spillway_input_dropped_total", `input="`+in+`"`) - sum(m, "spillway_input_dropped_total", `input="`+in+`"`, `reason="kernel"`)
+		if got != taken+dropped {
+			t.Errorf("input %s: received %v, admitted %v, dropped %v", in, got, taken, dropped)
+		}
+	}
+	if n := m[`spillway_input_messages_total{input="tcp"}`]; n != 2*perSender || sum(m, "spillway_input_dropped_total", `input="tcp"`) != 0 {
+		t.Errorf("tcp: %v of %v, %v dropped", n, 2*perSender, sum(m, "spillway_input_dropped_total", `input="tcp"`))
+	}
+	admitted := m[`spillway_lane_records_admitted_total{lane="main"}`]
+	delivered, pending, lost := sum(m, "spillway_lane_records_delivered_total"), sum(m, "spillway_lane_pending_records"), sum(m, "spillway_lane_records_lost_total")
+	if admitted != delivered+pending+lost {
+		t.Errorf("lane: admitted %v, delivered %v, pending %v, lost %v", admitted, delivered, pending, lost)
+	}
+
+	for seq, n := range d.records {
+		if n != 1 {
+			t.Errorf("record %d is there %d times", seq, n)
+		}
+	}
+	if inputs := sum(m, "spillway_input_records_admitted_total"); float64(len(d.records)) != delivered || admitted != inputs+float64(d.gaps) {
+		t.Errorf("%d records are there, %d of them gap records; delivered %v, admitted %v, by inputs %v", len(d.records), d.gaps, delivered, admitted, inputs)
+	}
+	if n := d.told["udp"]; n == 0 {
+		t.Error("no gap record tells of datagrams")
+	}
+}
+
+// deliveries is what lies in the directories of file outputs.
+type deliveries struct {
+	records map[uint64]int     // how often each is there, by its number
+	gaps    int                // gap records among them
+	told    map[string]float64 // records that gap records tell of, by input
+}
+
+func (r *running) delivered() deliveries {
+	r.t.Helper()
+	out := deliveries{records: map[uint64]int{}, told: map[string]float64{}}
+	for _, o := range r.cfg.Outputs {
+		err := filepath.WalkDir(strings.TrimPrefix(o.URL, "file://"), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // that output got nothing, or a temporary file is gone
+			}
+			if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), ".") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for line := range bytes.Lines(text) {
+				var rec struct {
+					Spillway struct {
+						Seq uint64
+						Gap *struct {
+							Input string
+							Count float64
+						}
+					}
+				}
+				if err := json.Unmarshal(line, &rec); err != nil {
+					return err
+				}
+				out.records[rec.Spillway.Seq]++
+				if g := rec.Spillway.Gap; g != nil {
+					out.gaps++
+					out.told[g.Input] += g.Count
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return out
 }

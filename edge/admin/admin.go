@@ -51,6 +51,7 @@ type InputStats struct {
 
 	Messages      int64
 	MessageBytes  int64             // without framing
+	Admitted      int64             // records that their lane took
 	ParseFailures int64             // messages whose header could not be read: kept, with error.message
 	Truncated     int64             // messages cut at MAX_MESSAGE_SIZE
 	Dropped       map[string]uint64 // records that got no number, by reason; all reasons are there

@@ -53,6 +53,7 @@ var inputMetrics = []family[InputStats]{
 	counter("input", "input_truncated_total", "Messages cut at MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.Truncated) }),
 	counter("input", "input_oversize_total", "Messages over MAX_MESSAGE_SIZE, whatever became of them.", func(s *InputStats) float64 { return float64(s.Oversize) }),
 	counter("input", "input_discarded_bytes_total", "Bytes thrown away behind MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.DiscardedBytes) }),
+	counter("input", "input_records_admitted_total", "Records that the lane took from the input.", func(s *InputStats) float64 { return float64(s.Admitted) }),
 	counters("input", "reason", "input_dropped_total", "Records that never got a number; a gap record tells of them. kernel: datagrams that nobody could read, which are no messages in the counters above.", func(s *InputStats) map[string]uint64 { return s.Dropped }),
 	counter("input", "input_empty_frames_total", "Frames and datagrams without content.", func(s *InputStats) float64 { return float64(s.EmptyFrames) }),
 	counter("input", "input_framing_errors_total", "Streams whose framing could not be followed.", func(s *InputStats) float64 { return float64(s.FramingErrors) }),
