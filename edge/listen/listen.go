@@ -154,7 +154,8 @@ type Stats struct {
 	Reloads            atomic.Int64 // of TLS files
 	ReloadFailures     atomic.Int64 // the old ones stay
 
-	Shut atomic.Int64 // times that the input stopped accepting because there was no room (Gate)
+	Shut    atomic.Int64 // times that the input stopped accepting because there was no room (Gate)
+	Refuses atomic.Int64 // gauge: 1 from then until its sockets are bound again
 }
 
 // Server is the sockets of one input. It is made by Listen.
@@ -242,9 +243,11 @@ func (s *Server) Serve(ctx, hard context.Context) {
 	for s.round(ctx, hard) {
 		began := time.Now()
 		s.Stats.Shut.Add(1)
+		s.Stats.Refuses.Store(1)
 		if s.o.Gate.Wait(ctx) != nil || !s.bindAgain(ctx) {
 			return
 		}
+		s.Stats.Refuses.Store(0)
 		s.o.Log.Info("the buffer has room again; accepting", "input", s.o.Name, "refused_for", time.Since(began).Round(time.Millisecond))
 	}
 }
@@ -284,11 +287,10 @@ func (s *Server) round(ctx, hard context.Context) (refused bool) {
 		c.kick()
 	}
 	s.mu.Unlock()
-	if refused {
-		s.o.Log.Warn("no room in the buffer; the input takes what is there and refuses until there is room again", "input", s.o.Name, "connections", open,
-			"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
-	}
 	wg.Wait()
+	if refused {
+		s.o.Log.Info("no room in the buffer: connections were drained and closed, and new ones are refused until there is", "input", s.o.Name, "connections", open)
+	}
 	return refused
 }
 
