@@ -1,0 +1,135 @@
+package packaging
+
+import (
+	"strings"
+)
+
+// send sends a line by TCP to a port of the host.
+const send = "logger -T -n 127.0.0.1 -P "
+
+// traces prints what an installation changes.
+const traces = "sha256sum /etc/passwd /etc/group; find /etc /opt /run /usr/bin /usr/lib/systemd /usr/sbin /usr/share /var -iname '*spillway*' | sort"
+
+// arrives waits till the outbox holds a record with this message, once.
+func (h *host) arrives(message string) {
+	h.t.Helper()
+	h.until(message+" in the outbox", `runuser -u spillway -- spillway cat /var/lib/spillway/outbox | grep -c '"message":"`+message+`"' | grep -qx 1`)
+}
+
+// testDeb installs, uses, upgrades, removes and purges the .deb.
+func testDeb(h *host) {
+	h.t.Log("first installation")
+	before := h.sh(traces)
+	h.sh("dpkg -i /mnt/1.deb")
+	h.want("systemctl is-enabled spillway.service", "enabled")
+	h.want("systemctl is-active spillway.service", "active")
+	h.want("systemctl is-enabled spillway-vault.socket || true", "disabled")
+	h.want("stat -c '%a %U:%G' /etc/spillway/spillway.env /var/lib/spillway", "640 root:spillway\n700 spillway:spillway")
+	h.want("getent passwd spillway | cut -d: -f6,7", "/var/lib/spillway:/usr/sbin/nologin")
+	h.want("systemctl show -P StatusText spillway", "lane main: 0 records pending for outbox")
+	h.want("systemctl show -P Result spillway", "success")
+
+	h.t.Log("the unit")
+	h.want("systemd-analyze verify --man=no spillway.service spillway-vault.socket spillway-syslog-tcp.socket spillway-syslog-udp.socket 2>&1", "")
+	h.sh("systemd-analyze security --threshold=20 --no-pager spillway.service") // tenths; 0 is nothing exposed, 100 all
+	h.want("p=$(systemctl show -P MainPID spillway); stat -c %U /proc/$p; awk '/^(CapEff|CapBnd|NoNewPrivs|Seccomp):/ { print $2 }' /proc/$p/status", "spillway\n0000000000000400\n0000000000000400\n1\n2")
+	h.want("grep -c . /proc/sys/kernel/random/boot_id", "1")
+
+	h.t.Log("records")
+	h.sh(send + "5514 first")
+	h.arrives("first")
+
+	h.t.Log("a port below 1024, set in the environment file")
+	h.sh("sed -i 's|^#\\(SPILLWAY_INPUT_TCP_URL=tcp://0.0.0.0:514\\)$|\\1|' /etc/spillway/spillway.env && systemctl restart spillway")
+	h.sh(send + "514 privileged")
+	h.arrives("privileged")
+
+	h.t.Log("a configuration that is wrong")
+	h.sh("cp -a /etc/spillway/spillway.env /tmp/env; echo SPILLWAY_INPUT_TPC_URL=tcp://:514 >>/etc/spillway/spillway.env")
+	if _, err := h.run("systemctl restart spillway"); err == nil {
+		h.t.Fatal("it started")
+	}
+	h.until("the journal names the variable", "journalctl -u spillway -o cat | grep -q SPILLWAY_INPUT_TPC_URL")
+	h.sh("cp -a /tmp/env /etc/spillway/spillway.env; systemctl restart spillway")
+
+	h.t.Log("an agent that stands still is restarted, and keeps what it took")
+	h.sh("mkdir -p /run/systemd/system/spillway.service.d; printf '[Service]\\nWatchdogSec=1s\\nRestartSec=100ms\\nTimeoutAbortSec=1s\\n' >/run/systemd/system/spillway.service.d/test.conf; systemctl daemon-reload; systemctl restart spillway")
+	h.sh(send + "514 kept")
+	h.arrives("kept")
+	h.sh("kill -STOP $(systemctl show -P MainPID spillway)")
+	h.until("a restart", "test \"$(systemctl show -P NRestarts spillway)\" -ge 1 && systemctl is-active spillway && "+send+"514 again")
+	h.until("again in the outbox", `runuser -u spillway -- spillway cat /var/lib/spillway/outbox | grep -q '"message":"again"'`)
+	h.arrives("kept")
+	h.sh("rm -r /run/systemd/system/spillway.service.d; systemctl daemon-reload; systemctl restart spillway")
+
+	h.t.Log("upgrade")
+	epoch := "spillway buffer ls /var/lib/spillway/buffer/main | grep -o '[0-9a-f]\\{16\\}' | sort -u | wc -l"
+	h.sh("runuser -u spillway -- " + epoch)
+	h.sh("chmod 600 /etc/spillway/spillway.env")
+	h.sh("dpkg --force-confold -i /mnt/2.deb")
+	h.want("spillway version | cut -d' ' -f2", "1.1.0")
+	h.want("systemctl is-active spillway", "active")
+	h.want("stat -c '%a %U:%G' /etc/spillway/spillway.env", "600 root:spillway")
+	h.want("grep -c ^SPILLWAY_INPUT_TCP_URL=tcp://0.0.0.0:514 /etc/spillway/spillway.env", "1")
+	h.sh(send + "514 upgraded")
+	h.arrives("upgraded")
+	h.arrives("first")
+
+	h.t.Log("an upgrade starts no agent that was disabled")
+	h.sh("systemctl disable --now spillway; dpkg --force-confold -i /mnt/2.deb")
+	h.want("systemctl is-active spillway || true; systemctl is-enabled spillway || true", "inactive\ndisabled")
+	h.sh("systemctl enable --now spillway")
+
+	h.t.Log("remove")
+	h.sh("dpkg -r spillway")
+	h.want("systemctl is-active spillway || true", "inactive")
+	h.want("ls /usr/bin/spillway /usr/share/doc/spillway 2>/dev/null || true", "")
+	h.sh("test -d /var/lib/spillway/buffer/main && test -f /etc/spillway/spillway.env && getent passwd spillway")
+	h.sh("dpkg -i /mnt/2.deb")
+	h.want("systemctl is-enabled spillway; systemctl is-active spillway", "enabled\nactive")
+	h.arrives("upgraded")
+
+	h.t.Log("purge")
+	h.sh("dpkg -P spillway")
+	h.sh("test -z \"$(pgrep -x spillway)\"")
+	after := h.sh(traces)
+	if after != before {
+		h.t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// testRPM installs, upgrades and removes the .rpm, with a database of its own:
+// dependencies are those of another distribution.
+func testRPM(h *host) {
+	h.t.Log(".rpm: first installation")
+	h.sh("rpm --initdb; printf 'enable spillway.service\\n' >/etc/systemd/system-preset.conf; mkdir -p /etc/systemd/system-preset; printf 'disable *\\n' >/etc/systemd/system-preset/99.preset")
+	h.sh("rpm -i --nodeps /mnt/1.rpm")
+	h.want("rpm -V --nodeps spillway", "")
+	h.want("systemctl is-enabled spillway || true; systemctl is-active spillway || true", "disabled\ninactive")
+	h.want("stat -c '%a %U:%G' /etc/spillway/spillway.env", "640 root:spillway")
+	h.sh("systemctl enable --now spillway")
+	h.sh(send + "5514 first")
+	h.arrives("first")
+
+	h.t.Log(".rpm: upgrade")
+	h.sh("echo SPILLWAY_SITE=plant-1 >>/etc/spillway/spillway.env")
+	pid := h.sh("systemctl show -P MainPID spillway")
+	h.sh("rpm -U --nodeps /mnt/2.rpm")
+	h.want("spillway version | cut -d' ' -f2", "1.1.0")
+	h.want("systemctl is-enabled spillway; systemctl is-active spillway", "enabled\nactive")
+	if now := h.sh("systemctl show -P MainPID spillway"); now == pid {
+		h.t.Error("the old agent still runs")
+	}
+	h.want("grep -c ^SPILLWAY_SITE=plant-1 /etc/spillway/spillway.env", "1")
+	h.sh(send + "5514 upgraded")
+	h.arrives("upgraded")
+
+	h.t.Log(".rpm: removal keeps records and settings")
+	h.sh("rpm -e --nodeps spillway")
+	h.want("systemctl is-active spillway || true; ls /usr/bin/spillway 2>/dev/null || true", "inactive")
+	h.want("find /etc/systemd -name 'spillway*'", "")
+	if env := h.sh("cat /etc/spillway/spillway.env.rpmsave"); !strings.Contains(env, "SPILLWAY_SITE=plant-1") {
+		h.t.Errorf("saved:\n%s", env)
+	}
+	h.sh("test -d /var/lib/spillway/buffer/main")
+}
