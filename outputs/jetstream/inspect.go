@@ -76,7 +76,11 @@ func (i *inspection) connect(ctx context.Context) (s session, ok bool) {
 	where := redacted(i.c.Servers) + " as " + i.who()
 	s, err := i.ready(ctx, i.subjects[0])
 	if err != nil {
-		i.all = append(i.all, outputs.FindingOf("connect", i.fail("connect to "+where+", "+outputs.Took(start), i.subjects[0], outputs.StoredNo, err)))
+		f := outputs.FindingOf("connect", i.fail("connect to "+where+", "+outputs.Took(start), i.subjects[0], outputs.StoredNo, err))
+		if f.Hint == "" {
+			f.Hint = "see whether a nats-server listens there, and what is between: names, routes, firewalls"
+		}
+		i.all = append(i.all, f)
 		return s, false
 	}
 	took := outputs.Took(start)
@@ -95,7 +99,11 @@ func (i *inspection) connect(ctx context.Context) (s session, ok bool) {
 	if a := i.account(ctx, s); a != "" {
 		account = ", account " + a
 	}
-	i.good("connect", "%s%s: nats-server %s %q%s in %s", where, account, nc.ConnectedServerVersion(), nc.ConnectedServerName(), secure, took)
+	name := ""
+	if n := nc.ConnectedServerName(); n != nc.ConnectedServerId() { // it has one
+		name = " " + n
+	}
+	i.good("connect", "%s%s: nats-server %s%s at %s%s in %s", where, account, nc.ConnectedServerVersion(), name, nc.ConnectedAddr(), secure, took)
 	for _, end := range i.ends() {
 		if left := time.Until(end.at); left < soon {
 			i.add(outputs.Warning, "connect", fmt.Sprintf("%s ends %s", end.what, end.at.UTC().Format(time.RFC3339)), "put a new one into the file: it is read at the next connection, or with SIGHUP")

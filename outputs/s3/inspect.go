@@ -53,6 +53,8 @@ func (o *Output) Inspect(ctx context.Context, _ outputs.Need) (all []outputs.Fin
 	if err != nil {
 		f := outputs.FindingOf("put", o.error("put "+where+" after "+outputs.Took(start), err))
 		switch code, status := answer(err); {
+		case status == 0 && f.Hint == "":
+			f.Hint = "see whether an S3 server listens there, and what is between: names, routes, firewalls, proxies"
 		case code == "NoSuchBucket":
 			f.Hint = "create the bucket: " + o.createBucket(so)
 		case code == "AccessDenied" || code == "" && status == http.StatusForbidden:
