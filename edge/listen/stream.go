@@ -29,11 +29,11 @@ const (
 	pending = 2 * time.Millisecond
 
 	// A sender of many small writes wakes the reader for each: at 10,000 messages
-	// a second that is most of the cost. After a small read that came soon after
-	// the one before, the reader lets messages gather in the socket for a moment.
-	smallRead = 16 << 10
-	gather    = 20 * time.Millisecond
-	gathered  = 128 << 10 // or until so much is there, if the kernel's buffer holds that
+	// a second that is most of the cost. When a socket had little and that soon after
+	// the last time, the reader lets messages gather in it for a moment.
+	little   = 16 << 10
+	gather   = 20 * time.Millisecond
+	gathered = 16 << 10 // or until so much is there; more might lower the window that TCP offers
 
 	// Datagrams gather less long: without room the kernel drops them.
 	gatherDatagrams = 5 * time.Millisecond
@@ -271,7 +271,9 @@ func (s *Server) read(ctx, hard context.Context, c *conn) {
 // can be handed over any more.
 func (r *reader) loop(ctx, hard context.Context) bool {
 	s, c := r.s, r.c
-	more := false // the last read filled its buffer
+	more := false       // the last read filled its buffer
+	got := 0            // bytes since the socket was empty
+	var empty time.Time // when it was
 	for {
 		if !more || ctx.Err() != nil || c.cutNow.Load() {
 			if held := r.sp.Settle(); held > 0 || c.uses.n > 0 {
@@ -331,15 +333,17 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 		case !ok:
 			r.ended(err)
 			return true
-		case n == 0:
-			more = false
-			continue
 		}
-		more = n >= shortRead && err == nil
-		if n < smallRead && now.Sub(c.last) < 2*gather && c.until.IsZero() {
-			c.gather()
+		if n > 0 {
+			c.last = now
+			got += n
 		}
-		c.last = now
+		if more = n >= shortRead && err == nil; !more {
+			if got > 0 && got < little && now.Sub(empty) < 2*gather && c.until.IsZero() {
+				c.gather()
+			}
+			empty, got = now, 0
+		}
 	}
 }
 
