@@ -318,6 +318,15 @@ func (c *Config) sizes() (maxBytes, minFree, reserve int64, err error) {
 	return maxBytes, minFree, reserve, err
 }
 
+// reserveOf is the part of lane's buffer, in bytes, that is kept for inputs that
+// refuse: all of reserve, if it has one.
+func (c *Config) reserveOf(lane string, reserve int64) int64 {
+	if slices.ContainsFunc(c.Inputs, func(in Input) bool { return in.Lane == lane && in.refuses() }) {
+		return reserve
+	}
+	return 0
+}
+
 // names checks the names of inputs or outputs and returns the good ones.
 func (c *Config) names(e *environment, variable string, names list) (good list) {
 	for _, n := range names {

@@ -101,6 +101,10 @@ func (a *agent) open() error {
 	}, a.outs...)
 	host, _ := os.Hostname()
 	byName := map[string]*lane{}
+	_, _, reserve, err := c.sizes()
+	if err != nil {
+		return fmt.Errorf("SPILLWAY_STATE_DIR: %w", err)
+	}
 	for _, name := range laneNames(c) {
 		dir := filepath.Join(c.StateDir, "buffer", name)
 		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
@@ -120,7 +124,7 @@ func (a *agent) open() error {
 		l := &lane{name: name, buffer: b, memory: listen.NewMemory(int64(c.MessageMemory)), Lane: pipeline.NewLane(pipeline.LaneOptions{
 			Name: name, Agent: c.Agent, Host: host, Buffer: b, Chain: a.chain, Codec: c.Compression, Level: c.CompressionLevel,
 			Batch:   batch.BuilderOptions{Bytes: int(c.Batch.MaxBytes), Raw: int(c.Batch.MaxRaw), Records: c.Batch.MaxRecords, Age: c.Batch.MaxAge, Flags: flags},
-			AgeHeld: c.Batch.MaxAgeHeld, Raw: c.Encoding == "raw", BufferKeeps: c.Buffer.Sync == buffer.SyncInterval, Log: a.log,
+			AgeHeld: c.Batch.MaxAgeHeld, Raw: c.Encoding == "raw", Reserve: c.reserveOf(name, reserve), BufferKeeps: c.Buffer.Sync == buffer.SyncInterval, Log: a.log,
 		})}
 		a.lanes = append(a.lanes, l)
 		byName[name] = l
@@ -132,7 +136,6 @@ func (a *agent) open() error {
 		}
 		a.inputs = append(a.inputs, in)
 	}
-	var err error
 	if a.admin, err = net.Listen("tcp", c.AdminAddress); err != nil {
 		return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", err)
 	}
@@ -174,7 +177,9 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 	for running := true; running; {
 		select {
 		case <-a.hangups:
+			manager.reloading()
 			a.reload()
+			manager.ready()
 		case s := <-signals:
 			a.log.Info("stopping; a second signal stops at once", "signal", s.String(), "grace", a.cfg.ShutdownGrace)
 			running = false
