@@ -14,8 +14,9 @@ import (
 // host is a machine of its own with systemd, in namespaces of this one: see
 // testdata/host.sh.
 type host struct {
-	t   *testing.T
-	pid string // of its systemd, here
+	t     *testing.T
+	pid   string // of its systemd, here
+	since time.Time
 }
 
 // newHost boots a host that has the directory files as /mnt. Nothing of it is left
@@ -52,7 +53,7 @@ func newHost(t *testing.T, files string) *host {
 	if err != nil {
 		t.Fatalf("boot: %v\n%s", err, log.String())
 	}
-	h := &host{t, strings.TrimSpace(line)}
+	h := &host{t, strings.TrimSpace(line), time.Now()}
 	h.until("systemd has started", "systemctl is-system-running | grep -qE 'running|degraded'")
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -62,6 +63,9 @@ func newHost(t *testing.T, files string) *host {
 	})
 	return h
 }
+
+// step says what comes next.
+func (h *host) step(what string) { h.t.Logf("after %.1fs: %s", time.Since(h.since).Seconds(), what) }
 
 // run runs a shell line on the host, as root.
 func (h *host) run(line string) (string, error) {

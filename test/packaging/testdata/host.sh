@@ -46,7 +46,8 @@ end() {
 	wait "$unshare" || true
 	echo $$ >"$dir/cgroup/cgroup.procs"
 	for _ in {1..50}; do # until the kernel has let go of all of them
-		find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null && break
+		find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+		[ -d "$group" ] || break
 		sleep 0.1
 	done
 	exit 0
