@@ -208,13 +208,24 @@ func TestRunNotifies(t *testing.T) {
 	for range 3 {
 		m.want("WATCHDOG=1")
 	}
-	cancel()
-	rest := m.next()
-	for rest == "WATCHDOG=1" {
-		rest = m.next()
+	// What else it says, between signs of life.
+	said := func() (text string) {
+		for text = m.next(); text == "WATCHDOG=1"; text = m.next() {
+		}
+		return text
 	}
-	if rest != "STOPPING=1" {
-		t.Errorf("%q", rest)
+	if err := unix.Kill(os.Getpid(), unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if got := said(); !strings.HasPrefix(got, "RELOADING=1\nMONOTONIC_USEC=") {
+		t.Errorf("%q", got)
+	}
+	if got := said(); got != "READY=1" {
+		t.Errorf("%q", got)
+	}
+	cancel()
+	if got := said(); got != "STOPPING=1" {
+		t.Errorf("%q", got)
 	}
 	if code := <-ended; code != exitOK {
 		t.Errorf("exit code %d", code)
