@@ -27,7 +27,7 @@ func (a *status) inputStats() (all []admin.InputStats) {
 		r, s := in.records, &in.server.Stats
 		n := func(c *atomic.Int64) uint64 { return uint64(c.Load()) }
 		all = append(all, admin.InputStats{
-			Name: in.cfg.Name, Datagrams: in.cfg.datagram(), TLS: s.CertificateExpires.Load() != 0,
+			Name: in.cfg.Name, Accepts: s.Refuses.Load() == 0, Datagrams: in.cfg.datagram() || s.ReceiveBuffer.Load() != 0, TLS: s.CertificateExpires.Load() != 0,
 			Messages: r.Messages.Load(), Admitted: r.Admitted.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: r.Dropped(),
 			ReadBytes: s.Bytes.Load(), EmptyFrames: s.Empty.Load(), Oversize: s.Oversize.Load(), DiscardedBytes: s.Discarded.Load(),
 			FramingErrors: s.Framing.Load(), CutFrames: s.Cut.Load(), MemoryCut: s.MemoryCut.Load(), Denied: s.Denied.Load(),
@@ -57,7 +57,7 @@ func (a *status) laneStats() (all []admin.LaneStats) {
 			Name: l.name, Admitted: l.Admitted(), Delivered: l.Delivered(), Resent: l.Resent(), Lost: s.Lost,
 			Batches: s.AppendedBatches, BatchBytes: s.AppendedBytes, BatchRecords: s.AppendedRecords,
 			PendingRecords: s.PendingRecords, LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, MaxBytes: s.MaxBytes, FreeBytes: s.Free, DiskFailed: s.DiskError != nil,
-			Full: l.Full(), Shut: l.Shut(), Stalled: a.stall(l) != "", TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
+			Full: l.Full(), Shut: l.Shut(), Stalled: a.stall(l) != "", MessageMemory: l.memory.Held(), TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
 		}
 		if !s.PendingSince.IsZero() {
 			ls.PendingAge = time.Since(s.PendingSince)
@@ -121,8 +121,11 @@ func (a *status) refuses() (why []string) {
 			why = append(why, fmt.Sprintf("lane %s: nothing could be stored for a second or longer: the buffer is full, or its disk hangs", l.name))
 		}
 		for _, in := range a.inputs {
-			if l.Shut() && in.cfg.Lane == l.name && in.cfg.OnFull == pipeline.Refuse {
+			switch refuses := in.cfg.Lane == l.name && in.cfg.OnFull == pipeline.Refuse; {
+			case refuses && l.Shut():
 				why = append(why, fmt.Sprintf("input %s: does not accept: lane %s has no room beside its reserve", in.cfg.Name, l.name))
+			case refuses && in.server.Stats.Refuses.Load() != 0:
+				why = append(why, fmt.Sprintf("input %s: does not accept: its sockets are not bound again yet", in.cfg.Name))
 			}
 		}
 	}

@@ -46,6 +46,7 @@ type Sources struct {
 // except those called gauges.
 type InputStats struct {
 	Name      string // of the input
+	Accepts   bool   // its sockets are bound
 	Datagrams bool   // it has no connections
 	TLS       bool
 
@@ -75,7 +76,7 @@ type InputStats struct {
 	CertificateExpires time.Time         // gauge
 	Reloads            map[string]uint64 // of TLS files, by result, "ok" or "failed"
 
-	ReceiveBuffer int64 // gauge: bytes that the kernel granted
+	ReceiveBuffer int64 // gauge: bytes that the kernel granted; 0: not asked
 }
 
 // LaneStats are the counters and the state of one lane.
@@ -101,6 +102,7 @@ type LaneStats struct {
 	Shut           bool          // inputs that refuse do so now
 	DiskFailed     bool          // the last write did not succeed
 	Stalled        bool          // records wait and no output takes any
+	MessageMemory  int64         // bytes of messages that are not finished yet
 	TornBytes      uint64        // passed over since the start: writes that were cut off
 	CorruptBytes   uint64        // passed over since the start: bytes that were durable once
 	Quarantined    uint64        // segments moved to quarantine/ since the start

@@ -28,19 +28,19 @@ func sources() Sources {
 		Version: "v1.2.3",
 		Inputs: func() []InputStats {
 			return []InputStats{
-				{Name: "tls", TLS: true, Messages: 184220, Admitted: 184218, MessageBytes: 41449500, ReadBytes: 41633720, ParseFailures: 12, Truncated: 3, Oversize: 4, DiscardedBytes: 73400320,
+				{Name: "tls", Accepts: true, TLS: true, Messages: 184220, Admitted: 184218, MessageBytes: 41449500, ReadBytes: 41633720, ParseFailures: 12, Truncated: 3, Oversize: 4, DiscardedBytes: 73400320,
 					Dropped: map[string]uint64{"buffer_full": 0, "stopped": 2, "kernel": 0}, EmptyFrames: 9, FramingErrors: 1, CutFrames: 5, MemoryCut: 6, Denied: 7,
 					Connections: 412, OpenConnections: 37, RefusedConnections: map[string]uint64{"max_connections": 14, "tls_on_plain": 0}, IdleConnections: 88, Shut: 1,
 					HandshakeFailures:  map[string]uint64{"plain": 15, "timeout": 16, "certificate": 17, "other": 18},
 					CertificateExpires: time.Unix(1826809200, 0), Reloads: map[string]uint64{"ok": 3, "failed": 1}},
-				{Name: "udp", Datagrams: true, Messages: 90310, Admitted: 90239, MessageBytes: 16707350, ReadBytes: 16797660, ParseFailures: 1,
+				{Name: "udp", Accepts: true, Datagrams: true, Messages: 90310, Admitted: 90239, MessageBytes: 16707350, ReadBytes: 16797660, ParseFailures: 1,
 					Dropped: map[string]uint64{"buffer_full": 71, "stopped": 0, "kernel": 640}, EmptyFrames: 10, Denied: 8, ReceiveBuffer: 8388608},
 			}
 		},
 		Lanes: func() []LaneStats {
 			return []LaneStats{{Name: "main", Admitted: 274460, Delivered: 250112, Resent: 900, Lost: map[string]uint64{"full_oldest": 5000, "damaged": 10},
 				Batches: 3120, BatchBytes: 9606100, BatchRecords: 274440, PendingRecords: 24328, PendingAge: 42500 * time.Millisecond, LiveBytes: 1048576, DiskBytes: 9961472,
-				MaxBytes: 1 << 30, FreeBytes: 12 << 30, TornBytes: 511, CorruptBytes: 4096, Quarantined: 1, Syncs: 2840}}
+				MaxBytes: 1 << 30, FreeBytes: 12 << 30, MessageMemory: 20480, TornBytes: 511, CorruptBytes: 4096, Quarantined: 1, Syncs: 2840}}
 		},
 		Outputs: func() []OutputStats {
 			none := map[string]uint64{"retry": 0, "failover": 0, "unfit": 0, "misconfigured": 0}

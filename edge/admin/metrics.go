@@ -46,6 +46,7 @@ func floats[V any](m map[string]V, f func(V) float64) map[string]float64 {
 }
 
 var inputMetrics = []family[InputStats]{
+	gauge("input", "input_accepting", "1 while the input's sockets are bound.", func(s *InputStats) float64 { return one(s.Accepts) }),
 	counter("input", "input_messages_total", "Messages received.", func(s *InputStats) float64 { return float64(s.Messages) }),
 	counter("input", "input_message_bytes_total", "Bytes of messages, without framing.", func(s *InputStats) float64 { return float64(s.MessageBytes) }),
 	counter("input", "input_read_bytes_total", "Bytes read from sockets, with framing.", func(s *InputStats) float64 { return float64(s.ReadBytes) }),
@@ -98,6 +99,7 @@ var laneMetrics = []family[LaneStats]{
 	gauge("lane", "lane_gate_shut", "1 while inputs with ON_FULL=refuse do not accept.", func(s *LaneStats) float64 { return one(s.Shut) }),
 	gauge("lane", "lane_disk_failed", "1 while records can not be written.", func(s *LaneStats) float64 { return one(s.DiskFailed) }),
 	gauge("lane", "lane_stalled", "1 while records wait and no output has acknowledged any for too long.", func(s *LaneStats) float64 { return one(s.Stalled) }),
+	gauge("lane", "lane_message_memory_bytes", "Memory of messages that have not come to their end yet; SPILLWAY_MESSAGE_MEMORY bounds it.", func(s *LaneStats) float64 { return float64(s.MessageMemory) }),
 	counter("lane", "lane_torn_bytes_total", "Bytes of writes that were cut off, passed over.", func(s *LaneStats) float64 { return float64(s.TornBytes) }),
 	counter("lane", "lane_corrupt_bytes_total", "Damaged bytes that had been durable, passed over.", func(s *LaneStats) float64 { return float64(s.CorruptBytes) }),
 	counter("lane", "lane_quarantined_segments_total", "Damaged segments that were put aside in quarantine/.", func(s *LaneStats) float64 { return float64(s.Quarantined) }),
@@ -158,13 +160,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range c.s.Inputs() {
 		collect(emit, inputMetrics, &s, s.Name)
-		if s.Datagrams {
-			collect(emit, datagramMetrics, &s, s.Name)
-		} else {
+		if !s.Datagrams {
 			collect(emit, streamMetrics, &s, s.Name)
 		}
 		if s.TLS {
 			collect(emit, tlsMetrics, &s, s.Name)
+		}
+		if s.ReceiveBuffer > 0 {
+			collect(emit, datagramMetrics, &s, s.Name)
 		}
 	}
 	for _, s := range c.s.Lanes() {
