@@ -1,0 +1,102 @@
+package jetstream
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"spillway/outputs"
+)
+
+func TestTaken(t *testing.T) {
+	for _, tt := range []struct {
+		filters, subject string
+		want             bool
+	}{
+		{"logs.>", "logs.a.b.main", true},
+		{"logs.>", "logs", false},
+		{">", "logs", true},
+		{"logs.*.b.main", "logs.a.b.main", true},
+		{"logs.*", "logs.a.b", false},
+		{"logs.a.b", "logs.a", false},
+		{"logs.a", "logs.b", false},
+		{"x y.> logs.a", "logs.a", true},
+		{"", "logs.a", false},
+	} {
+		if got := taken(strings.Fields(tt.filters), tt.subject); got != tt.want {
+			t.Errorf("%s takes %s: %t", tt.filters, tt.subject, got)
+		}
+	}
+}
+
+func TestShort(t *testing.T) {
+	for d, want := range map[time.Duration]string{time.Hour: "1h", 90 * time.Minute: "1h30m", 10 * time.Minute: "10m", 30 * time.Second: "30s", 90 * time.Second: "1m30s", 720 * time.Hour: "720h", 0: "0s"} {
+		if got := short(d); got != want {
+			t.Errorf("%d is %s, want %s", d, got, want)
+		}
+	}
+}
+
+func TestFilter(t *testing.T) {
+	for subject, want := range map[string]string{"logs.{site}.{agent}.{lane}": "logs.>", "a.b.x{agent}": "a.b.>", "{agent}.logs": ">", "logs": "logs"} {
+		i := &inspection{Output: &Output{c: Config{Subject: subject}}}
+		if got := i.filter(); got != want {
+			t.Errorf("%s: %s, want %s", subject, got, want)
+		}
+	}
+}
+
+// TestRareStreams judges settings that are tedious to have a server for. The others
+// are in the conformance tests.
+func TestRareStreams(t *testing.T) {
+	i := &inspection{Output: &Output{name: "hub", c: Config{Subject: "logs.{lane}"}}, need: outputs.Need{Lanes: []string{"main"}}, subjects: []string{"logs.main"}, replicas: 3}
+	for _, tt := range []struct {
+		name   string
+		change func(*jetstream.StreamConfig)
+		want   string // level, text and hint
+	}{
+		{"sealed", func(c *jetstream.StreamConfig) { c.Sealed = true },
+			"3 LOGS: it is sealed, for ever [make another one: nats stream add LOGS2 --subjects 'logs.>' --storage file --replicas 3 --retention limits --discard old --max-age 30d --dupe-window 1h --allow-direct --defaults]"},
+		{"mirror", func(c *jetstream.StreamConfig) { c.Mirror = &jetstream.StreamSource{Name: "HUB"} },
+			"3 LOGS: it is a mirror, which takes nothing from anybody else [name the stream that it mirrors in SPILLWAY_OUTPUT_HUB_STREAM]"},
+		{"async", func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode },
+			"2 LOGS: its persist_mode is async: it acknowledges before it writes [use the default mode for what must not be lost]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			info := &streamInfo{}
+			info.Config = jetstream.StreamConfig{Name: "LOGS", Subjects: []string{"logs.>"}, AllowDirect: true, Replicas: 1}
+			tt.change(&info.Config)
+			all := i.stream(info)
+			if len(all) != 2 || all[0].Level != outputs.Good {
+				t.Fatalf("%+v", all)
+			}
+			if f := all[1]; string('0'+rune(f.Level))+" "+f.Text+" ["+f.Hint+"]" != tt.want {
+				t.Errorf("%+v", f)
+			}
+		})
+	}
+}
+
+// TestWho is about names, and about keeping secrets out of them.
+func TestWho(t *testing.T) {
+	for _, tt := range []struct {
+		c    Config
+		want string
+	}{
+		{Config{Servers: "nats://h"}, "nobody (no user, no token, no certificate)"},
+		{Config{Servers: "nats://h", User: "gw1", Password: "s3cret"}, "user gw1"},
+		{Config{Servers: "nats://h", Token: "s3cret"}, "the holder of a token"},
+		{Config{Servers: "nats://gw1:s3cret@h,nats://gw1:s3cret@g"}, "user gw1"},
+		{Config{Servers: "nats://s3cret@h"}, "the holder of a token"},
+	} {
+		i := &inspection{Output: &Output{c: tt.c}}
+		if got := i.who(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+		if got := redacted(tt.c.Servers); strings.Contains(got, "s3cret") || strings.Contains(got, "gw1") || !strings.Contains(got, "nats://h") {
+			t.Errorf("redacted: %s", got)
+		}
+	}
+}
