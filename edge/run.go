@@ -178,9 +178,7 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		select {
 		case <-a.hangups:
 			manager.reloading()
-			manager.reloading()
 			a.reload()
-			manager.ready()
 			manager.ready()
 		case s := <-signals:
 			a.log.Info("stopping; a second signal stops at once", "signal", s.String(), "grace", a.cfg.ShutdownGrace)
