@@ -55,6 +55,12 @@ func testDeb(h *host) {
 	h.until("the journal names the variable", "journalctl -u spillway -o cat | grep -q SPILLWAY_INPUT_TPC_URL")
 	h.sh("cp -a /tmp/env /etc/spillway/spillway.env; systemctl restart spillway")
 
+	h.step("reload")
+	pid := h.sh("systemctl show -P MainPID spillway")
+	h.sh("systemctl reload spillway")
+	h.until("reloaded", "journalctl -u spillway -o cat | grep -q 'are read again' && systemctl is-active spillway")
+	h.want("systemctl show -P MainPID spillway", pid)
+
 	h.step("an agent that stands still is restarted, and keeps what it took")
 	h.sh("mkdir -p /run/systemd/system/spillway.service.d; printf '[Service]\\nWatchdogSec=1s\\nRestartSec=100ms\\nTimeoutAbortSec=1s\\n' >/run/systemd/system/spillway.service.d/test.conf; systemctl daemon-reload; systemctl restart spillway")
 	h.sh(send + "514 kept")
