@@ -320,17 +320,17 @@ func (k *check) inspect(ctx context.Context, oc OutputConfig) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	for _, f := range o.Inspect(ctx, outputs.Need{Lanes: laneNames(k.c), Sealing: int64(k.c.Batch.MaxBytes), Repeat: max(k.c.Buffer.KeepAcked, k.c.Failover.After)}) {
-		text := f.Text
-		if f.Level != outputs.Good && f.Hint != "" {
-			text += ": " + f.Hint
+		hint := ""
+		if f.Hint != "" {
+			hint = "\n    " + f.Hint // alone on its line, as it may be a command
 		}
 		switch f.Level {
 		case outputs.Good:
-			k.say("  "+f.What, "%s", text)
+			k.say("  "+f.What, "%s", f.Text)
 		case outputs.Warning:
-			k.warn("output %s: %s: %s", oc.Name, f.What, text)
+			k.warn("output %s: %s%s", oc.Name, f.Text, hint)
 		default:
-			k.problem("output %s: %s: %s", oc.Name, f.What, text)
+			k.problem("output %s: %s%s", oc.Name, f.Text, hint)
 		}
 	}
 }

@@ -36,6 +36,7 @@ type inspection struct {
 	need     outputs.Need
 	subjects []string // of need.Lanes
 	replicas int      // of a stream to make: 3 in a cluster
+	indirect bool     // the stream has no direct get, which was told
 	all      []outputs.Finding
 }
 
@@ -62,6 +63,7 @@ func (o *Output) Inspect(ctx context.Context, need outputs.Need) []outputs.Findi
 	}
 	stream, asked := i.find(ctx, s)
 	if asked != nil {
+		i.indirect = !asked.Config.AllowDirect
 		i.all = append(i.all, i.stream(asked)...)
 	}
 	for n, lane := range need.Lanes {
@@ -265,7 +267,7 @@ func (i *inspection) find(ctx context.Context, s session) (stream string, info *
 		return "", nil
 	}
 	if e := info.Error; e != nil && e.ErrorCode == codeNoStream {
-		i.add(outputs.Problem, "stream", fmt.Sprintf("there is no stream %s", stream), "make it: "+i.addStream(stream)+"; or correct "+i.variable("STREAM"))
+		i.add(outputs.Problem, "stream", fmt.Sprintf("there is no stream %s", stream), "correct "+i.variable("STREAM")+", or make it: "+i.addStream(stream))
 		return "", nil
 	} else if e != nil {
 		i.noStream(e)
@@ -283,7 +285,7 @@ func (i *inspection) noStream(err error) {
 			stream = "LOGS"
 		}
 		f.Text = "no stream takes " + i.subjects[0]
-		f.Hint = "make one: " + i.addStream(stream)
+		f.Hint = i.addStream(stream)
 	}
 	i.all = append(i.all, f)
 }
@@ -324,7 +326,7 @@ func (i *inspection) stream(info *streamInfo) (all []outputs.Finding) {
 	}
 	for _, subject := range i.subjects {
 		judge(!taken(c.Subjects, subject), outputs.Problem, fmt.Sprintf("it takes %v, not %s", c.Subjects, subject),
-			edit+" --subjects '"+strings.Join(append(c.Subjects, i.filter()), ",")+"'; or correct "+i.variable("STREAM")+" or "+i.variable("SUBJECT"))
+			"correct "+i.variable("STREAM")+" or "+i.variable("SUBJECT")+", or: "+edit+" --subjects '"+strings.Join(append(c.Subjects, i.filter()), ",")+"'")
 	}
 	judge(c.Sealed, outputs.Problem, "it is sealed, for ever", "make another one: "+i.addStream("LOGS2"))
 	judge(c.Mirror != nil, outputs.Problem, "it is a mirror, which takes nothing from anybody else", "name the stream that it mirrors in "+i.variable("STREAM"))
@@ -348,7 +350,7 @@ func (i *inspection) stream(info *streamInfo) (all []outputs.Finding) {
 	judge(c.PersistMode == jetstream.AsyncPersistMode, outputs.Warning, "its persist_mode is async: it acknowledges before it writes", "use the default mode for what must not be lost")
 	if full := c.MaxBytes > 0 && int64(state.Bytes) > c.MaxBytes/10*9; c.Discard == jetstream.DiscardNew {
 		judge(full, outputs.Warning, fmt.Sprintf("%s of %s are used, and it refuses what does not fit (discard new): agents keep it, or go to the next output", outputs.Human(int64(state.Bytes)), outputs.Human(c.MaxBytes)),
-			edit+" --max-bytes with more, or --discard old")
+			"raise its limit, or let old batches go: "+edit+" --discard old")
 	}
 	return all
 }
@@ -371,6 +373,7 @@ func (i *inspection) lane(ctx context.Context, lane, subject, stream string) {
 	switch {
 	case err != nil:
 		i.all = append(i.all, outputs.FindingOf("last", err))
+	case mark.Unknown != "" && i.indirect:
 	case mark.Unknown != "":
 		i.add(outputs.Warning, "last", "the last message on "+subject+" can't be asked for, by which the agent sees after a reconnect what the server lost", mark.Unknown)
 	case mark.Found:

@@ -56,7 +56,7 @@ func (o *Output) Inspect(ctx context.Context, _ outputs.Need) (all []outputs.Fin
 		case status == 0 && f.Hint == "":
 			f.Hint = "see whether an S3 server listens there, and what is between: names, routes, firewalls, proxies"
 		case code == "NoSuchBucket":
-			f.Hint = "create the bucket: " + o.createBucket(so)
+			f.Hint = o.createBucket(so)
 		case code == "AccessDenied" || code == "" && status == http.StatusForbidden:
 			f.Hint = "let this access key s3:PutObject on " + o.arn() + ", and kms:GenerateDataKey on the bucket's key if it has one"
 		}

@@ -69,7 +69,7 @@ func TestInspectStream(t *testing.T) {
 	n := servers.StartNATS(t, t.TempDir())
 	const add = "nats stream add LOGS --subjects 'logs.>' --storage file --replicas 1 --retention limits --discard old --max-age 30d --dupe-window 1h --allow-direct --defaults"
 	t.Run("no stream", func(t *testing.T) {
-		inspect(t, hub(t, n), good("connect"), problem("stream", "there is no stream LOGS", "make it: "+add, "or correct SPILLWAY_OUTPUT_HUB_STREAM"))
+		inspect(t, hub(t, n), good("connect"), problem("stream", "there is no stream LOGS", add, "correct SPILLWAY_OUTPUT_HUB_STREAM, or make it"))
 		inspect(t, hub(t, n, func(c *js.Config) { c.Stream = "" }), good("connect"), problem("stream", "no stream takes logs.default.gw1.main", add))
 	})
 	for _, tt := range []struct {
@@ -86,7 +86,7 @@ func TestInspectStream(t *testing.T) {
 			good("publish", "logs.default.gw1.audit"), good("last")}},
 		{"any stream", func(*servers.StreamConfig) {}, func(c *js.Config) { c.Stream = "" }, []finding{good("stream", "LOGS: "), good("publish"), good("last")}},
 		{"another stream", func(*servers.StreamConfig) {}, func(c *js.Config) { c.Stream = "LOGS2" },
-			[]finding{problem("stream", "there is no stream LOGS2", "make it: nats stream add LOGS2 ", "or correct SPILLWAY_OUTPUT_HUB_STREAM")}},
+			[]finding{problem("stream", "there is no stream LOGS2", "nats stream add LOGS2 ", "correct SPILLWAY_OUTPUT_HUB_STREAM, or make it")}},
 		{"other subjects", func(c *servers.StreamConfig) { c.Subjects = []string{"logs.*.gw1.main", "x"} }, nil, []finding{
 			problem("stream", "LOGS: it takes [logs.*.gw1.main x], not logs.default.gw1.audit", "nats stream edit LOGS --subjects 'logs.*.gw1.main,x,logs.>'"),
 			good("publish", "logs.default.gw1.main"), good("last", "logs.default.gw1.main")}},
@@ -222,7 +222,7 @@ func TestInspectS3(t *testing.T) {
 		{"least rights", "edge", "edgeedge", "logs", s3.Auto, []finding{good("put"), good("condition")}},
 		{"no right", "edge", "edgeedge", "others", s3.Auto, []finding{
 			problem("put", "403 AccessDenied", "let this access key s3:PutObject on arn:aws:s3:::others/logs/edge/*")}},
-		{"no bucket", server.AccessKey, server.Secret, "nothing", s3.Auto, []finding{problem("put", "404 NoSuchBucket", "create the bucket: "+create+server.Endpoint)}},
+		{"no bucket", server.AccessKey, server.Secret, "nothing", s3.Auto, []finding{problem("put", "404 NoSuchBucket", create+server.Endpoint)}},
 		{"wrong secret", server.AccessKey, "guess", "logs", s3.Auto, []finding{problem("put", "403 SignatureDoesNotMatch", "the secret key is wrong")}},
 		{"unknown key", "nobody", "guess", "logs", s3.Auto, []finding{problem("put", "403 InvalidAccessKeyId", "renew the credentials")}},
 		{"no key", "", "", "logs", s3.Auto, []finding{problem("credentials", "no AWS credentials", "set AWS_ACCESS_KEY_ID")}},
