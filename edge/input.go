@@ -2,8 +2,14 @@ package main
 
 import (
 	"cmp"
+	"crypto/tls"
 	"log/slog"
+	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,11 +25,11 @@ import (
 type Input struct {
 	Name string `env:"-"`
 
-	URL              string           `env:"URL" doc:"tcp://host:port or udp://host:port; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"tcp://localhost:5514 and udp://localhost:5514 for inputs called tcp and udp"`
+	URL              string           `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514 or unix:///run/spillway/syslog.sock"`
 	Framing          framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
 	Delimiter        []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
 	ParseName        string           `env:"PARSE" envDefault:"auto" doc:"header of messages: auto, rfc3164, rfc5424 or none"`
-	Dataset          string           `env:"DATASET" doc:"event.dataset of the records" default:"tcp.generic or udp.generic"`
+	Dataset          string           `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic or unix.generic"`
 	Pipeline         string           `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
 	Tags             list             `env:"TAGS" doc:"tags of the records, with commas between them"`
 	TimezoneName     string           `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
@@ -33,20 +39,33 @@ type Input struct {
 	Oversize         framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
 	MaxConnections   int              `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; one more is closed at once; 0: no limit"`
 	IdleTimeout      time.Duration    `env:"IDLE_TIMEOUT" envDefault:"300s" doc:"a connection that sends nothing for so long is closed; 0: never"`
-	SoRcvbuf         outputs.Size     `env:"SO_RCVBUF" envDefault:"8MiB" doc:"receive buffer to ask of the kernel (udp)"`
-	OnFullName       string           `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait) or drop (after 1s; counted, and a gap record tells)" default:"block for tcp, drop for udp"`
+	KeepAlive        time.Duration    `env:"KEEPALIVE" envDefault:"30s" doc:"a silent peer is asked so often whether it is still there; three times without an answer end the connection; 0: never (tcp, tls)"`
+	Allow            list             `env:"ALLOW" doc:"addresses and networks that may send, as in 10.0.0.0/8,::1; others are closed at once, their datagrams dropped (tcp, tls, udp)" default:"all"`
+	SoRcvbuf         outputs.Size     `env:"SO_RCVBUF" doc:"receive buffer to ask of the kernel (tcp, tls, udp)" default:"8MiB for udp, else what the kernel chooses"`
+	SocketModeText   string           `env:"SOCKET_MODE" envDefault:"0660" doc:"permission bits of the socket file (unix, unixgram, unixpacket)"`
+	SocketOwner      string           `env:"SOCKET_OWNER" doc:"user that owns the socket file, name or number" default:"the agent's"`
+	SocketGroup      string           `env:"SOCKET_GROUP" doc:"group of the socket file, name or number" default:"the agent's"`
+	TLSCertFile      string           `env:"TLS_CERT_FILE" doc:"PEM file of the server's certificate and what leads to its CA; read again when it changes (tls; for fd it makes a tcp socket a tls one)"`
+	TLSKeyFile       string           `env:"TLS_KEY_FILE" secret:"file" doc:"PEM file of its key, not encrypted"`
+	TLSClientCAFile  string           `env:"TLS_CLIENT_CA_FILE" doc:"PEM file of the CAs whose certificates clients may show"`
+	TLSClientAuth    string           `env:"TLS_CLIENT_AUTH" doc:"certificates of clients: none, optional (one that is shown must be good) or required" default:"required with TLS_CLIENT_CA_FILE, else none"`
+	TLSMinVersion    string           `env:"TLS_MIN_VERSION" envDefault:"1.2" doc:"oldest version of TLS: 1.2 or 1.3"`
+	OnFullName       string           `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams"`
 
 	// Derived.
-	Scheme   string          `env:"-"` // tcp or udp
-	Address  string          `env:"-"` // host:port
-	Parse    bool            `env:"-"` // false: the message is the text
-	Format   syslog.Format   `env:"-"` // when Parse
-	Timezone *time.Location  `env:"-"`
-	OnFull   pipeline.OnFull `env:"-"`
+	Scheme     string             `env:"-"` // of URL
+	Address    string             `env:"-"` // host:port, path, @name, or name of a socket of systemd's
+	Parse      bool               `env:"-"` // false: the message is the text
+	Format     syslog.Format      `env:"-"` // when Parse
+	Timezone   *time.Location     `env:"-"`
+	OnFull     pipeline.OnFull    `env:"-"`
+	AllowFrom  []netip.Prefix     `env:"-"` // of Allow
+	SocketMode os.FileMode        `env:"-"`
+	TLS        *listen.TLSOptions `env:"-"` // nil: plain
 }
 
-// datagram reports whether the input is one of datagrams, not of streams.
-func (in *Input) datagram() bool { return in.Scheme == "udp" }
+// datagram reports whether the input is one of datagrams, not of connections.
+func (in *Input) datagram() bool { return in.Scheme == "udp" || in.Scheme == "unixgram" }
 
 // framing are the options of the input's splitters.
 func (in *Input) framing() framing.Options {
@@ -54,17 +73,49 @@ func (in *Input) framing() framing.Options {
 }
 
 // inputURLs are the URLs of inputs whose name says all.
-var inputURLs = map[string]string{"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514"}
+var inputURLs = map[string]string{
+	"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514", "tls": "tls://localhost:6514", "unix": "unix:///run/spillway/syslog.sock",
+}
+
+// inputKinds says of each kind of input what its records are called after and which
+// options, of those that not all kinds have, it has.
+var inputKinds = map[string]struct {
+	kind    string // input.type, and the beginning of the default dataset; "": known when the socket is
+	options []string
+}{
+	"tcp":        {"tcp", slices.Concat(ofStreams, ofConnections, ofNetwork, []string{"KEEPALIVE"})},
+	"tls":        {"tcp", slices.Concat(ofStreams, ofConnections, ofNetwork, ofTLS, []string{"KEEPALIVE"})},
+	"udp":        {"udp", ofNetwork},
+	"unix":       {"unix", slices.Concat(ofStreams, ofConnections, ofFiles)},
+	"unixpacket": {"unix", slices.Concat(ofConnections, ofFiles)},
+	"unixgram":   {"unix", ofFiles},
+	"fd":         {"", slices.Concat(ofStreams, ofConnections, ofNetwork, ofTLS, []string{"KEEPALIVE"})},
+}
+
+var (
+	ofStreams     = []string{"FRAMING", "DELIMITER"}
+	ofConnections = []string{"MAX_CONNECTIONS", "IDLE_TIMEOUT"}
+	ofNetwork     = []string{"ALLOW", "SO_RCVBUF"}
+	ofFiles       = []string{"SOCKET_MODE", "SOCKET_OWNER", "SOCKET_GROUP"}
+	ofTLS         = []string{"TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH", "TLS_MIN_VERSION"}
+)
+
+const kindsOfInputs = "tcp://, tls://, udp://, unix://, unixgram://, unixpacket:// or fd://"
 
 // input reads SPILLWAY_INPUT_<NAME>_*.
 func (c *Config) input(e *environment, name string) Input {
 	under := prefix + "INPUT_" + strings.ToUpper(name) + "_"
 	defaults := map[string]string{"URL": inputURLs[name]}
-	switch scheme, _, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, inputURLs[name]), "://"); scheme {
-	case "tcp":
-		defaults["DATASET"], defaults["ON_FULL"] = "tcp.generic", "block"
-	case "udp":
-		defaults["DATASET"], defaults["ON_FULL"] = "udp.generic", "drop"
+	scheme, _, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, inputURLs[name]), "://")
+	if k := inputKinds[scheme]; k.kind != "" {
+		defaults["DATASET"], defaults["ON_FULL"] = k.kind+".generic", "block"
+		defaults["SO_RCVBUF"] = ""
+		switch scheme {
+		case "udp":
+			defaults["ON_FULL"], defaults["SO_RCVBUF"] = "drop", "8MiB"
+		case "unixgram":
+			defaults["ON_FULL"] = "drop"
+		}
 	}
 	in := Input{Name: name}
 	e.parse(&in, under, defaults)
@@ -84,27 +135,33 @@ func (c *Config) input(e *environment, name string) Input {
 	}
 	in.onFull(e, under)
 	in.records(e, under, c)
-	why := "has no effect on a stream: remove it"
-	idle := []string{"SO_RCVBUF"}
-	if in.datagram() {
-		why = "has no effect on datagrams, each of which is one message: remove it"
-		idle = []string{"FRAMING", "DELIMITER", "MAX_CONNECTIONS", "IDLE_TIMEOUT"}
-	}
-	for _, o := range idle {
-		if e.has(under + o) {
-			e.problem(under+o, "%s", why)
-		} else {
-			e.hide(under + o)
+	for _, o := range slices.Concat(ofStreams, ofConnections, ofNetwork, ofFiles, ofTLS, []string{"KEEPALIVE"}) {
+		switch {
+		case slices.Contains(inputKinds[in.Scheme].options, o):
+		case in.datagram() || in.Scheme == "unixpacket" && slices.Contains(ofStreams, o):
+			e.idle(under+o, "changes nothing for a %s input, where each datagram is one message: remove it", in.Scheme)
+		default:
+			e.idle(under+o, "changes nothing for a %s input: remove it", in.Scheme)
 		}
 	}
-	if in.datagram() {
+	if in.datagram() || in.Scheme == "unixpacket" {
 		if in.Oversize == framing.Split || in.Oversize == framing.Close {
 			e.problem(under+"OVERSIZE", "not for datagrams: use truncate or drop")
 		}
-		e.between(under+"SO_RCVBUF", in.SoRcvbuf, 4<<10, 1<<30)
-	} else if (in.Framing == framing.Octet || in.Framing == framing.NUL) && e.has(under+"DELIMITER") {
-		e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
+	} else if in.Framing == framing.Octet || in.Framing == framing.NUL {
+		if e.has(under + "DELIMITER") {
+			e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
+		}
 	}
+	if in.SoRcvbuf != 0 {
+		e.between(under+"SO_RCVBUF", in.SoRcvbuf, 4<<10, 1<<30)
+	}
+	if in.KeepAlive != 0 && in.KeepAlive < time.Second {
+		e.problem(under+"KEEPALIVE", "out of bounds: use 1s or more, or 0 for never")
+	}
+	in.allow(e, under)
+	in.socketFile(e, under)
+	in.tls(e, under)
 	return in
 }
 
@@ -116,31 +173,120 @@ func (in *Input) url(e *environment, under string) bool {
 		e.problem(name, "%v: write it as in tcp://localhost:5514", urlCause(err))
 		return false
 	}
-	switch u.Scheme {
-	case "tcp", "udp":
-	case "tls":
-		e.problem(name, "this version has no tls inputs: use tcp:// on localhost with a TLS proxy before it")
-		return false
-	case "unix", "unixgram", "unixpacket", "http", "fd":
-		e.problem(name, "this version has no %s inputs: use tcp:// or udp://", u.Scheme)
+	switch in.Scheme = u.Scheme; u.Scheme {
+	case "tcp", "tls", "udp":
+		if u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
+			e.problem(name, "has more than a host and a port: write it as in %s://localhost:5514", u.Scheme)
+			return false
+		}
+		if in.Address, err = checkAddress(u.Host); err != nil {
+			e.problem(name, "%v", err)
+			return false
+		}
+	case "unix", "unixgram", "unixpacket":
+		switch {
+		case u.Host != "" || u.User != nil:
+			e.problem(name, "%q stands where a host would: write three slashes, as in %s:///run/spillway/syslog.sock", u.Host, u.Scheme)
+			return false
+		case u.RawQuery != "" || u.Fragment != "":
+			e.problem(name, "has more than a path: write ? and # in it as %%3F and %%23")
+			return false
+		case len(u.Path) < 2 || u.Path == "/@":
+			e.problem(name, "names no socket: write it as in %s:///run/spillway/syslog.sock", u.Scheme)
+			return false
+		case strings.ContainsRune(u.Path, 0):
+			e.problem(name, "a path has no NUL in it: write an abstract name as in %s:///@spillway", u.Scheme)
+			return false
+		}
+		if in.Address = filepath.Clean(u.Path); strings.HasPrefix(u.Path, "/@") {
+			in.Address = u.Path[1:]
+		}
+	case "fd":
+		if in.Address = strings.TrimPrefix(in.URL, "fd://"); in.Address == "" || strings.ContainsAny(in.Address, "/?#:") {
+			e.problem(name, "names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog")
+			return false
+		}
+	case "http":
+		e.problem(name, "this version has no http inputs: use %s", kindsOfInputs)
 		return false
 	case "":
 		e.problem(name, "has no scheme: write it as in tcp://localhost:5514")
 		return false
 	default:
-		e.problem(name, "%s is no kind of input: use tcp:// or udp://", u.Scheme)
+		e.problem(name, "%s is no kind of input: use %s", u.Scheme, kindsOfInputs)
 		return false
 	}
-	if u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
-		e.problem(name, "has more than a host and a port: write it as in %s://localhost:5514", u.Scheme)
-		return false
-	}
-	if in.Address, err = checkAddress(u.Host); err != nil {
-		e.problem(name, "%v", err)
-		return false
-	}
-	in.Scheme = u.Scheme
 	return true
+}
+
+// allow reads ALLOW.
+func (in *Input) allow(e *environment, under string) {
+	for _, a := range in.Allow {
+		p, err := netip.ParsePrefix(a)
+		if err != nil {
+			var addr netip.Addr
+			if addr, err = netip.ParseAddr(a); err == nil {
+				p = netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen())
+			}
+		}
+		if err != nil || p.Addr().Zone() != "" {
+			e.problem(under+"ALLOW", "%q is neither an address nor a network: write them as in 192.0.2.7 and 10.0.0.0/8", a)
+			return
+		}
+		in.AllowFrom = append(in.AllowFrom, p.Masked())
+	}
+}
+
+// socketFile checks the options of the file of a unix socket.
+func (in *Input) socketFile(e *environment, under string) {
+	if !strings.HasPrefix(in.Scheme, "unix") {
+		return
+	}
+	if in.Address[0] == '@' {
+		for _, o := range ofFiles {
+			e.idle(under+o, "changes nothing for an abstract socket, which is no file and open to every local program: remove it")
+		}
+		return
+	}
+	mode, err := strconv.ParseUint(in.SocketModeText, 8, 32)
+	if err != nil || mode > 0o777 || mode == 0 {
+		e.problem(under+"SOCKET_MODE", "no permission bits: write them as in 0660")
+	}
+	in.SocketMode = os.FileMode(mode)
+}
+
+// tls checks the TLS options.
+func (in *Input) tls(e *environment, under string) {
+	const cert, key, ca, auth, version = "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH", "TLS_MIN_VERSION"
+	switch {
+	case in.Scheme != "tls" && in.Scheme != "fd":
+		return
+	case in.Scheme == "fd" && in.TLSCertFile == "" && in.TLSKeyFile == "":
+		for _, o := range []string{ca, auth, version} {
+			e.idle(under+o, "changes nothing without %s: set that, or remove it", under+cert)
+		}
+		return
+	case in.TLSCertFile == "":
+		e.problem(under+cert, "not set: a tls input needs a certificate: name its PEM file")
+	case in.TLSKeyFile == "":
+		e.problem(under+key, "not set: a tls input needs the key of its certificate: name its PEM file")
+	}
+	o := &listen.TLSOptions{CertFile: in.TLSCertFile, KeyFile: in.TLSKeyFile, ClientCAFile: in.TLSClientCAFile, MinVersion: tls.VersionTLS12}
+	if e.oneOf(under+version, in.TLSMinVersion, "1.2", "1.3") == "1.3" {
+		o.MinVersion = tls.VersionTLS13
+	}
+	if in.TLSClientAuth == "" {
+		if in.TLSClientCAFile != "" {
+			o.ClientAuth = listen.ClientRequired
+		}
+	} else if err := o.ClientAuth.UnmarshalText([]byte(in.TLSClientAuth)); err != nil {
+		e.problem(under+auth, "unknown: use none, optional or required")
+	} else if o.ClientAuth != listen.ClientNone && in.TLSClientCAFile == "" {
+		e.problem(under+auth, "needs %s: without it no client could be believed", under+ca)
+	} else if o.ClientAuth == listen.ClientNone && in.TLSClientCAFile != "" {
+		e.problem(under+ca, "changes nothing with %s=none: remove one of them", under+auth)
+	}
+	in.TLS = o
 }
 
 func (in *Input) parseOptions(e *environment, under string) {
@@ -165,14 +311,18 @@ func (in *Input) parseOptions(e *environment, under string) {
 
 func (in *Input) onFull(e *environment, under string) {
 	switch strings.ToLower(in.OnFullName) {
+	case "": // of a socket that is not known yet
 	case "block":
 		in.OnFull = pipeline.Block
 	case "drop":
 		in.OnFull = pipeline.Drop
 	case "refuse":
-		e.problem(under+"ON_FULL", "not in this version: use block (senders wait) or drop")
+		in.OnFull = pipeline.Refuse
+		if in.datagram() {
+			e.problem(under+"ON_FULL", "not for datagrams, whose senders would not notice: use drop or block")
+		}
 	default:
-		e.problem(under+"ON_FULL", "unknown: use block or drop")
+		e.problem(under+"ON_FULL", "unknown: use block, drop or refuse")
 	}
 }
 
@@ -213,21 +363,36 @@ type input struct {
 
 // listen are the options of the input's sockets, without what belongs to its lane.
 func (in *Input) listen(log *slog.Logger) listen.Options {
+	network := in.Scheme
+	if network == "tls" {
+		network = "tcp"
+	}
 	return listen.Options{
-		Name: in.Name, Variable: prefix + "INPUT_" + strings.ToUpper(in.Name) + "_", Network: in.Scheme, Address: in.Address,
-		Framing: in.framing(), ReceiveBuffer: int(in.SoRcvbuf), MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout, Log: log,
+		Name: in.Name, Variable: prefix + "INPUT_" + strings.ToUpper(in.Name) + "_", Network: network, Address: in.Address, TLS: in.TLS,
+		Socket:  listen.SocketFile{Mode: in.SocketMode, Owner: in.SocketOwner, Group: in.SocketGroup},
+		Framing: in.framing(), ReceiveBuffer: int(in.SoRcvbuf), MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout,
+		KeepAlive: in.KeepAlive, Allow: in.AllowFrom, Log: log,
 	}
 }
 
 // openInput opens the sockets of an input. memory is shared by the inputs of its lane.
 func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, host string, log *slog.Logger) (*input, error) {
+	kind := inputKinds[ic.Scheme].kind
+	if ic.Scheme == "fd" {
+		var datagrams bool
+		kind, datagrams = listen.HandedOver(ic.Address)
+		ic.Dataset = cmp.Or(ic.Dataset, kind+".generic")
+		if ic.OnFullName == "" && datagrams {
+			ic.OnFull = pipeline.Drop
+		}
+	}
 	in := &input{cfg: ic}
 	in.records = pipeline.NewInput(pipeline.InputOptions{
 		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,
-		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: ic.Scheme, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
+		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: kind, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
 	})
 	o := ic.listen(log)
-	o.Memory, o.Open = memory, in.records.Open
+	o.Memory, o.Gate, o.Open = memory, in.records.Gate(), in.records.Open
 	var err error
 	in.server, err = listen.Listen(o)
 	if err != nil {

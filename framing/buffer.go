@@ -32,6 +32,7 @@ func (s *Splitter) Fill(r io.Reader) (int, error) {
 	n, err := r.Read(room)
 	s.buf = s.buf[:len(s.buf)+n]
 	s.full = n == len(room)
+	s.burst += n
 	return n, err
 }
 
@@ -43,6 +44,12 @@ func (s *Splitter) fit() {
 	held := len(s.buf) - s.start
 	size := max(cap(s.buf), minBuf)
 	switch {
+	case s.buf == nil:
+		// As much as came before the last wait: the peer of a busy connection sends
+		// about that again.
+		for size < readSize && size < s.last {
+			size *= 4
+		}
 	case s.full && size < readSize:
 		size *= 4
 	case s.full && size-held < size/4:
@@ -50,7 +57,7 @@ func (s *Splitter) fit() {
 	case size > readSize && 4*held <= size:
 		size = max(readSize, 2*held)
 	}
-	if !s.full {
+	if !s.full && s.buf != nil {
 		for size > minBuf && size <= readSize && 2*held <= size/4 {
 			size /= 4
 		}
@@ -79,16 +86,20 @@ func (s *Splitter) fit() {
 // peer that has sent all it had; call it after Next said no. The messages handed out
 // before are no longer valid.
 func (s *Splitter) Settle() int {
-	s.full = false
-	if s.Buffered() > 0 {
-		s.fit()
+	if held := s.Buffered(); held > 0 {
+		if held < cap(s.buf) { // else the next Fill needs a larger one
+			s.full = false
+			s.fit()
+		}
 		return cap(s.buf)
 	}
+	s.full = false
 	s.delim.shift(len(s.buf))
 	s.nul.shift(len(s.buf))
 	s.from = max(0, s.from-len(s.buf))
 	freeBuffer(s.buf)
 	s.buf, s.start = nil, 0
+	s.last, s.burst = s.burst, 0
 	return 0
 }
 

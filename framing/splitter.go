@@ -54,6 +54,8 @@ type Splitter struct {
 	buf   []byte // what was read; everything before start is done with
 	start int    // first byte of the frame under way that was not handed out
 	full  bool   // the last read filled all the room it had
+	burst int    // bytes read since Settle gave the buffer back
+	last  int    // the same between the two times before
 
 	kind kind
 	need int    // counted: bytes from start to the end of the frame, here or still to come

@@ -69,10 +69,15 @@ func run(t testing.TB, r io.Reader, opt Options) outcome {
 		m.Data, m.Err = bytes.Clone(m.Data), ""
 		o.messages = append(o.messages, m)
 	}
-	for !s.Broken() {
+	for fills := 1; !s.Broken(); fills++ {
 		_, err := s.Fill(r)
 		for m, ok := s.Next(); ok; m, ok = s.Next() {
 			keep(m)
+		}
+		if fills%3 == 0 { // as if the peer paused
+			if held, n := s.Buffered(), s.Settle(); n != cap(s.buf) || (n == 0) != (held == 0) || s.Buffered() != held {
+				t.Fatalf("%d bytes held, %d after Settle, in %d", held, s.Buffered(), n)
+			}
 		}
 		if limit := opt.maxMessageSize() + 512<<10; cap(s.buf) > limit {
 			t.Fatalf("buffer of %d bytes, bound %d", cap(s.buf), limit)
@@ -681,6 +686,33 @@ func TestCut(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// A connection that waits costs what it holds, and what it was sent next comes whole.
+func TestSettle(t *testing.T) {
+	for _, held := range []int{0, 1, 100, minBuf - 1, minBuf, minBuf + 1, 16 << 10, readSize, 3 * readSize, 1 << 20} {
+		s := NewSplitter(lf)
+		line := bytes.Repeat([]byte{'x'}, held)
+		r := bytes.NewReader(line)
+		for r.Len() > 0 {
+			s.Fill(r)
+			if _, ok := s.Next(); ok {
+				t.Fatal("a message without an end")
+			}
+		}
+		if n := s.Settle(); n < held || n > max(8*held, minBuf) || (n == 0) != (held == 0) {
+			t.Errorf("%d bytes held in %d", held, n)
+		}
+		for _, text := range []string{"y", "z\n"} {
+			if n, err := s.Fill(strings.NewReader(text)); n != len(text) || err != nil {
+				t.Fatalf("%d bytes held: %d, %v", held, n, err)
+			}
+			if m, ok := s.Next(); ok != (text != "y") || ok && string(m.Data) != string(line)+"yz" {
+				t.Errorf("%d bytes held: %d bytes came", held, len(m.Data))
+			}
+			s.Settle()
 		}
 	}
 }

@@ -376,12 +376,24 @@ func idOf(path string) (fileID, error) {
 	return fileID{dev: uint64(st.Dev), ino: st.Ino}, nil
 }
 
-// passed are the sockets that systemd handed to this process, by name. Each is taken
-// once.
-var passed struct {
+// passed are the sockets that systemd handed to this process, by name, less those
+// that were taken.
+var passed handover
+
+type handover struct {
 	mu    sync.Mutex
-	asked bool
-	files map[string][]*os.File
+	files map[string][]*os.File // nil: not asked yet; guarded by mu
+}
+
+// ask takes them from the environment; p.mu is held.
+func (p *handover) ask() {
+	if p.files != nil {
+		return
+	}
+	p.files = map[string][]*os.File{}
+	for _, f := range activation.Files(true) {
+		p.files[f.Name()] = append(p.files[f.Name()], f)
+	}
 }
 
 // takePassed returns the sockets called name.
@@ -389,12 +401,7 @@ func takePassed(name string) ([]*os.File, error) {
 	p := &passed
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.asked {
-		p.asked, p.files = true, map[string][]*os.File{}
-		for _, f := range activation.Files(true) {
-			p.files[f.Name()] = append(p.files[f.Name()], f)
-		}
-	}
+	p.ask()
 	files := p.files[name]
 	if len(files) > 0 {
 		delete(p.files, name)
@@ -517,4 +524,34 @@ func (k *socket) listenAgain() error {
 		return explain(k.name, err)
 	}
 	return k.listenFile()
+}
+
+// HandedOver says what the first socket that systemd handed over by this name is: of
+// kind tcp, udp or unix ("": there is none), and whether it takes datagrams.
+func HandedOver(name string) (kind string, datagrams bool) {
+	p := &passed
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ask()
+	if len(p.files[name]) == 0 {
+		return "", false
+	}
+	rc, err := p.files[name][0].SyscallConn()
+	if err != nil {
+		return "", false
+	}
+	rc.Control(func(fd uintptr) {
+		family, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
+		typ, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE)
+		datagrams = typ == unix.SOCK_DGRAM
+		switch {
+		case family == unix.AF_UNIX:
+			kind = "unix"
+		case datagrams:
+			kind = "udp"
+		default:
+			kind = "tcp"
+		}
+	})
+	return kind, datagrams
 }

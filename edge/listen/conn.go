@@ -170,6 +170,7 @@ type conn struct {
 
 	one    [1]byte   // of TLS: the byte that was read to wait for more
 	has    bool      // one is not handed out yet
+	more   bool      // the last Read may have left something
 	last   time.Time // of the last read
 	until  time.Time // end of the drain; zero while serving
 	armed  bool      // a deadline is set
@@ -259,9 +260,12 @@ func (c *conn) ready() error {
 // Read reads what is there and never waits: then it returns errAgain.
 func (c *conn) Read(b []byte) (int, error) {
 	if c.tls == nil {
-		return c.sock.Read(b)
+		n, err := c.sock.Read(b)
+		c.more = n == len(b)
+		return n, err
 	}
 	n := 0
+	c.more = true // a read is one record at most
 	if c.has && len(b) > 0 {
 		b[0], c.has, n = c.one[0], false, 1
 		if len(b) == 1 {
@@ -269,8 +273,11 @@ func (c *conn) Read(b []byte) (int, error) {
 		}
 	}
 	m, err := c.tls.Read(b[n:])
-	if n > 0 && err == errAgain {
-		err = nil
+	if err == errAgain {
+		c.more = false
+		if n > 0 {
+			err = nil
+		}
 	}
 	return n + m, err
 }

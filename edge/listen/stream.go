@@ -38,8 +38,6 @@ const (
 	// Datagrams gather less long: without room the kernel drops them.
 	gatherDatagrams = 5 * time.Millisecond
 
-	shortRead = 4 << 10 // a longer read is followed by another at once: there is more
-
 	// localMax is the largest message of a unixgram or unixpacket socket. Senders get
 	// 208 KiB through unless the system's limits were raised.
 	localMax = 256 << 10
@@ -271,11 +269,10 @@ func (s *Server) read(ctx, hard context.Context, c *conn) {
 // can be handed over any more.
 func (r *reader) loop(ctx, hard context.Context) bool {
 	s, c := r.s, r.c
-	more := false       // the last read filled its buffer
 	got := 0            // bytes since the socket was empty
 	var empty time.Time // when it was
 	for {
-		if !more || ctx.Err() != nil || c.cutNow.Load() {
+		if !c.more || ctx.Err() != nil || c.cutNow.Load() {
 			if held := r.sp.Settle(); held > 0 || c.uses.n > 0 {
 				s.o.Memory.set(&c.uses, int64(held))
 			}
@@ -290,7 +287,7 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 				if r.broken() {
 					return true
 				}
-				more = false
+				c.more = false
 				continue
 			case drained:
 				return r.finish(hard)
@@ -324,25 +321,22 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 		if held := r.sp.Buffered(); held > readSize {
 			s.o.Memory.set(&c.uses, int64(held))
 		}
-		now := time.Now()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded): // somebody kicked late
-			c.armed = false
-			more = false
+			c.armed, c.more = false, false
 			continue
 		case !ok:
 			r.ended(err)
 			return true
-		}
-		if n > 0 {
-			c.last = now
+		case n > 0:
+			c.last = time.Now()
 			got += n
 		}
-		if more = n >= shortRead && err == nil; !more {
-			if got > 0 && got < little && now.Sub(empty) < 2*gather && c.until.IsZero() {
+		if !c.more {
+			if got > 0 && got < little && c.last.Sub(empty) < 2*gather && c.until.IsZero() {
 				c.gather()
 			}
-			empty, got = now, 0
+			empty, got = c.last, 0
 		}
 	}
 }

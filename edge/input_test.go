@@ -1,0 +1,92 @@
+package main
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"spillway/edge/listen"
+	"spillway/edge/pipeline"
+)
+
+func TestInputKinds(t *testing.T) {
+	for _, tt := range []struct {
+		name, env                         string
+		scheme, address, dataset, network string
+		onFull                            pipeline.OnFull
+	}{
+		{"tls by name", "SPILLWAY_INPUTS=tls SPILLWAY_INPUT_TLS_TLS_CERT_FILE=c SPILLWAY_INPUT_TLS_TLS_KEY_FILE=k", "tls", "localhost:6514", "tcp.generic", "tcp", pipeline.Block},
+		{"unix by name", "SPILLWAY_INPUTS=unix", "unix", "/run/spillway/syslog.sock", "unix.generic", "unix", pipeline.Block},
+		{"unixgram", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=unixgram:///dev//log", "unixgram", "/dev/log", "unix.generic", "unixgram", pipeline.Drop},
+		{"unixpacket", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=unixpacket:///a%20b", "unixpacket", "/a b", "unix.generic", "unixpacket", pipeline.Block},
+		{"abstract", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=unix:///@audit/x", "unix", "@audit/x", "unix.generic", "unix", pipeline.Block},
+		{"of systemd", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=fd://syslog.socket", "fd", "syslog.socket", "", "fd", pipeline.Block},
+		{"refuse", "SPILLWAY_INPUTS=tcp SPILLWAY_INPUT_TCP_ON_FULL=Refuse", "tcp", "localhost:5514", "tcp.generic", "tcp", pipeline.Refuse},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := load(t, strings.Fields(tt.env)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := c.Inputs[0]
+			if in.Scheme != tt.scheme || in.Address != tt.address || in.Dataset != tt.dataset || in.OnFull != tt.onFull || in.listen(nil).Network != tt.network {
+				t.Errorf("%+v", in)
+			}
+		})
+	}
+}
+
+func TestInputOptions(t *testing.T) {
+	c, err := load(t, "SPILLWAY_INPUTS=tls,unix,udp", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE=/c", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=/k", "SPILLWAY_INPUT_TLS_TLS_CLIENT_CA_FILE=/ca",
+		"SPILLWAY_INPUT_TLS_TLS_MIN_VERSION=1.3", "SPILLWAY_INPUT_TLS_ALLOW=10.1.2.3/8, ::1,::ffff:192.0.2.7", "SPILLWAY_INPUT_TLS_KEEPALIVE=1m", "SPILLWAY_INPUT_TLS_SO_RCVBUF=64KiB",
+		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=vault", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := c.Inputs[0].listen(nil)
+	if *o.TLS != (listen.TLSOptions{CertFile: "/c", KeyFile: "/k", ClientCAFile: "/ca", ClientAuth: listen.ClientRequired, MinVersion: 0x304}) || o.KeepAlive != time.Minute || o.ReceiveBuffer != 64<<10 ||
+		!slices.Equal(o.Allow, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("192.0.2.7/32")}) {
+		t.Errorf("%+v %+v", o, o.TLS)
+	}
+	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Group: "vault"}) || o.KeepAlive != 30*time.Second {
+		t.Errorf("%+v", o)
+	}
+	if o := c.Inputs[2].listen(nil); o.ReceiveBuffer != 8<<20 || len(o.Allow) != 1 {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestInputProblems(t *testing.T) {
+	const in = "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL="
+	for _, tt := range []struct{ name, env, want string }{
+		{"tls without a certificate", in + "tls://:1", `SPILLWAY_INPUT_A_TLS_CERT_FILE: not set: a tls input needs a certificate: name its PEM file`},
+		{"tls without a key", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c", `SPILLWAY_INPUT_A_TLS_KEY_FILE: not set: a tls input needs the key of its certificate: name its PEM file`},
+		{"certificate of a tcp input", in + "tcp://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c", `SPILLWAY_INPUT_A_TLS_CERT_FILE="c": changes nothing for a tcp input: remove it`},
+		{"client auth without a CA", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=required",
+			`SPILLWAY_INPUT_A_TLS_CLIENT_AUTH="required": needs SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE: without it no client could be believed`},
+		{"CA without client auth", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=none SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE=ca",
+			`SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE="ca": changes nothing with SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=none: remove one of them`},
+		{"old TLS", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.1", `SPILLWAY_INPUT_A_TLS_MIN_VERSION="1.1": unknown: use 1.2 or 1.3`},
+		{"TLS options of a plain fd", in + "fd://x SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.3", `SPILLWAY_INPUT_A_TLS_MIN_VERSION="1.3": changes nothing without SPILLWAY_INPUT_A_TLS_CERT_FILE: set that, or remove it`},
+		{"two slashes", in + "unix://run/log", `SPILLWAY_INPUT_A_URL="unix://run/log": "run" stands where a host would: write three slashes, as in unix:///run/spillway/syslog.sock`},
+		{"no path", in + "unixgram:///", `SPILLWAY_INPUT_A_URL="unixgram:///": names no socket: write it as in unixgram:///run/spillway/syslog.sock`},
+		{"no name", in + "fd://", `SPILLWAY_INPUT_A_URL="fd://": names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog`},
+		{"http", in + "http://:1", `SPILLWAY_INPUT_A_URL="http://:1": this version has no http inputs: use ` + kindsOfInputs},
+		{"mode", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_MODE=888", `SPILLWAY_INPUT_A_SOCKET_MODE="888": no permission bits: write them as in 0660`},
+		{"mode of no file", in + "unix:///@x SPILLWAY_INPUT_A_SOCKET_MODE=0600", `SPILLWAY_INPUT_A_SOCKET_MODE="0600": changes nothing for an abstract socket, which is no file and open to every local program: remove it`},
+		{"senders of a local socket", in + "unix:///x SPILLWAY_INPUT_A_ALLOW=::1", `SPILLWAY_INPUT_A_ALLOW="::1": changes nothing for a unix input: remove it`},
+		{"no network", in + "tcp://:1 SPILLWAY_INPUT_A_ALLOW=10.0.0.0/33", `SPILLWAY_INPUT_A_ALLOW="10.0.0.0/33": "10.0.0.0/33" is neither an address nor a network: write them as in 192.0.2.7 and 10.0.0.0/8`},
+		{"framing of packets", in + "unixpacket:///x SPILLWAY_INPUT_A_FRAMING=nul", `SPILLWAY_INPUT_A_FRAMING="nul": changes nothing for a unixpacket input, where each datagram is one message: remove it`},
+		{"split packets", in + "unixpacket:///x SPILLWAY_INPUT_A_OVERSIZE=split", `SPILLWAY_INPUT_A_OVERSIZE="split": not for datagrams: use truncate or drop`},
+		{"datagrams that refuse", in + "unixgram:///x SPILLWAY_INPUT_A_ON_FULL=refuse", `SPILLWAY_INPUT_A_ON_FULL="refuse": not for datagrams, whose senders would not notice: use drop or block`},
+		{"keepalive", in + "tcp://:1 SPILLWAY_INPUT_A_KEEPALIVE=10ms", `SPILLWAY_INPUT_A_KEEPALIVE="10ms": out of bounds: use 1s or more, or 0 for never`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := load(t, strings.Fields(tt.env)...); err == nil || err.Error() != tt.want {
+				t.Errorf("got\n%v\nwant\n%s", err, tt.want)
+			}
+		})
+	}
+}
