@@ -2,9 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +14,7 @@ import (
 	"time"
 
 	"spillway/test/agent"
+	"spillway/test/servers"
 )
 
 // README.md as a newcomer reads it: the blocks of commands are run one after the
@@ -215,36 +213,9 @@ func (s *terminal) interrupt(t *testing.T) {
 
 func (s *terminal) signal(sig syscall.Signal) { _ = syscall.Kill(-s.cmd.Process.Pid, sig) } // it may have ended
 
-// defaultPorts makes the ports of an agent without configuration, and those of
-// `make run`, this test's own. Other tests that want them wait; an agent that
-// somebody runs on this machine is an error.
+// defaultPorts keeps the ports of an agent without configuration, and those that
+// `make run` needs besides, for this test.
 func defaultPorts(t *testing.T) {
 	t.Helper()
-	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "spillway-test-default-ports"), os.O_RDWR|os.O_CREATE, 0o666)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { lock.Close() })
-	agent.Eventually(t, "other tests leave the ports of the defaults", 2*time.Minute, func() bool {
-		return syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
-	})
-	busy := func(network string, port int, err error) {
-		if errors.Is(err, syscall.EADDRINUSE) {
-			t.Fatalf("%s port %d of localhost is in use: this test can't run beside another agent or `make run`: stop it (`ss -lntup sport = :%[2]d` shows who it is)", network, port)
-		}
-	}
-	for _, host := range []string{"127.0.0.1", "[::1]"} { // a host without IPv6 has another error for it
-		for _, port := range []int{5514, 8514, 14222, 17070} {
-			l, err := net.Listen("tcp", fmt.Sprint(host, ":", port))
-			busy("tcp", port, err)
-			if err == nil {
-				l.Close()
-			}
-		}
-		c, err := net.ListenPacket("udp", host+":5514")
-		busy("udp", 5514, err)
-		if err == nil {
-			c.Close()
-		}
-	}
+	servers.FixedPorts(t, 5514, 8514, 14222, 17070)
 }

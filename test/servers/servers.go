@@ -148,26 +148,75 @@ func (p *process) halted() bool {
 
 // FreePort returns a TCP port of 127.0.0.1 that nobody listens on now. It lies below
 // those that the kernel gives to outgoing connections: it stays free while its
-// server is restarted. A locked file keeps it from other tests until this one ends.
+// server is restarted. No other test gets it until this one ends.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := 10000 + rand.IntN(22000)
-		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("spillway-test-port-%d", port)), os.O_RDWR|os.O_CREATE, 0o666)
-		if err != nil {
-			t.Fatal(err)
+		unlock := lockPort(t, port)
+		if unlock == nil {
+			continue
 		}
-		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-			if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
-				l.Close()
-				t.Cleanup(func() { os.Remove(f.Name()); f.Close() })
-				return port
-			}
+		if l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
+			l.Close()
+			t.Cleanup(unlock)
+			return port
 		}
-		f.Close()
+		unlock()
 	}
 	t.Fatal("no free port")
 	return 0
+}
+
+// FixedPorts are ports of localhost, tcp and udp, that a test needs because its
+// subject has them built in. Other tests that want them wait for its end, two minutes
+// at most; a process of nobody's test that has one is an error.
+func FixedPorts(t testing.TB, ports ...int) {
+	t.Helper()
+	for _, port := range ports {
+		deadline := time.Now().Add(2 * time.Minute)
+		unlock := lockPort(t, port)
+		for ; unlock == nil; unlock = lockPort(t, port) {
+			if time.Now().After(deadline) {
+				t.Fatalf("port %d: another test has it for two minutes", port)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Cleanup(unlock)
+		for _, host := range []string{"127.0.0.1", "[::1]"} { // a host without IPv6 has another error for it
+			l, err := net.Listen("tcp", fmt.Sprint(host, ":", port))
+			if err == nil {
+				l.Close()
+				var c net.PacketConn
+				if c, err = net.ListenPacket("udp", fmt.Sprint(host, ":", port)); err == nil {
+					c.Close()
+				}
+			}
+			if errors.Is(err, syscall.EADDRINUSE) {
+				t.Fatalf("%v: this test can't run beside another agent or `make run`: stop it (`ss -lntup sport = :%d` shows who it is)", err, port)
+			}
+		}
+	}
+}
+
+// lockPort keeps a port from other tests until unlock; nil: one of them has it.
+func lockPort(t testing.TB, port int) (unlock func()) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("spillway-test-port-%d", port)), os.O_RDWR|os.O_CREATE, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	named, statErr := os.Stat(f.Name())
+	if err != nil || statErr != nil || !os.SameFile(ours, named) { // the one before may have removed it meanwhile
+		f.Close()
+		return nil
+	}
+	return func() { os.Remove(f.Name()); f.Close() }
 }
 
 func freeAddress(t testing.TB) string { return fmt.Sprint("127.0.0.1:", FreePort(t)) }
