@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"strconv"
-	"time"
 )
 
 // What the speed-of-light program does with a line when it parses: the fewest
@@ -14,14 +13,15 @@ import (
 
 // header is a line taken apart; slices are parts of the line.
 type header struct {
-	pri            int
-	at             int64 // Unix time in microseconds, 0: none
-	host, app, pid []byte
-	message        []byte
+	pri                int
+	at, host, app, pid []byte
+	message            []byte
+	stamp              [20]byte // what at is of, if the line has no such time
 }
 
-func appendDocument(dst, line []byte, clock *second) []byte {
-	h := header{pri: 13, message: line}
+// appendDocument appends the document of a line and its LF. h is memory to use.
+func (h *header) appendDocument(dst, line []byte) []byte {
+	*h = header{pri: 13, message: line}
 	if rest, ok := h.priority(line); ok {
 		if len(rest) > 2 && rest[0] == '1' && rest[1] == ' ' {
 			h.rfc5424(rest[2:])
@@ -30,7 +30,7 @@ func appendDocument(dst, line []byte, clock *second) []byte {
 		}
 	}
 	dst = append(dst, `{"@timestamp":"`...)
-	dst = clock.append(dst, h.at)
+	dst = append(dst, h.at...)
 	dst = append(dst, `","message":"`...)
 	dst = appendText(dst, h.message)
 	dst = append(dst, `","source":{"ip":"127.0.0.1","port":51422},"log":{"syslog":{"priority":`...)
@@ -84,10 +84,7 @@ func (h *header) rfc5424(b []byte) {
 	if len(b) == 0 || len(at) < 20 || at[len(at)-1] != 'Z' {
 		return
 	}
-	h.at = unixMicro(two(at)*100+two(at[2:]), two(at[5:]), two(at[8:]), at[11:])
-	for i, unit := 20, int64(100_000); i < len(at)-1 && unit > 0; i, unit = i+1, unit/10 {
-		h.at += int64(at[i]-'0') * unit
-	}
+	h.at = at
 	end := 1
 	if b[0] == '[' {
 		quoted := false
@@ -110,7 +107,10 @@ func (h *header) rfc3164(b []byte) {
 		return
 	}
 	month := 1 + bytes.Index([]byte("JanFebMarAprMayJunJulAugSepOctNovDec"), b[:3])/3
-	h.at = unixMicro(2026, month, int(b[4]&15)*10+int(b[5]&15), b[7:])
+	h.at = append(h.stamp[:0], "2026-00-00T00:00:00Z"...)
+	h.at[5], h.at[6] = '0'+byte(month/10), '0'+byte(month%10)
+	h.at[8], h.at[9] = b[4]|'0', b[5] // a day below 10 has a space before it
+	copy(h.at[11:], b[7:15])
 	h.host, b = word(b[16:])
 	end := bytes.IndexByte(b, ':')
 	if end < 0 || end+1 >= len(b) {
@@ -128,38 +128,6 @@ func word(b []byte) (w, rest []byte) {
 		return b, nil
 	}
 	return b[:i], b[i+1:]
-}
-
-func two(b []byte) int { return int(b[0]&15)*10 + int(b[1]&15) }
-
-// unixMicro is the Unix time in microseconds of a UTC date and of clock, hh:mm:ss.
-func unixMicro(year, month, day int, clock []byte) int64 {
-	if month < 3 { // the leap day is the last of a year that begins in March
-		year, month = year-1, month+12
-	}
-	days := year*365 + year/4 - year/100 + year/400 + (153*month-457)/5 + day - 719469
-	return (int64(days)*86400 + int64(two(clock)*3600+two(clock[3:])*60+two(clock[6:]))) * 1e6
-}
-
-// second renders times; the text of a whole second is kept for the next.
-type second struct {
-	at   int64
-	text []byte
-}
-
-func (s *second) append(dst []byte, micro int64) []byte {
-	if at := micro / 1e6; at != s.at || s.text == nil {
-		s.at = at
-		s.text = time.Unix(at, 0).UTC().AppendFormat(s.text[:0], "2006-01-02T15:04:05.")
-	}
-	dst = append(dst, s.text...)
-	var b [7]byte
-	b[6] = 'Z'
-	for i, n := 5, micro%1e6; i >= 0; i-- {
-		b[i] = byte('0' + n%10)
-		n /= 10
-	}
-	return append(dst, b[:]...)
 }
 
 // appendText appends s as the inside of a JSON string, looking at eight bytes at a

@@ -86,8 +86,8 @@ type light struct {
 	frames         [][]byte // written, not published
 	stream         jetstream.JetStream
 	slots          chan struct{} // one for each message in flight
+	header         header
 	text           []byte
-	clock          second
 }
 
 // read copies whole lines into the open block. A short read is followed by a wait,
@@ -175,7 +175,7 @@ func (s *light) write(block []byte) error {
 		s.text = s.text[:0]
 		for rest := block; len(rest) > 0; {
 			i := bytes.IndexByte(rest, '\n')
-			s.text = appendDocument(s.text, rest[:i], &s.clock)
+			s.text = s.header.appendDocument(s.text, rest[:i])
 			rest = rest[i+1:]
 		}
 		text = s.text
