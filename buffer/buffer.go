@@ -276,6 +276,7 @@ type Buffer struct {
 	handed  uint64  // the last number that Next has handed out
 	headNum uint64  // for how long the head has been waiting: its first number
 	headAt  time.Time
+	waiting time.Time // see Stats.PendingSince; of the last time that nothing waited, or some of it was delivered
 
 	credit  int64 // bytes dropped for a disk that is short, and not written yet
 	free    int64 // as last seen
@@ -325,7 +326,7 @@ func open(dir FS, o Options) (*Buffer, error) {
 	b := &Buffer{
 		o: o, fs: dir,
 		lead: make(chan struct{}, 1), hurry: make(chan struct{}, 1), stop: make(chan struct{}), woken: make(chan struct{}, 1),
-		changed: make(chan struct{}), tried: map[uint64]batch.Seal{}, free: free, freeAt: o.Now(),
+		changed: make(chan struct{}), tried: map[uint64]batch.Seal{}, free: free, freeAt: o.Now(), waiting: o.Now(),
 	}
 	if err := b.recover(); err != nil {
 		return nil, err
@@ -484,7 +485,7 @@ func (b *Buffer) pace(ctx context.Context) {
 // storeQueue writes everything that waits. w is held.
 func (b *Buffer) storeQueue() {
 	b.mu.Lock()
-	reqs := b.queue
+	reqs, idle := b.queue, !b.pending()
 	b.queue = nil
 	b.mu.Unlock()
 	if len(reqs) == 0 {
@@ -502,6 +503,9 @@ func (b *Buffer) storeQueue() {
 	b.mu.Lock()
 	if err == nil {
 		last := batches[len(batches)-1]
+		if idle {
+			b.waiting = b.o.Now()
+		}
 		b.next, b.seal = last.Last()+1, last.Seal
 		clear(b.tried)
 		b.stats.appendedBatches += uint64(len(batches))

@@ -73,6 +73,7 @@ func (b *Buffer) Commit(last uint64, output string) error {
 		return nil
 	}
 	b.pos.took(output, last)
+	b.waiting = b.o.Now()
 	b.move(last)
 	return nil
 }
@@ -776,7 +777,7 @@ type Stats struct {
 	Committed       uint64    // the last record that was delivered, or told as lost
 	Next            uint64    // the number of the next record
 	PendingRecords  uint64    // stored and not delivered; an upper bound where an earlier life's damage is not read yet
-	PendingSince    time.Time // when Next first saw the batch at the head of the line; zero: none
+	PendingSince    time.Time // since when something has waited and none of it was delivered, in this life; zero: nothing waits
 	UnsyncedBytes   int64
 	GapsUntold      int
 	Free            int64  // bytes of the file system, as last seen; at most freeEvery old while appending
@@ -812,8 +813,8 @@ func (b *Buffer) Stats() Stats {
 			s.Lost[reason] = b.pos.drops[i]
 		}
 	}
-	if len(b.index) > 0 && b.headNum == b.index[0].h.First {
-		s.PendingSince = b.headAt
+	if b.pending() {
+		s.PendingSince = b.waiting
 	}
 	for _, seg := range b.segs[b.head:] {
 		if seg.ours {
