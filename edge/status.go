@@ -12,17 +12,14 @@ import (
 
 // sources is what /metrics and /readyz show, asked of the owners at each look.
 func (a *agent) sources() admin.Sources {
-	s := &status{agent: a, began: time.Now()}
+	s := status{a}
 	return admin.Sources{Version: version, Inputs: s.inputStats, Lanes: s.laneStats, Outputs: s.outputStats, Switches: s.switches, Refuses: s.refuses, Stalls: s.stalls}
 }
 
 // status answers for an agent.
-type status struct {
-	*agent
-	began time.Time
-}
+type status struct{ *agent }
 
-func (a *status) inputStats() (all []admin.InputStats) {
+func (a status) inputStats() (all []admin.InputStats) {
 	for _, in := range a.inputs {
 		r, s := in.records, &in.server.Stats
 		n := func(c *atomic.Int64) uint64 { return uint64(c.Load()) }
@@ -50,7 +47,7 @@ func total(byReason map[string]uint64) (n int64) {
 	return n
 }
 
-func (a *status) laneStats() (all []admin.LaneStats) {
+func (a status) laneStats() (all []admin.LaneStats) {
 	for _, l := range a.lanes {
 		s := l.buffer.Stats()
 		ls := admin.LaneStats{
@@ -67,7 +64,7 @@ func (a *status) laneStats() (all []admin.LaneStats) {
 	return all
 }
 
-func (a *status) outputStats() (all []admin.OutputStats) {
+func (a status) outputStats() (all []admin.OutputStats) {
 	states, work := a.chain.States(), a.chain.Work()
 	for i, o := range a.outs {
 		n, w := o.Counts(), work[i] // both in the order of SPILLWAY_OUTPUTS
@@ -103,7 +100,7 @@ func (a *status) outputStats() (all []admin.OutputStats) {
 	return all
 }
 
-func (a *status) switches() (all []admin.Switch) {
+func (a status) switches() (all []admin.Switch) {
 	for s, n := range a.chain.Switches() {
 		all = append(all, admin.Switch{Lane: s.Lane, From: s.From, To: s.To, Count: n})
 	}
@@ -112,7 +109,7 @@ func (a *status) switches() (all []admin.Switch) {
 
 // refuses says why records are not accepted now. A far side that is down is no
 // reason: the buffer takes what comes.
-func (a *status) refuses() (why []string) {
+func (a status) refuses() (why []string) {
 	for _, l := range a.lanes {
 		switch err := l.buffer.Stats().DiskError; {
 		case err != nil:
@@ -133,7 +130,7 @@ func (a *status) refuses() (why []string) {
 }
 
 // stalls says which lanes have records and deliver none.
-func (a *status) stalls() (why []string) {
+func (a status) stalls() (why []string) {
 	for _, l := range a.lanes {
 		if s := a.stall(l); s != "" {
 			why = append(why, s)
@@ -142,15 +139,19 @@ func (a *status) stalls() (why []string) {
 	return why
 }
 
-// stall says why l counts as stalled, "" if it does not.
-func (a *status) stall(l *lane) string {
+// stall says why l counts as stalled, "" if it does not: records wait, and for twice
+// FAILOVER_AFTER nothing got through, not counting the time that the output in use
+// may gather a run.
+func (a status) stall(l *lane) string {
 	s := l.buffer.Stats()
 	if s.PendingRecords == 0 {
 		return ""
 	}
-	limit := 2 * a.cfg.Failover.After
-	since := a.began // an agent with old records has as long as any other
-	last := ""
+	since := s.PendingSince
+	if moved := a.chain.Moved(l.name); moved.After(since) {
+		since = moved
+	}
+	limit, last := 2*a.cfg.Failover.After, ""
 	for _, st := range a.chain.States() {
 		if st.Lane != l.name || !st.Active {
 			continue
@@ -159,18 +160,10 @@ func (a *status) stall(l *lane) string {
 		if st.Err != nil {
 			last += ", whose last failure was " + st.Err.Error()
 		}
-		if s.PendingSince.IsZero() {
-			s.PendingSince = st.Since // the buffer was not asked
-		}
 		for _, o := range a.outs {
 			if o.Name() == st.Output {
-				limit += o.Limits().Age // it may wait that long for more
+				limit += o.Limits().Age
 			}
-		}
-	}
-	for _, t := range []time.Time{a.chain.Acked(l.name), s.PendingSince} {
-		if t.After(since) {
-			since = t
 		}
 	}
 	waited := time.Since(since)

@@ -389,3 +389,38 @@ func (r *running) delivered() deliveries {
 	}
 	return out
 }
+
+// An input that refuses says so while it does, and the sender notices.
+func TestReadyRefuses(t *testing.T) {
+	vars, mend := away(t)
+	a := start(t, append(vars, "SPILLWAY_BUFFER_MAX_BYTES=4MiB", "SPILLWAY_COMPRESSION=none", "SPILLWAY_INPUTS=tcp", "SPILLWAY_INPUT_TCP_ON_FULL=refuse")...)
+	c := a.dial("tcp")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		line := []byte("<13>" + strings.Repeat("x", 8<<10) + "\n")
+		for range 4096 {
+			if _, err := c.Write(line); err != nil {
+				return
+			}
+		}
+		t.Error("32 MiB were taken")
+	}()
+	a.until("it refuses", func() bool { return a.metrics()[`spillway_input_accepting{input="tcp"}`] == 0 })
+	code, body := a.get("/readyz/accept")
+	if code != http.StatusServiceUnavailable || !strings.Contains(body, "input tcp: does not accept: lane main has no room beside its reserve\n") {
+		t.Errorf("%d %s", code, body)
+	}
+	m := a.metrics()
+	if m[`spillway_lane_gate_shut{lane="main"}`] != 1 || m[`spillway_input_shut_total{input="tcp"}`] != 1 {
+		t.Errorf("gate shut %v, %v times", m[`spillway_lane_gate_shut{lane="main"}`], m[`spillway_input_shut_total{input="tcp"}`])
+	}
+	<-ended
+	if c, err := net.Dial("tcp", c.RemoteAddr().String()); err == nil {
+		c.Close()
+		t.Error("it accepts a connection")
+	}
+	mend()
+	a.until("ready", func() bool { code, _ := a.get("/readyz"); return code == http.StatusOK })
+	a.dial("tcp")
+}

@@ -118,6 +118,7 @@ type route struct {
 	turns int       // round robin: outputs that were left since the last success
 	pause time.Duration
 	acked time.Time // when an output last took something; zero: not yet
+	call  *watch    // of Publish, under way; nil: none
 }
 
 // Switch is a lane's way from one output to another.

@@ -36,6 +36,7 @@ var LatencyBounds = [...]time.Duration{
 func (c *Chain) begins(w *watch, run *batch.Run) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.route(w.lane).call = w
 	m := &w.m.work
 	m.InFlight += len(run.Batches)
 	m.InFlightBytes += run.Bytes()
@@ -56,8 +57,10 @@ func (c *Chain) ends(w *watch, run *batch.Run, accepted int, err error) {
 		m.Latency[sort.Search(len(LatencyBounds), func(i int) bool { return took <= LatencyBounds[i] })]++
 		m.Took += took
 	}
+	r := c.route(w.lane)
+	r.call = nil
 	if accepted > 0 {
-		c.route(w.lane).acked = now
+		r.acked = now
 	}
 }
 
@@ -80,13 +83,19 @@ func (c *Chain) Work() []Work {
 	return all
 }
 
-// Acked returns when an output last acknowledged records of lane; zero: not since
-// the start.
-func (c *Chain) Acked(lane string) time.Time {
+// Moved returns when something last got through for lane: an output acknowledged
+// records, or, in a call of Publish that is under way with an output that is well,
+// took bytes of a run. Zero: nothing since the start. Bytes do not count while the
+// output fails, or every attempt would look like progress.
+func (c *Chain) Moved(lane string) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if r := c.routes[lane]; r != nil {
-		return r.acked
+	r := c.routes[lane]
+	if r == nil {
+		return time.Time{}
 	}
-	return time.Time{}
+	if w := r.call; w != nil && w.m.state(lane) == Up && w.moved.Load() > 0 {
+		return w.silent()
+	}
+	return r.acked
 }

@@ -34,8 +34,8 @@ func TestWorkInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := &slow{far: far{name: "hub"}, takes: 25 * time.Millisecond}
 		c := NewChain(ChainOptions{}, hub)
-		if !c.Acked("main").IsZero() {
-			t.Error("acknowledged before anything was sent")
+		if !c.Moved("main").IsZero() {
+			t.Error("moved before anything was sent")
 		}
 		done := make(chan struct{})
 		go func() {
@@ -63,8 +63,8 @@ func TestWorkInFlight(t *testing.T) {
 				t.Errorf("bucket %d: %d calls, want %d", i, n, want)
 			}
 		}
-		if !c.Acked("main").Equal(time.Now()) || !c.Acked("nobody").IsZero() {
-			t.Errorf("acknowledged at %v, it is %v", c.Acked("main"), time.Now())
+		if !c.Moved("main").Equal(time.Now()) || !c.Moved("nobody").IsZero() {
+			t.Errorf("acknowledged at %v, it is %v", c.Moved("main"), time.Now())
 		}
 		hub.takes = LatencyBounds[len(LatencyBounds)-1] + 1
 		c.Publish(t.Context(), "main", hub, runFor("main", 1, 3, 1))
@@ -104,7 +104,7 @@ func TestWorkFailures(t *testing.T) {
 					t.Fatal("no error")
 				}
 				w := c.Work()[0]
-				if w.Failures != tt.want || w.InFlight != 0 || w.Took != 0 || !c.Acked("main").IsZero() {
+				if w.Failures != tt.want || w.InFlight != 0 || w.Took != 0 || !c.Moved("main").IsZero() {
 					t.Errorf("%+v, want failures %v", w, tt.want)
 				}
 				for i, n := range w.Failures {
@@ -128,6 +128,45 @@ func TestWorkProbes(t *testing.T) {
 		l.until(t, 10*time.Minute, "failback", l.uses("hub"))
 		if w := l.chain.Work(); w[0].Probes != 5 || w[0].FailedProbes != 2 || w[1].Probes != 0 {
 			t.Errorf("%+v", w)
+		}
+	})
+}
+
+// A long run that gets on is progress while it lasts; what a failing output takes is
+// none until it acknowledges.
+func TestMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := &far{name: "hub", moving: 5 * time.Minute} // a second for each step
+		c := NewChain(ChainOptions{}, hub)
+		publish := func() {
+			done := make(chan struct{})
+			go func() { defer close(done); c.Publish(t.Context(), "main", hub, runFor("main", 1, 1, 1)) }()
+			t.Cleanup(func() { <-done })
+		}
+		begin := time.Now()
+		publish()
+		time.Sleep(200*time.Second + time.Millisecond)
+		synctest.Wait()
+		if got := c.Moved("main"); !got.Equal(begin.Add(200 * time.Second)) {
+			t.Errorf("moved at %v, want %v", got.Sub(begin), 200*time.Second)
+		}
+		time.Sleep(100 * time.Second)
+		synctest.Wait()
+		acked := begin.Add(300 * time.Second)
+		if got := c.Moved("main"); !got.Equal(acked) {
+			t.Errorf("acknowledged at %v, want %v", got.Sub(begin), acked.Sub(begin))
+		}
+		hub.stop(Retry)
+		for range 2 {
+			publish()
+			time.Sleep(301 * time.Second)
+			synctest.Wait()
+		}
+		publish()
+		time.Sleep(200 * time.Second)
+		synctest.Wait()
+		if got := c.Moved("main"); !got.Equal(acked) {
+			t.Errorf("while it fails: moved at %v, want %v", got.Sub(begin), acked.Sub(begin))
 		}
 	})
 }
