@@ -114,26 +114,31 @@ func TestHangup(t *testing.T) {
 		return path
 	}
 	certificate(t, dir, "hub")
+	certificate(t, dir, "server")
 	token := write("token", "s3cret\n")
 	shared := write("credentials", "[default]\naws_access_key_id = AKIAONE\naws_secret_access_key = one\n")
 	const hub = "SPILLWAY_OUTPUT_HUB_"
-	p := spillway(t, "SPILLWAY_STATE_DIR="+dir+"/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_INPUTS=udp", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0",
+	p := spillway(t, "SPILLWAY_STATE_DIR="+dir+"/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_INPUTS=udp,tls", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0",
+		"SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE="+dir+"/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE="+dir+"/server.key",
 		"GOMEMLIMIT=512MiB", "SPILLWAY_OUTPUTS=hub,archive", hub+"URL=tls://127.0.0.1:1", hub+"TOKEN_FILE="+token, hub+"TLS_CA_FILE="+dir+"/hub.pem",
 		hub+"TLS_CERT_FILE="+dir+"/hub.pem", hub+"TLS_KEY_FILE="+dir+"/hub.key",
 		"SPILLWAY_OUTPUT_ARCHIVE_URL=s3://bucket", "SPILLWAY_OUTPUT_ARCHIVE_REGION=eu-central-1", "AWS_SHARED_CREDENTIALS_FILE="+shared, "AWS_CONFIG_FILE="+dir+"/none", "AWS_EC2_METADATA_DISABLED=true")
 	p.await(`msg="memory limit" GOMEMLIMIT=512MiB`)
 	p.await("msg=ready")
 
-	const all = hub + "TOKEN_FILE," + hub + "TLS_CA_FILE," + hub + "TLS_CERT_FILE," + hub + "TLS_KEY_FILE"
+	const tls = "SPILLWAY_INPUT_TLS_TLS_CERT_FILE,SPILLWAY_INPUT_TLS_TLS_KEY_FILE"
+	const all = tls + "," + hub + "TOKEN_FILE," + hub + "TLS_CA_FILE," + hub + "TLS_CERT_FILE," + hub + "TLS_KEY_FILE"
 	p.signal(syscall.SIGHUP)
 	p.await(`msg="certificates and secrets are read again; new connections use them" files="` + all + `,AWS settings of archive"`)
 
 	certificate(t, dir, "hub") // another key pair
 	write("hub.key", "nonsense")
+	write("server.pem", "nonsense")
 	write("token", "")
 	write("credentials", "[default]\naws_access_key_id = AKIATWO\n")
 	p.signal(syscall.SIGHUP)
 	const kept = `level=ERROR msg="not read again; what was read before stays in use" error="`
+	p.await(kept + "SPILLWAY_INPUT_TLS_TLS_CERT_FILE: ")
 	p.await(kept + hub + "TOKEN_FILE: " + token + " is empty: it should hold the secret")
 	p.await(kept + hub + "TLS_CERT_FILE: tls: ")
 	p.await(kept + "AWS settings of output archive: ")
@@ -142,6 +147,7 @@ func TestHangup(t *testing.T) {
 	}
 
 	certificate(t, dir, "hub")
+	certificate(t, dir, "server")
 	write("token", "other")
 	p.signal(syscall.SIGHUP)
 	p.await(`files=` + all)
