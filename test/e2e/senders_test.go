@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"spillway/test/agent"
+	"spillway/test/certs"
+	"spillway/test/servers"
 )
 
 // Records that real senders make, as docs/senders.md tells people to use them. Each
@@ -37,6 +39,9 @@ var senders = map[string][]string{
 	"logger-3164":     {`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello in RFC 3164","log":{"syslog":{` + userNotice + `,"appname":"old","procid":"<pid>","hostname":"<host>"}}}`},
 	"logger-3164-udp": {`{"@timestamp":"<second>","input":{"type":"udp"},"message":"hello in RFC 3164 by udp","log":{"syslog":{` + userNotice + `,"appname":"old","hostname":"<host>"}}}`},
 	"logger-bare":     {`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"no time, no host","log":{"syslog":{` + userNotice + `,"version":"1","appname":"<user>"}}}`},
+
+	"logger-unixgram": {`{"@timestamp":"<second>","input":{"type":"unix"},"message":"hello by a local datagram","log":{"syslog":{` + userNotice + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`},
+	"logger-unix":     {`{"@timestamp":"<second>","input":{"type":"unix"},"message":"hello by a local stream","log":{"syslog":{` + userNotice + `,"appname":"myapp","hostname":"<host>"}}}`},
 
 	"rsyslog-octets": {
 		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>"}}}`,
@@ -64,6 +69,16 @@ var senders = map[string][]string{
 		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
 	},
 
+	"rsyslog-tls": {
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" first line#012second line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>"}}}`,
+	},
+	"rsyslog-tls-openssl": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"a-very-long-tag-name-exceeding-t x","log":{"syslog":{` + userNotice + `,"hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+	},
 	"syslog-ng-syslog": {
 		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>","structured_data":{"meta":{"sequenceId":"1"}}}}}`,
 		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>","structured_data":{"meta":{"sequenceId":"2"}}}}}`,
@@ -80,12 +95,29 @@ var senders = map[string][]string{
 		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"x","log":{"syslog":{` + userNotice + `,"appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
 		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
 	},
+	"syslog-ng-tls": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>","structured_data":{"meta":{"sequenceId":"1"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>","structured_data":{"meta":{"sequenceId":"2"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>","structured_data":{"meta":{"sequenceId":"3"}}}}}`,
+	},
+	"syslog-ng-tls-lines": {
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"second line"}`,
+	},
 
 	"python-tcp": {
 		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"the door is open at 20 °C","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"<pid>"}}}`,
 		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + daemonError + `,"appname":"myapp","procid":"<pid>"}}}`,
 	},
 	"python-udp": {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{"priority":11,"facility":{"code":1,"name":"user-level"},"severity":{"code":3,"name":"Error"}}}}`},
+
+	"python-unixgram": {`{"@timestamp":"<received>","input":{"type":"unix"},"message":"first line\nsecond line","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","hostname":"<host>"}}}`},
+	"python-unix": {
+		`{"@timestamp":"<received>","input":{"type":"unix"},"message":"the door is open","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","hostname":"<host>"}}}`,
+		`{"@timestamp":"<received>","input":{"type":"unix"},"message":"first line\nsecond line","log":{"syslog":{` + daemonError + `,"appname":"myapp","hostname":"<host>"}}}`,
+	},
 
 	"go-tcp": {
 		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"the door is open","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"<pid>","hostname":"<host>"}}}`,
@@ -94,12 +126,16 @@ var senders = map[string][]string{
 	},
 	"go-udp": {`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{"priority":133,"facility":{"code":16,"name":"local0"},"severity":{"code":5,"name":"Notice"},"appname":"myapp","procid":"<pid>","hostname":"<host>"}}}`},
 
+	"go-unixgram": {`{"@timestamp":"<second>","input":{"type":"unix"},"message":"first line\nsecond line","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"<pid>","hostname":"<host>"}}}`},
+
 	"nc-tcp": {
 		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"plain text"}`,
 		`{"@timestamp":"2003-10-11T22:14:15.003Z","input":{"type":"tcp"},"message":"with a header","log":{"syslog":{"priority":165,"facility":{"code":20,"name":"local4"},"severity":{"code":5,"name":"Notice"},"version":"1","appname":"app","procid":"7","msgid":"ID47","hostname":"host"}}}`,
 	},
-	"nc-check": nil,
-	"nc-udp":   {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"plain text"}`},
+	"nc-unix":     {`{"@timestamp":"<received>","input":{"type":"unix"},"message":"plain text"}`},
+	"openssl-tls": {`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"plain text"}`},
+	"nc-check":    nil,
+	"nc-udp":      {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"plain text"}`},
 }
 
 const (
@@ -112,6 +148,8 @@ const (
 var frame = map[string]string{
 	"tcp": `{"event":{"created":"<created>","dataset":"tcp.generic"},"data_stream":{"type":"logs","dataset":"tcp.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
 		"host":{"name":"<host>"},"agent":{"name":"gw1"},"source":{"address":"<loopback>","ip":"<loopback>","port":"<port>"},"log":{"source":{"address":"<peer>"}},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
+	"unix": `{"event":{"created":"<created>","dataset":"unix.generic"},"data_stream":{"type":"logs","dataset":"unix.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
+		"host":{"name":"<host>"},"agent":{"name":"gw1"},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
 	"udp": `{"event":{"created":"<created>","dataset":"udp.generic"},"data_stream":{"type":"logs","dataset":"udp.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
 		"host":{"name":"<host>"},"agent":{"name":"gw1"},"source":{"address":"<loopback>","ip":"<loopback>","port":"<port>"},"log":{"source":{"address":"<peer>"}},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
 }
@@ -264,9 +302,14 @@ func blocks(t *testing.T, page string) (all []block) {
 
 func TestSenders(t *testing.T) {
 	have := map[string]bool{}
+	settings := ""
 	for _, b := range blocks(t, "docs/senders.md") {
 		if b.name == "" {
 			continue // said there to be run by no test
+		}
+		if b.name == "agent" {
+			settings = b.text
+			continue
 		}
 		want, ok := senders[b.name]
 		if !ok || have[b.name] {
@@ -276,7 +319,7 @@ func TestSenders(t *testing.T) {
 		have[b.name] = true
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
-			send(t, b, want)
+			send(t, settings, b, want)
 		})
 	}
 	for name := range senders {
@@ -292,19 +335,26 @@ type stage struct {
 	text string // the block, with its ports and directories
 }
 
-// send runs the sender of a block beside an agent of its own and compares what is
-// in the outbox then.
-func send(t *testing.T, b block, want []string) {
+// send runs the sender of a block beside an agent of its own with the settings of
+// the page, and compares what is in the outbox then.
+func send(t *testing.T, settings string, b block, want []string) {
 	dir, err := os.MkdirTemp("", "spillway-") // a socket's path has 107 bytes at most
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	a := agent.New(t, dir, "TZ=UTC", "SPILLWAY_BATCH_MAX_AGE=20ms", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=20ms")
+	ca := certs.New(t)
+	ca.Issue("server", time.Now().Add(time.Hour))
+	ca.Issue("client", time.Now().Add(time.Hour))
+	files := filepath.Dir(ca.File)
+	here := strings.NewReplacer("5514", fmt.Sprint(a.TCP), "6514", fmt.Sprint(servers.FreePort(t)),
+		"/run/spillway", dir, "/etc/spillway", files, "/etc/ssl/spillway", files)
 	a.Env = append(a.Env, fmt.Sprintf("SPILLWAY_INPUT_TCP_URL=tcp://localhost:%d", a.TCP), fmt.Sprintf("SPILLWAY_INPUT_UDP_URL=udp://localhost:%d", a.TCP))
+	a.Env = append(a.Env, strings.Split(strings.TrimSpace(here.Replace(settings)), "\n")...)
 	a.Start(t)
 
-	s := &stage{dir: dir, text: strings.NewReplacer("5514", fmt.Sprint(a.TCP)).Replace(b.text)}
+	s := &stage{dir: dir, text: here.Replace(b.text)}
 	g := &golden{begin: time.Now()}
 	s.run(t, b, func() {
 		agent.Eventually(t, fmt.Sprintf("%d records", len(want)), 15*time.Second, func() bool {
@@ -368,11 +418,11 @@ func (s *stage) run(t *testing.T, b block, arrived func()) {
 	case program == "rsyslog":
 		conf := s.file(t, "rsyslog.conf", fmt.Sprintf(`global(workDirectory=%[1]q)
 module(load="imuxsock" SysSock.Use="off")
-input(type="imuxsock" Socket="%[1]s/log")
+input(type="imuxsock" Socket="%[1]s/dev-log")
 %[2]s`, s.dir, s.text))
 		s.daemon(t, exec.Command(installed(t, "rsyslogd"), "-n", "-f", conf, "-i", filepath.Join(s.dir, "rsyslog.pid")), arrived)
 	case strings.HasPrefix(b.name, "syslog-ng"):
-		conf := s.file(t, "syslog-ng.conf", fmt.Sprintf("@version: 3.38\nsource s_src { unix-dgram(\"%s/log\"); };\n%s", s.dir, s.text))
+		conf := s.file(t, "syslog-ng.conf", fmt.Sprintf("@version: 3.38\nsource s_src { unix-dgram(\"%s/dev-log\"); };\n%s", s.dir, s.text))
 		root := filepath.Join(filepath.Dir(agent.Binary(t)), "syslog-ng", "usr") // where `make tools` unpacks it, for it can't be installed beside rsyslog
 		modules, err := filepath.Glob(filepath.Join(root, "lib", "syslog-ng", "[0-9]*"))
 		if err != nil || len(modules) != 1 {
@@ -428,7 +478,7 @@ func (s *stage) program(t *testing.T, name string, arg ...string) {
 	}
 }
 
-// daemon runs a syslog daemon that listens on the socket "log" of the directory, as
+// daemon runs a syslog daemon that listens on the socket dev-log of the directory, as
 // others do on /dev/log, and gives it two messages.
 func (s *stage) daemon(t *testing.T, cmd *exec.Cmd, arrived func()) {
 	t.Helper()
@@ -461,7 +511,7 @@ func (s *stage) daemon(t *testing.T, cmd *exec.Cmd, arrived func()) {
 			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), out.String())
 		}
 	}()
-	log := filepath.Join(s.dir, "log")
+	log := filepath.Join(s.dir, "dev-log")
 	agent.Eventually(t, "the daemon listens", 10*time.Second, func() bool {
 		select {
 		case <-ended:
