@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -77,6 +78,7 @@ type agent struct {
 	inputs  []*input
 	admin   net.Listener
 	hangups <-chan os.Signal // SIGHUP: reload
+	ending  atomic.Bool      // the stop has begun
 }
 
 type lane struct {
@@ -188,6 +190,7 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		}
 	}
 	manager.stopping()
+	a.ending.Store(true)
 	stopAccepting()
 	stopped := make(chan struct{})
 	var watch sync.WaitGroup

@@ -110,6 +110,9 @@ func (a status) switches() (all []admin.Switch) {
 // refuses says why records are not accepted now. A far side that is down is no
 // reason: the buffer takes what comes.
 func (a status) refuses() (why []string) {
+	if a.ending.Load() {
+		return []string{"stopping: inputs accept no more"}
+	}
 	for _, l := range a.lanes {
 		switch err := l.buffer.Stats().DiskError; {
 		case err != nil:

@@ -28,6 +28,8 @@ type running struct {
 	t     *testing.T
 	state string
 	log   *lockedBuffer
+	stop  chan<- os.Signal
+	ended <-chan struct{}
 }
 
 type lockedBuffer struct {
@@ -46,8 +48,8 @@ func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); retur
 func start(t *testing.T, vars ...string) *running {
 	t.Helper()
 	r := &running{t: t, state: t.TempDir(), log: &lockedBuffer{}}
-	cfg, err := loadConfig(append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0",
-		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_SHUTDOWN_GRACE=100ms", "SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms"))
+	cfg, err := loadConfig(append([]string{"SPILLWAY_SHUTDOWN_GRACE=100ms"}, append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0",
+		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms")...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +58,17 @@ func start(t *testing.T, vars ...string) *running {
 		t.Fatal(err)
 	}
 	signals, ended := make(chan os.Signal, 2), make(chan struct{})
+	r.stop, r.ended = signals, ended
 	go func() {
 		defer close(ended)
 		r.run(t.Context(), signals)
 	}()
 	t.Cleanup(func() {
-		signals <- syscall.SIGTERM
-		<-ended
+		select {
+		case signals <- syscall.SIGTERM:
+			<-ended
+		case <-ended:
+		}
 		if t.Failed() {
 			t.Logf("log\n%s", r.log)
 		}
@@ -423,4 +429,22 @@ func TestReadyRefuses(t *testing.T) {
 	mend()
 	a.until("ready", func() bool { code, _ := a.get("/readyz"); return code == http.StatusOK })
 	a.dial("tcp")
+}
+
+// While it stops the agent accepts nothing, and says so until its end.
+func TestReadyStopping(t *testing.T) {
+	vars, _ := away(t)
+	a := start(t, append(vars, "SPILLWAY_SHUTDOWN_GRACE=1h")...)
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("pending", func() bool { return a.metrics()[`spillway_lane_pending_records{lane="main"}`] == 1 })
+	a.stop <- syscall.SIGTERM
+	a.until("stopping", func() bool { code, _ := a.get("/readyz/accept"); return code == http.StatusServiceUnavailable })
+	if _, body := a.get("/readyz"); !strings.HasPrefix(body, "stopping: inputs accept no more\n") {
+		t.Errorf("not why: %s", body)
+	}
+	if code, _ := a.get("/healthz"); code != http.StatusOK {
+		t.Errorf("/healthz: %d", code)
+	}
+	a.stop <- syscall.SIGTERM
+	<-a.ended
 }

@@ -188,6 +188,12 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// Between scrapes nothing runs: a goroutine that outlived one would keep the bubble
+// from ending.
+func TestNothingRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { scrape(t, sources()) })
+}
+
 // BenchmarkScrape is what one scrape costs; between scrapes nothing runs.
 func BenchmarkScrape(b *testing.B) {
 	h := Handler(sources())
