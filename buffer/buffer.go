@@ -288,6 +288,7 @@ type Buffer struct {
 // counters of this life.
 type counters struct {
 	appendedBatches, appendedRecords, appendedBytes uint64
+	deliveredRecords, deliveredBytes                uint64
 	syncs, poisoned, cursorErrors                   uint64
 	torn, corrupt                                   uint64 // bytes passed over
 	quarantined, removed                            uint64 // segments

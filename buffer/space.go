@@ -72,6 +72,14 @@ func (b *Buffer) Commit(last uint64, output string) error {
 	if last <= b.pos.committed {
 		return nil
 	}
+	for i := range b.index {
+		h := &b.index[i].h
+		if h.Last() > last {
+			break
+		}
+		b.stats.deliveredRecords += uint64(h.Count)
+		b.stats.deliveredBytes += batch.HeaderSize + uint64(h.Length)
+	}
 	b.pos.took(output, last)
 	b.waiting = b.o.Now()
 	b.move(last)
@@ -774,6 +782,7 @@ type Stats struct {
 	Bytes           int64     // of all segments
 	MaxBytes        int64     // that they may have together
 	LiveBytes       int64     // of segments with undelivered records
+	Room            int64     // bytes that still fit, MinFree heeded, without anything undelivered being dropped
 	Committed       uint64    // the last record that was delivered, or told as lost
 	Next            uint64    // the number of the next record
 	PendingRecords  uint64    // stored and not delivered; an upper bound where an earlier life's damage is not read yet
@@ -785,6 +794,12 @@ type Stats struct {
 	AppendedBatches uint64 // this and all below: in this life
 	AppendedRecords uint64
 	AppendedBytes   uint64 // of payload
+
+	// Records that Commit was the first to account for, and their bytes with headers. What
+	// had been dropped when it was acknowledged is not among them.
+	DeliveredRecords uint64
+	DeliveredBytes   uint64
+
 	Syncs           uint64
 	SegmentsGivenUp uint64 // after a write or sync error
 	SegmentsRemoved uint64
@@ -804,6 +819,7 @@ func (b *Buffer) Stats() Stats {
 		Segments: len(b.segs), Bytes: b.total, MaxBytes: b.o.MaxBytes, LiveBytes: b.live, Committed: b.pos.committed, Next: b.next,
 		UnsyncedBytes: b.unsyncedBytes.Load(), GapsUntold: len(b.pos.gaps), Free: b.free, DiskError: b.lastErr,
 		AppendedBatches: b.stats.appendedBatches, AppendedRecords: b.stats.appendedRecords, AppendedBytes: b.stats.appendedBytes,
+		DeliveredRecords: b.stats.deliveredRecords, DeliveredBytes: b.stats.deliveredBytes,
 		Syncs: b.stats.syncs, SegmentsGivenUp: b.stats.poisoned, SegmentsRemoved: b.stats.removed, Quarantined: b.stats.quarantined,
 		CursorErrors: b.stats.cursorErrors, TornBytes: b.stats.torn, CorruptBytes: b.stats.corrupt,
 		Lost: map[string]uint64{},
@@ -826,6 +842,34 @@ func (b *Buffer) Stats() Stats {
 	}
 	if b.next > b.start.Next && b.next-1 > b.pos.committed {
 		s.PendingRecords += b.next - 1 - max(b.start.Next-1, b.pos.committed)
+		// What was dropped behind a plan is lost already, and not passed yet.
+		if first := max(b.pos.passed.First, b.start.Next, b.pos.committed+1); first <= b.pos.passed.Last {
+			s.PendingRecords -= b.pos.passed.Last - first + 1
+		}
 	}
+	s.Room = b.o.MaxBytes - b.live
+	if b.o.MinFree >= 0 {
+		s.Room = min(s.Room, b.free+b.total-b.live-b.o.MinFree)
+	}
+	s.Room = max(0, s.Room)
 	return s
+}
+
+// Oldest returns the receive time of the oldest record that is stored and not
+// delivered, the zero time if there is none. Before Next has come to it in this
+// life, that of the first record in its segment, which may be earlier.
+func (b *Buffer) Oldest() time.Time {
+	b.mu.Lock()
+	switch {
+	case len(b.index) > 0:
+		defer b.mu.Unlock()
+		return instant(b.index[0].h.FirstTime)
+	case !b.pending():
+		b.mu.Unlock()
+		return time.Time{}
+	}
+	at := b.segs[min(b.head, len(b.segs)-1)]
+	b.mu.Unlock()
+	h, _ := b.firstBatch(at)
+	return instant(h.FirstTime)
 }

@@ -135,8 +135,10 @@ func (l *Lane) wait(stop context.Context, until time.Time, d *door, b *block) lo
 		switch {
 		case l.room(d, n):
 			l.held.Add(n)
+			l.stall()
 			select {
 			case l.blocks <- b:
+				l.stalled.Store(0)
 				l.open(d)
 				return lostNone
 			case <-ctx.Done():
@@ -176,22 +178,21 @@ func (l *Lane) wait(stop context.Context, until time.Time, d *door, b *block) lo
 // room beside the reserve shuts the gate.
 func (l *Lane) room(d *door, n int64) bool {
 	held := l.held.Load()
-	full := held >= l.most(l.ordinary)
-	if full {
-		l.heldSince.CompareAndSwap(0, l.now())
+	if l.refuses.Load() && l.passed(l.stalled.Load()) {
+		l.shut("the disk takes nothing")
+	}
+	if held >= l.most(l.ordinary) {
+		l.stall()
 	} else if l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), l.o.Reserve) {
 		return true
-	}
-	if l.refuses.Load() {
-		switch {
-		case !full:
-			l.shut("the buffer is full but for the reserve")
-		case l.passed(l.heldSince.Load()):
-			l.shut("the disk takes nothing")
-		}
+	} else if l.refuses.Load() {
+		l.shut("the buffer is full but for the reserve")
 	}
 	return d.reserve && held < l.most(d) && l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), 0)
 }
+
+// stall notes that what is admitted waits for the disk; unhold notes the end.
+func (l *Lane) stall() { l.stalled.CompareAndSwap(0, l.now()) }
 
 // most is how many bytes of lines may be on their way to the disk before what goes
 // through d waits.
@@ -265,7 +266,7 @@ func (l *Lane) look() {
 // unhold takes n bytes of lines off what is held: they are durable, or lost.
 func (l *Lane) unhold(n int64) {
 	l.held.Add(-n)
-	l.heldSince.Store(0)
+	l.stalled.Store(0)
 	for _, d := range []*door{l.ordinary, l.last} {
 		select {
 		case d.freed <- struct{}{}:
@@ -301,8 +302,8 @@ func (in *Input) Gate() listen.Gate {
 // gate is a lane's, for all its inputs that refuse.
 //
 // It shuts when an ordinary block does not fit beside the reserve any more, when
-// Append fails, whatever the error is, and when the pipeline has been full for a
-// second while the disk took nothing. It opens when the disk works and there is
+// the disk answers with an error, whatever it is, and when what is admitted has waited for
+// a second while the disk took nothing. It opens when the disk works and there is
 // room for two blocks beside the reserve, but not within a second: what made it
 // shut was one block, so that room for a single one would shut it again with the
 // next, and sockets would be closed and bound for each segment that is delivered.
@@ -328,6 +329,16 @@ func (l *Lane) shut(why string) {
 		"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
 }
 
+// shutIfFailing shuts the gate if the disk answered the last write with an error.
+func (l *Lane) shutIfFailing() {
+	if !l.refuses.Load() {
+		return
+	}
+	if err := l.o.Buffer.Stats().DiskError; err != nil {
+		l.shut("records can't be stored: " + err.Error())
+	}
+}
+
 // reopen opens the gate if there is room.
 func (l *Lane) reopen() bool {
 	g := &l.gate
@@ -336,10 +347,9 @@ func (l *Lane) reopen() bool {
 	switch held := l.held.Load(); {
 	case g.since.IsZero():
 		return true
-	case l.failing.Load(), held >= l.most(l.ordinary), !l.o.Buffer.Fits(l.onDisk(held), l.onDisk(2*blockSize), l.o.Reserve):
+	case l.o.Buffer.Stats().DiskError != nil, l.stalled.Load() != 0, !l.o.Buffer.Fits(l.onDisk(held), l.onDisk(2*blockSize), l.o.Reserve):
 		return false
 	}
-	l.o.Log.Info("inputs with ON_FULL=refuse accept again", "lane", l.o.Name, "refused_for", time.Since(g.since).Round(time.Millisecond))
 	g.since, g.closed = time.Time{}, make(chan struct{})
 	return true
 }

@@ -62,25 +62,26 @@ type Lane struct {
 	jobs   chan *job   // to the encoders
 	order  chan *job   // the same jobs, to store, in the order of their numbers
 
-	ordinary  *door         // of inputs that block or drop
-	last      *door         // of inputs that refuse
-	press     chan struct{} // tells fill to seal
-	held      atomic.Int64  // bytes of lines that are admitted and not durable yet
-	heldSince atomic.Int64  // since when held has been at its bound without getting less, since began; 0: it is not
-	gate      gate
-	refuses   atomic.Bool  // the lane has an input that refuses
-	failing   atomic.Bool  // the last Append failed
-	ratio     atomic.Int64 // recent compression ratio × 1024
-	began     time.Time
-	moved     atomic.Int64                       // when fill or store last got on, since began
-	sealed    atomic.Int32                       // batches that fill has sealed and store is not done with
-	waiting   atomic.Int32                       // doors and store, while they wait for room
-	urge      atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
-	admitted  atomic.Uint64
-	durable   atomic.Uint64 // number of the last record that Append returned for
-	delivered atomic.Uint64 // records that an output acknowledged
+	ordinary *door         // of inputs that block or drop
+	last     *door         // of inputs that refuse
+	press    chan struct{} // tells fill to seal
+	held     atomic.Int64  // bytes of lines that are admitted and not durable yet
+	stalled  atomic.Int64  // since when inputs have waited for the disk to take what is held, since began; 0: none does
+	gate     gate
+	refuses  atomic.Bool  // the lane has an input that refuses
+	ratio    atomic.Int64 // recent compression ratio × 1024
+	began    time.Time
+	moved    atomic.Int64                       // when fill or store last got on, since began
+	sealed   atomic.Int32                       // batches that fill has sealed and store is not done with
+	waiting  atomic.Int32                       // doors and store, while they wait for room
+	urge     atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
+	admitted atomic.Uint64
+	durable  atomic.Uint64 // number of the last record that Append returned for
+	cut      atomic.Uint64 // records that the stop kept from being stored
+	resent   atomic.Uint64 // records sent again because a far side lost them
 
-	resent atomic.Uint64 // records sent again because a far side lost them
+	before buffer.Stats // of the buffer, when the lane began
+	meter  meter
 
 	drops drops
 
@@ -135,6 +136,8 @@ func NewLane(o LaneOptions) *Lane {
 		order:  make(chan *job, groupMax),
 		press:  make(chan struct{}, 1),
 		began:  time.Now(),
+		before: o.Buffer.Stats(),
+		meter:  meter{at: time.Now()},
 
 		ordinary: newDoor(false),
 		last:     newDoor(true),
@@ -519,6 +522,9 @@ func (l *Lane) store(ctx context.Context) {
 					lost.first, lost.err = group[0].First, err
 				}
 				lost.last = group[len(group)-1].Last()
+				for _, b := range group {
+					l.cut.Add(uint64(b.Count))
+				}
 			}
 		}
 		l.reuse(mems)
@@ -571,10 +577,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
 			return err
 		}
-		l.failing.Store(true)
-		if l.refuses.Load() {
-			l.shut("records can't be stored: " + err.Error())
-		}
+		l.shutIfFailing()
 		if since.IsZero() {
 			since = time.Now()
 			l.o.Log.Error("records can't be stored; they wait in memory and inputs are held back", "lane", l.o.Name, "error", err,
@@ -594,7 +597,6 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 		case <-time.After(pause):
 		}
 	}
-	l.failing.Store(false)
 	if !since.IsZero() {
 		l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
 	}
@@ -615,22 +617,16 @@ func (l *Lane) maintain(ctx context.Context) {
 		case <-l.o.Buffer.Woken():
 		case <-timer.C:
 		}
-		if next := l.o.Buffer.Maintain(time.Now()); next.IsZero() {
+		next := l.o.Buffer.Maintain(time.Now())
+		l.meter.look(l)
+		l.shutIfFailing()
+		if next.IsZero() {
 			timer.Stop()
 		} else {
 			timer.Reset(max(time.Until(next), 10*time.Millisecond))
 		}
 	}
 }
-
-// Admitted is how many records were given a number since the start.
-func (l *Lane) Admitted() uint64 { return l.admitted.Load() }
-
-// Delivered is how many records an output acknowledged since the start.
-func (l *Lane) Delivered() uint64 { return l.delivered.Load() }
-
-// Resent is how many records were sent again because a stream had lost them.
-func (l *Lane) Resent() uint64 { return l.resent.Load() }
 
 // move notes that fill or store got on.
 func (l *Lane) move() { l.moved.Store(l.now()) }

@@ -369,9 +369,13 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 			waitFor(t, "what was sent to be stored", func() bool { return b.buf.Stats().Next == 81 })
 			disk.bad.Store(true) // the next batches make room and can't be stored
 		}
+		if i > 80 && i%10 == 0 {
+			// Not more than fits into memory before the oldest are dropped.
+			waitFor(t, "the batch to be tried", func() bool { return b.buf.Stats().DiskError != nil })
+		}
 		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
 		if s.Flush(ctx) != nil {
-			t.Fatal("no gap is being told")
+			t.Fatalf("record %d: no gap is being told: %+v", i, b.buf.Stats())
 		}
 	}
 	before := b.buf.Stats().GapsUntold

@@ -255,11 +255,6 @@ func (s *shipper) publish(ctx context.Context, o outputs.Output, reason string, 
 	n, pause, err := l.o.Chain.Publish(ctx, l.o.Name, o, run)
 	if n > 0 {
 		last := run.Batches[n-1].Last()
-		for _, b := range run.Batches[:n] {
-			if b.First >= head {
-				l.delivered.Add(uint64(b.Count))
-			}
-		}
 		if s.open.Output == o.Name() {
 			s.open.First = last + 1
 			if s.open.First > s.open.Last {
