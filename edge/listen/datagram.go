@@ -50,8 +50,12 @@ func (s *Server) widen(k *socket) error {
 }
 
 // receiveBuffer asks for want bytes, above the system's limit where the process
-// may (CAP_NET_ADMIN), and returns what the kernel granted.
+// may (CAP_NET_ADMIN), and returns what the kernel granted. A socket of systemd's may
+// have been given that already, which to ask for again could only lessen.
 func receiveBuffer(fd uintptr, want int) (got int, err error) {
+	if got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && got/2 == want {
+		return want, nil
+	}
 	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, want) != nil {
 		if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, want); err != nil {
 			return 0, err
