@@ -36,6 +36,7 @@ var senders = map[string][]string{
 	"logger-udp":      {`{"@timestamp":"<microsecond>","input":{"type":"udp"},"message":"hello by udp","log":{"syslog":{` + userNotice + `,"version":"1","appname":"<user>","hostname":"<host>","structured_data":{"timeQuality":"<clock>"}}}}`},
 	"logger-options":  {`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"disk is full","log":{"syslog":{"priority":155,"facility":{"code":19,"name":"local3"},"severity":{"code":3,"name":"Error"},"version":"1","appname":"backup","procid":"<pid>","msgid":"DONE","hostname":"<host>","structured_data":{"timeQuality":"<clock>","backup@32473":{"volume":"data","gib":"12"}}}}}`},
 	"logger-octets":   {`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>","structured_data":{"timeQuality":"<clock>"}}}}`},
+	"logger-size":     {`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":"` + strings.Repeat("0", 5000) + `","log":{"syslog":{` + userNotice + `,"version":"1","appname":"big","hostname":"<host>","structured_data":{"timeQuality":"<clock>"}}}}`},
 	"logger-3164":     {`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello in RFC 3164","log":{"syslog":{` + userNotice + `,"appname":"old","procid":"<pid>","hostname":"<host>"}}}`},
 	"logger-3164-udp": {`{"@timestamp":"<second>","input":{"type":"udp"},"message":"hello in RFC 3164 by udp","log":{"syslog":{` + userNotice + `,"appname":"old","hostname":"<host>"}}}`},
 	"logger-bare":     {`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"no time, no host","log":{"syslog":{` + userNotice + `,"version":"1","appname":"<user>"}}}`},
@@ -111,6 +112,7 @@ var senders = map[string][]string{
 		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"the door is open at 20 °C","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"<pid>"}}}`,
 		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + daemonError + `,"appname":"myapp","procid":"<pid>"}}}`,
 	},
+	"python-nul": {`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{"priority":11,"facility":{"code":1,"name":"user-level"},"severity":{"code":3,"name":"Error"}}}}`},
 	"python-udp": {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{"priority":11,"facility":{"code":1,"name":"user-level"},"severity":{"code":3,"name":"Error"}}}}`},
 
 	"python-unixgram": {`{"@timestamp":"<received>","input":{"type":"unix"},"message":"first line\nsecond line","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","hostname":"<host>"}}}`},
@@ -348,7 +350,7 @@ func send(t *testing.T, settings string, b block, want []string) {
 	ca.Issue("server", time.Now().Add(time.Hour))
 	ca.Issue("client", time.Now().Add(time.Hour))
 	files := filepath.Dir(ca.File)
-	here := strings.NewReplacer("5514", fmt.Sprint(a.TCP), "6514", fmt.Sprint(servers.FreePort(t)),
+	here := strings.NewReplacer("5514", fmt.Sprint(a.TCP), "5515", fmt.Sprint(servers.FreePort(t)), "6514", fmt.Sprint(servers.FreePort(t)),
 		"/run/spillway", dir, "/etc/spillway", files, "/etc/ssl/spillway", files)
 	a.Env = append(a.Env, fmt.Sprintf("SPILLWAY_INPUT_TCP_URL=tcp://localhost:%d", a.TCP), fmt.Sprintf("SPILLWAY_INPUT_UDP_URL=udp://localhost:%d", a.TCP))
 	a.Env = append(a.Env, strings.Split(strings.TrimSpace(here.Replace(settings)), "\n")...)
@@ -365,8 +367,14 @@ func send(t *testing.T, settings string, b block, want []string) {
 		t.Errorf("exit code %d", code)
 	}
 	g.end = time.Now()
-	if log, err := os.ReadFile(a.Log); err != nil || bytes.Contains(log, []byte("level=ERROR")) {
-		t.Errorf("the agent's log: errors (%v)\n%s", err, log)
+	log, err := os.ReadFile(a.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") && !strings.Contains(line, "receive buffer") { // that of the kernel is as it is
+			t.Errorf("the agent complains: %s", line)
+		}
 	}
 	if g.host, err = os.Hostname(); err != nil {
 		t.Fatal(err)
