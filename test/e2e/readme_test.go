@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -86,9 +87,7 @@ func TestReadme(t *testing.T) {
 		}
 	}
 	stop()
-	if out, err := exec.Command("pgrep", "-f", dir).Output(); err == nil {
-		t.Errorf("left behind: %s", out)
-	}
+	nothingRuns(t, dir)
 
 	// What the text names in passing is among what was run.
 	text, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
@@ -212,6 +211,22 @@ func (s *terminal) interrupt(t *testing.T) {
 }
 
 func (s *terminal) signal(sig syscall.Signal) { _ = syscall.Kill(-s.cmd.Process.Pid, sig) } // it may have ended
+
+// nothingRuns checks that no process was left behind that names dir or is in it.
+func nothingRuns(t *testing.T, dir string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil || len(all) == 0 {
+		t.Fatalf("/proc names no process: %v", err)
+	}
+	for _, p := range all {
+		args, _ := os.ReadFile(filepath.Join(p, "cmdline")) // "" for one that has ended meanwhile
+		cwd, _ := os.Readlink(filepath.Join(p, "cwd"))
+		if p != fmt.Sprint("/proc/", os.Getpid()) && (strings.Contains(string(args), dir) || strings.HasPrefix(cwd, dir)) {
+			t.Errorf("left behind: %s in %s: %s", p, cwd, strings.ReplaceAll(string(args), "\x00", " "))
+		}
+	}
+}
 
 // defaultPorts keeps the ports of an agent without configuration, and those that
 // `make run` needs besides, for this test.

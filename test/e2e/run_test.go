@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,7 +92,5 @@ func TestMakeRun(t *testing.T) {
 		return strings.Contains(sh(t, "cd "+dir+" && "+cat[1]), `"message":"hello"`)
 	})
 	stop()
-	if out, err := exec.Command("pgrep", "-f", dir).Output(); err == nil {
-		t.Errorf("left behind: %s", bytes.TrimSpace(out))
-	}
+	nothingRuns(t, dir)
 }
