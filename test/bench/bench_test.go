@@ -17,8 +17,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +42,7 @@ var (
 	messages = flag.Int("n", 4000, "messages of a run at full speed; all other times and numbers go with it")
 	rounds   = flag.Int("rounds", 1, "how often rows at full speed are measured; the table has medians")
 	results  = flag.String("o", "", "file to which each run is added as a line of JSON")
+	profiles = flag.String("profile", "", "directory for CPU profiles of the agent at full speed, ROW.pprof; profiling costs a few percent")
 )
 
 // full is the n that rows are made for.
@@ -287,9 +290,9 @@ func (w *world) bucket() []string {
 
 // traffic is what is sent to a program, over connections of equal shares.
 type traffic struct {
-	profile string
-	n       int
-	rate    float64 // messages per second; 0: as fast as they are taken
+	corpus string
+	n      int
+	rate   float64 // messages per second; 0: as fast as they are taken
 }
 
 func (w *world) dial() net.Conn {
@@ -310,7 +313,7 @@ func (w *world) dial() net.Conn {
 // send returns when the last byte is written.
 func (w *world) send(t traffic) {
 	w.Helper()
-	p := w.b.pool(t.profile)
+	p := w.b.pool(t.corpus)
 	errs := make(chan error, connections)
 	for i := range connections {
 		c := w.dial()
@@ -326,11 +329,11 @@ func (w *world) send(t traffic) {
 	}
 }
 
-func (b *bench) pool(profile string) *pool {
-	if b.pools[profile] == nil {
-		b.pools[profile] = newPool(profile, min(48<<20, *messages<<9))
+func (b *bench) pool(corpus string) *pool {
+	if b.pools[corpus] == nil {
+		b.pools[corpus] = newPool(corpus, min(48<<20, *messages<<9))
 	}
-	return b.pools[profile]
+	return b.pools[corpus]
 }
 
 // arrived waits until all but lost() of n messages have come, and reports false when
@@ -434,12 +437,41 @@ func (b *bench) at(t *testing.T, p program, x traffic) trial {
 	t.Helper()
 	x.n -= x.n % connections
 	return b.trial(t, p, x.n, func(w *world) trial {
-		b.pool(x.profile)
+		b.pool(x.corpus)
 		cost := w.meter()
+		profiled := w.profile(t.Name())
 		w.send(x)
 		w.all(x.n)
-		return cost(x.n)
+		r := cost(x.n)
+		<-profiled
+		return r
 	})
+}
+
+// profile writes a CPU profile of the next seconds, if it is asked for.
+func (w *world) profile(name string) (done <-chan struct{}) {
+	ended := make(chan struct{})
+	if *profiles == "" || w.agent == nil {
+		close(ended)
+		return ended
+	}
+	go func() {
+		defer close(ended)
+		r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/profile?seconds=%d", w.agent.Admin, 1+*messages/full))
+		if err != nil {
+			w.Error(err)
+			return
+		}
+		defer r.Body.Close()
+		text, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(*profiles, filepath.Base(name)+".pprof"), text, 0o644)
+		}
+		if err != nil {
+			w.Error(err)
+		}
+	}()
+	return ended
 }
 
 // inTurn measures two programs count times each.

@@ -30,20 +30,20 @@ type pool struct {
 // len is the number of messages.
 func (p *pool) len() int { return len(p.mark) }
 
-// profiles are the kinds of traffic, by name.
-var profiles = map[string]func(g *writer, b []byte) []byte{
+// corpora are the kinds of traffic, by name.
+var corpora = map[string]func(g *writer, b []byte) []byte{
 	"mixed":   func(g *writer, b []byte) []byte { return g.syslog(b, g.IntN(2) == 0) }, // half RFC 3164, half RFC 5424
 	"rfc5424": func(g *writer, b []byte) []byte { return g.syslog(b, true) },
 	"vault":   (*writer).vault, // audit entries as JSON lines, 1.4 KiB
 }
 
-// newPool renders at least size bytes, the same for the same profile and size.
-func newPool(profile string, size int) *pool {
+// newPool renders at least size bytes, the same for the same corpus and size.
+func newPool(corpus string, size int) *pool {
 	g := newWriter()
 	p := &pool{data: make([]byte, 0, size+4096)}
 	for len(p.data) < size {
 		from := len(p.data)
-		p.data = profiles[profile](g, p.data)
+		p.data = corpora[corpus](g, p.data)
 		p.start = append(p.start, from)
 		p.mark = append(p.mark, from+bytes.Index(p.data[from:], []byte(blank))+1)
 		p.data = append(p.data, '\n')

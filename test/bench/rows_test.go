@@ -55,9 +55,9 @@ type bars struct {
 }
 
 // fullSpeed measures lines sent as fast as they are taken.
-func (b *bench) fullSpeed(t *testing.T, what, profile string, floor program, env []string, bar bars) {
-	x := traffic{profile: profile, n: *messages}
-	if profile == "vault" {
+func (b *bench) fullSpeed(t *testing.T, what, corpus string, floor program, env []string, bar bars) {
+	x := traffic{corpus: corpus, n: *messages}
+	if corpus == "vault" {
 		x.n /= 4
 	}
 	base, ours := b.inTurn(t, *rounds, x, floor, spillway((*world).stream, env...))
@@ -93,7 +93,7 @@ func steady(t *testing.T, b *bench) {
 		env   []string
 		bar   float64
 	}{{"raw lines", floor(), raw, 9}, {"full records", floor("-parse"), nil, 10}} {
-		base, ours := b.inTurn(t, 1, traffic{profile: "mixed", n: *messages / 10, rate: rate}, c.floor, spillway((*world).stream, c.env...))
+		base, ours := b.inTurn(t, 1, traffic{corpus: "mixed", n: *messages / 10, rate: rate}, c.floor, spillway((*world).stream, c.env...))
 		cpu := ours[0].CPU * percent
 		b.goal(t, goal{thousands(rate) + " writes/s, " + c.what, fmt.Sprintf("≤ %.0f %% of a CPU", c.bar), fmt.Sprintf("%.1f %%; floor %.1f %%", cpu, base[0].CPU*percent),
 			medianRatio(ours, base, cpuOf), cpu <= c.bar})
@@ -209,12 +209,12 @@ func udp(t *testing.T, b *bench) {
 // datagrams sends at a rate (datagrams per second) and returns how many were sent,
 // how many of them did not arrive, and how many the agent says were dropped.
 func (b *bench) datagrams(t *testing.T, rate float64, buffer int) (r trial, sent, lost, dropped int) {
-	x := traffic{profile: "mixed", n: int(rate) * *messages / 1e6, rate: rate}
+	x := traffic{corpus: "mixed", n: int(rate) * *messages / 1e6, rate: rate}
 	x.n -= x.n % connections
 	p := spillway((*world).stream, "SPILLWAY_ENCODING=raw", "SPILLWAY_INPUT_UDP_SO_RCVBUF="+strconv.Itoa(buffer))
 	p.name += "-" + strconv.Itoa(int(rate))
 	r = b.trial(t, p, x.n, func(w *world) trial {
-		b.pool(x.profile)
+		b.pool(x.corpus)
 		w.network, w.address = "udp", fmt.Sprint("127.0.0.1:", w.agent.UDP)
 		cost := w.meter()
 		w.send(x)
@@ -264,7 +264,7 @@ func overTLS(t *testing.T, b *bench) {
 		w.network = "tls"
 		return append(w.stream(), "SPILLWAY_INPUT_TCP_TLS_CERT_FILE="+cert, "SPILLWAY_INPUT_TCP_TLS_KEY_FILE="+key)
 	}, raw...)
-	plain, ours := b.inTurn(t, *rounds, traffic{profile: "mixed", n: *messages}, spillway((*world).stream, raw...), behind)
+	plain, ours := b.inTurn(t, *rounds, traffic{corpus: "mixed", n: *messages}, spillway((*world).stream, raw...), behind)
 	more := median(ours, cpuOf) - median(plain, cpuOf)
 	b.goal(t, goal{"CPU, raw lines over TLS", "≤ 0.15 s/M above plain", fmt.Sprintf("%s s/M; plain %.2f: %+.2f", span(ours, cpuOf), median(plain, cpuOf), more),
 		medianRatio(ours, plain, cpuOf), more <= 0.15})
@@ -279,7 +279,7 @@ func outage(t *testing.T, b *bench) {
 		w.hub.Stop(w)
 		cost := w.meter()
 		begin := time.Now()
-		w.send(traffic{profile: "mixed", n: n})
+		w.send(traffic{corpus: "mixed", n: n})
 		agent.Eventually(w, "all is spooled", time.Minute, func() bool {
 			return w.agent.Metric(w, `spillway_lane_records_admitted_total{lane="main"}`) >= float64(n)
 		})
@@ -299,7 +299,7 @@ func outage(t *testing.T, b *bench) {
 
 // objects measures S3 in turn with JetStream.
 func objects(t *testing.T, b *bench) {
-	stream, ours := b.inTurn(t, *rounds, traffic{profile: "mixed", n: *messages}, spillway((*world).stream, raw...), spillway((*world).bucket, raw...))
+	stream, ours := b.inTurn(t, *rounds, traffic{corpus: "mixed", n: *messages}, spillway((*world).stream, raw...), spillway((*world).bucket, raw...))
 	cpu := median(ours, cpuOf)
 	b.goal(t, goal{"CPU, raw lines, to S3", "≤ 1.95 s/M", fmt.Sprintf("%s s/M; to JetStream %.2f", span(ours, cpuOf), median(stream, cpuOf)), medianRatio(ours, stream, cpuOf), cpu <= 1.95})
 	b.peak(t, ours)
