@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -48,6 +50,7 @@ func cmdCheck(ctx context.Context, args []string, stdout, stderr io.Writer, envi
 	k.sockets()
 	k.outputs(ctx, probe)
 	k.files()
+	k.memory()
 	for _, w := range k.warnings {
 		fmt.Fprintln(stdout, "warning:", w)
 	}
@@ -228,6 +231,9 @@ func (k *check) sockets() {
 		}
 		defer s.Close()
 		k.say("input "+in.Name, "%s %s, lane %s", in.Scheme, join(s.Addrs()), in.Lane)
+		if in.TLS != nil {
+			k.certificate(in, time.Unix(s.Stats.CertificateExpires.Load(), 0).UTC())
+		}
 	}
 	l, err := net.Listen("tcp", k.c.AdminAddress)
 	if err != nil {
@@ -252,6 +258,15 @@ func (k *check) busy(what, network, address string, err, told error) {
 		return
 	}
 	k.problem("%v; %v has it", told, h)
+}
+
+// certificate tells until when senders trust the certificate of an input.
+func (k *check) certificate(in Input, until time.Time) {
+	const soon = 14 * 24 * time.Hour
+	k.say("", "certificate %s, until %s", in.TLSCertFile, until.Format(time.RFC3339))
+	if time.Until(until) < soon {
+		k.warn("SPILLWAY_INPUT_%s_TLS_CERT_FILE=%q: the certificate ends %s: replace the file, it is read again while the agent runs", strings.ToUpper(in.Name), in.TLSCertFile, until.Format(time.RFC3339))
+	}
 }
 
 func join(addrs []net.Addr) string {
@@ -363,5 +378,20 @@ func (k *check) files() {
 	}
 	if need > limit.Cur {
 		k.warn("this user may open %d files, and MAX_CONNECTIONS of the inputs asks for %d: raise it (ulimit -n, LimitNOFILE=), or lower MAX_CONNECTIONS", limit.Cur, need)
+	}
+}
+
+// memory compares GOMEMLIMIT, if it is set, with what unfinished messages may take.
+func (k *check) memory() {
+	limit := debug.SetMemoryLimit(-1) // which changes nothing
+	if limit == math.MaxInt64 {
+		return
+	}
+	const own = 64 << 20 // what an agent without large messages stays far below
+	need := own + int64(len(laneNames(k.c)))*int64(k.c.MessageMemory)
+	k.say("memory", "GOMEMLIMIT is %s", outputs.Human(limit))
+	if limit < need {
+		k.warn("GOMEMLIMIT is %s, and the unfinished messages of %s may take %v each (SPILLWAY_MESSAGE_MEMORY): near the limit the agent collects garbage all the time; raise it to %s, or lower that",
+			outputs.Human(limit), count(uint64(len(laneNames(k.c))), "lane"), k.c.MessageMemory, outputs.Human(need))
 	}
 }

@@ -135,6 +135,7 @@ func loadConfig(environ []string) (*Config, error) {
 	c.failover(e, len(outs))
 	c.acrossInputs(e)
 	e.unknown(c.Strict || e.bad[prefix+"STRICT"], map[string]list{"INPUT": inputs, "OUTPUT": outs}, blind)
+	e.secretsInFile()
 	c.settings, c.Notes = e.settings, e.notes
 	return c, errors.Join(e.problems...)
 }

@@ -354,6 +354,37 @@ func TestEnvFile(t *testing.T) {
 	}
 }
 
+// TestSecretsInEnvFile is about a file that everybody may read.
+func TestSecretsInEnvFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "spillway.env")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	e := func(text string) []string {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c, err := load(t, "SPILLWAY_ENV_FILE="+path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Notes
+	}
+	if notes := e("SPILLWAY_SITE=plant\n"); len(notes) != 0 {
+		t.Errorf("no secret, and %q", notes)
+	}
+	if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name == "jetstream" }) {
+		return // the kind that has secrets
+	}
+	want := []string{`SPILLWAY_ENV_FILE="` + path + `": mode 0644 lets every user of this host at the secret in it: chmod it to 0600`}
+	for _, secret := range []string{"SPILLWAY_OUTPUT_HUB_URL=nats://u:p@h:4222", "SPILLWAY_OUTPUT_HUB_URL=nats://h:4222\nSPILLWAY_OUTPUT_HUB_TOKEN=t0ken"} {
+		if notes := e("SPILLWAY_OUTPUTS=hub\n" + secret + "\n"); !slices.Equal(notes, want) {
+			t.Errorf("%q, want %q", notes, want)
+		}
+	}
+}
+
 // TestSecrets is about what parse does with secret:"true", whoever asks for it.
 func TestSecrets(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")

@@ -344,6 +344,20 @@ func (e *environment) open(name, file string) {
 	}
 }
 
+// secretsInFile adds a note when everybody on this host may read the env file and
+// there is a secret in it.
+func (e *environment) secretsInFile() {
+	const name = prefix + "ENV_FILE"
+	file := e.vars[name].text
+	for _, s := range e.settings {
+		secret := s.Secret && !s.File || redact(s.Value) != s.Value
+		if secret && file != "" && strings.HasPrefix(s.Origin, "file "+file+":") {
+			e.open(name, file)
+			return
+		}
+	}
+}
+
 // walk calls f for every field of t that is a variable, with its full name.
 func walk(t reflect.Type, under string, f func(f reflect.StructField, name string)) {
 	for i := range t.NumField() {

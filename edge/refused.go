@@ -77,6 +77,8 @@ var refused = []struct {
 	{"address and port stand in SPILLWAY_INPUT_<NAME>_URL, as in tcp://0.0.0.0:5514", []string{
 		"INPUT/*/ADDRESS", "INPUT/*/HOST", "INPUT/*/PORT", "INPUT/*/LISTEN_ADDRESS", "INPUT/*/LISTEN_PORT", "LISTEN_ADDRESS", "LISTEN_PORT"}},
 	{"not in this version: remove this variable, and the load balancer's address is that of the records", []string{"INPUT/*/PROXY_PROTOCOL"}},
+	{"the CAs of clients are in the file of SPILLWAY_INPUT_<NAME>_TLS_CLIENT_CA_FILE", []string{"INPUT/*/TLS_CA_FILE", "INPUT/*/TLS_CA_DIR", "INPUT/*/CA_FILE", "INPUT/*/CA_DIR"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_KEEPALIVE", []string{"INPUT/*/SO_KEEPALIVE", "INPUT/*/TCP_KEEPALIVE*", "INPUT/*/KEEP_ALIVE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT", []string{"INPUT/*/TIMEOUT"}},
 	{"not in this version: SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT ends silent connections", []string{"INPUT/*/MAX_MESSAGE_AGE"}},
 	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424 or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/FORMAT"}},

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -155,5 +156,53 @@ func TestHangup(t *testing.T) {
 	p.await("msg=stopped")
 	if err := p.cmd.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCheckInputs is about inputs that are more than a port.
+func TestCheckInputs(t *testing.T) {
+	dir := t.TempDir()
+	certificate(t, dir, "server") // for an hour
+	check := func(vars ...string) (code int, out, errs string) {
+		var o, e strings.Builder
+		code = cmdCheck(t.Context(), nil, &o, &e, append(vars, "SPILLWAY_AGENT=gw1", "SPILLWAY_STATE_DIR="+dir+"/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0"))
+		return code, o.String(), e.String()
+	}
+	vars := []string{"SPILLWAY_INPUTS=tls,local,handed", "SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0",
+		"SPILLWAY_INPUT_TLS_TLS_CERT_FILE=" + dir + "/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=" + dir + "/server.key",
+		"SPILLWAY_INPUT_LOCAL_URL=unix://" + dir + "/log", "SPILLWAY_INPUT_HANDED_URL=fd://syslog"}
+	code, out, errs := check(vars...)
+	if code != exitOK || errs != "" {
+		t.Errorf("exit code %d: %s", code, errs)
+	}
+	for _, want := range []string{"\ninput tls        tls 127.0.0.1:", "certificate " + dir + "/server.pem, until ",
+		"\nwarning: SPILLWAY_INPUT_TLS_TLS_CERT_FILE=\"" + dir + "/server.pem\": the certificate ends ",
+		"\ninput local      unix " + dir + "/log, lane main\n", "\ninput handed     fd://syslog is handed over by systemd, and not looked at; lane main\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if _, err := os.Stat(dir + "/log"); !os.IsNotExist(err) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+
+	// Whoever has the socket is told.
+	l, err := net.Listen("unix", dir+"/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	code, _, errs = check(vars...)
+	if code != exitFailure || !strings.Contains(errs, dir+"/log") || !strings.Contains(errs, newHolder(os.Getpid()).String()+" has it") {
+		t.Errorf("exit code %d: %s", code, errs)
+	}
+
+	// What can't be used is told as at a start.
+	if err := os.Remove(dir + "/server.key"); err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs = check(append(vars[1:4:4], "SPILLWAY_INPUTS=tls")...)
+	if code == exitOK || !strings.Contains(errs, "server.key") {
+		t.Errorf("exit code %d: %s", code, errs)
 	}
 }
