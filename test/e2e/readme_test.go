@@ -54,7 +54,6 @@ func TestReadme(t *testing.T) {
 			running = nil
 		}
 	}
-	t.Cleanup(stop)
 	for i, b := range all {
 		if b.language != "sh" {
 			continue
@@ -152,7 +151,8 @@ type terminal struct {
 	ended chan struct{} // closed when cmd has ended
 }
 
-// open runs commands in dir, without what is set for the tests.
+// open runs commands in dir, without what is set for the tests. They end with the
+// test.
 func open(t *testing.T, dir, text string) *terminal {
 	t.Helper()
 	s := &terminal{text: text, cmd: exec.Command("bash", "-e", "-o", "pipefail", "-c", text), ended: make(chan struct{})}
@@ -168,6 +168,7 @@ func open(t *testing.T, dir, text string) *terminal {
 		_ = s.cmd.Wait() // ProcessState says it
 		close(s.ended)
 	}()
+	t.Cleanup(func() { s.interrupt(t) })
 	return s
 }
 
@@ -198,9 +199,15 @@ func (s *terminal) wait(t *testing.T) string {
 	return s.out.String()
 }
 
-// interrupt is Ctrl-C, which goes to all that the terminal runs.
+// interrupt is Ctrl-C, which goes to all that the terminal runs. Commands that have
+// ended are no error.
 func (s *terminal) interrupt(t *testing.T) {
 	t.Helper()
+	select {
+	case <-s.ended:
+		return
+	default:
+	}
 	s.signal(syscall.SIGINT)
 	select {
 	case <-s.ended:

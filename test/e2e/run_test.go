@@ -2,12 +2,9 @@ package e2e
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,37 +20,18 @@ func TestMakeRun(t *testing.T) {
 	if err := os.Symlink(bin, filepath.Join(dir, "bin")); err != nil { // the printed lines say bin/spillway
 		t.Fatal(err)
 	}
-	run := func(env ...string) (text func() string, stop func()) {
-		var out syncBuffer
-		cmd := exec.Command(filepath.Join(bin, "local"))
-		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &out
-		cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SPILLWAY_") }) // of the tests, not of the agent
-		cmd.Env = append(cmd.Env, env...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		go func() { done <- cmd.Wait() }()
+	run := func(command string) *terminal {
+		term := open(t, dir, command)
 		agent.Eventually(t, "the lines to type", 30*time.Second, func() bool {
-			select {
-			case err := <-done:
-				t.Fatalf("it ended: %v\n%s", err, out.String())
-			default:
-			}
-			return strings.Contains(out.String(), "Ctrl-C stops everything")
+			term.mustRun(t)
+			return strings.Contains(term.out.String(), "Ctrl-C stops everything")
 		})
-		return out.String, func() {
-			cmd.Process.Signal(os.Interrupt)
-			select {
-			case err := <-done:
-				if err != nil {
-					t.Errorf("after Ctrl-C: %v\n%s", err, out.String())
-				}
-			case <-time.After(30 * time.Second):
-				cmd.Process.Kill()
-				t.Fatalf("Ctrl-C did not stop it:\n%s", out.String())
-			}
+		return term
+	}
+	stop := func(term *terminal) {
+		term.interrupt(t)
+		if code := term.cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("after Ctrl-C: exit code %d\n%s", code, term.out.String())
 		}
 	}
 	printed := func(text, label string) string {
@@ -64,12 +42,13 @@ func TestMakeRun(t *testing.T) {
 		return "cd " + dir + " && " + m[1]
 	}
 
-	text, stop := run()
-	sh(t, printed(text(), "send a line"))
-	sh(t, printed(text(), "the same by udp"))
+	term := run("bin/local")
+	text := term.out.String()
+	sh(t, printed(text, "send a line"))
+	sh(t, printed(text, "the same by udp"))
 	var rs []record
 	agent.Eventually(t, "both lines in the stream", 20*time.Second, func() bool {
-		rs = parse(t, sh(t, printed(text(), "read it back")))
+		rs = parse(t, sh(t, printed(text, "read it back")))
 		return len(rs) == 2
 	})
 	for _, r := range rs {
@@ -77,20 +56,21 @@ func TestMakeRun(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	if m := sh(t, printed(text(), "its metrics")); !strings.Contains(m, `spillway_input_messages_total{input="tcp"} 1`) {
+	if m := sh(t, printed(text, "its metrics")); !strings.Contains(m, `spillway_input_messages_total{input="tcp"} 1`) {
 		t.Errorf("metrics:\n%s", m)
 	}
-	stop()
+	stop(term)
 
-	text, stop = run("SPILLWAY_OUTPUTS=archive", "SPILLWAY_OUTPUT_ARCHIVE_ROLL_AGE=1s")
-	sh(t, printed(text(), "send a line"))
-	cat := regexp.MustCompile(`(?m)^\s+(AWS_ACCESS_KEY_ID=.* cat 's3:.*)$`).FindStringSubmatch(text())
+	term = run("SPILLWAY_OUTPUTS=archive SPILLWAY_OUTPUT_ARCHIVE_ROLL_AGE=1s bin/local")
+	text = term.out.String()
+	sh(t, printed(text, "send a line"))
+	cat := regexp.MustCompile(`(?m)^\s+(AWS_ACCESS_KEY_ID=.* cat 's3:.*)$`).FindStringSubmatch(text)
 	if cat == nil {
-		t.Fatalf("no line to read the bucket in:\n%s", text())
+		t.Fatalf("no line to read the bucket in:\n%s", text)
 	}
 	agent.Eventually(t, "the line in the bucket", 20*time.Second, func() bool {
 		return strings.Contains(sh(t, "cd "+dir+" && "+cat[1]), `"message":"hello"`)
 	})
-	stop()
+	stop(term)
 	nothingRuns(t, dir)
 }
