@@ -49,15 +49,23 @@ func total(byReason map[string]uint64) (n int64) {
 
 func (a status) laneStats() (all []admin.LaneStats) {
 	for _, l := range a.lanes {
-		s := l.buffer.Stats()
+		s, n := l.buffer.Stats(), l.Counts()
+		s.Lost["stopped"] = n.Lost["stopped"]
 		ls := admin.LaneStats{
-			Name: l.name, Admitted: l.Admitted(), Delivered: l.Delivered(), Resent: l.Resent(), Lost: s.Lost,
-			Batches: s.AppendedBatches, BatchBytes: s.AppendedBytes, BatchRecords: s.AppendedRecords,
-			PendingRecords: s.PendingRecords, LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, MaxBytes: s.MaxBytes, FreeBytes: s.Free, DiskFailed: s.DiskError != nil,
-			Full: l.Full(), Shut: l.Shut(), Stalled: a.stall(l) != "", MessageMemory: l.memory.Held(), TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
+			Name: l.name, AtStart: n.Before, Admitted: n.Admitted, Unstored: n.InFlight, Pending: n.Pending, Delivered: n.Delivered, Lost: s.Lost,
+			Resent: l.Resent(), Batches: s.AppendedBatches, BatchBytes: s.AppendedBytes, TimeToFull: admin.Never, TimeToDrain: admin.Never,
+			LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, MaxBytes: s.MaxBytes, FreeBytes: s.Free, DiskFailed: s.DiskError != nil,
+			Full: l.Full(), Shut: l.Shut(), Stalled: a.stall(l) != "", MessageMemory: l.memory.Held(),
+			TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
 		}
-		if !s.PendingSince.IsZero() {
-			ls.PendingAge = time.Since(s.PendingSince)
+		if at := l.OldestPending(); !at.IsZero() {
+			ls.PendingAge = max(0, time.Since(at)) // clocks are set
+		}
+		if d, ok := l.TimeToFull(); ok {
+			ls.TimeToFull = d
+		}
+		if d, ok := l.TimeToDrain(); ok {
+			ls.TimeToDrain = d
 		}
 		all = append(all, ls)
 	}

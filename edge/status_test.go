@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -47,7 +48,13 @@ func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); retur
 // start runs an agent with vars, on free ports, until the end of the test.
 func start(t *testing.T, vars ...string) *running {
 	t.Helper()
-	r := &running{t: t, state: t.TempDir(), log: &lockedBuffer{}}
+	return startIn(t, t.TempDir(), vars...)
+}
+
+// startIn is start with a state directory.
+func startIn(t *testing.T, state string, vars ...string) *running {
+	t.Helper()
+	r := &running{t: t, state: state, log: &lockedBuffer{}}
 	cfg, err := loadConfig(append([]string{"SPILLWAY_SHUTDOWN_GRACE=100ms"}, append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0",
 		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms")...))
 	if err != nil {
@@ -314,8 +321,8 @@ func TestConservation(t *testing.T) {
 	var d deliveries
 	a.until("all that was dropped is told", func() bool {
 		m, d = a.metrics(), a.delivered()
-		admitted, stored, delivered := sum(m, "spillway_lane_records_admitted_total"), sum(m, "spillway_lane_records_stored_total"), sum(m, "spillway_lane_records_delivered_total")
-		return admitted == stored && sum(m, "spillway_lane_pending_records") == 0 && float64(len(d.records)) == delivered && d.told["udp"] == sum(m, "spillway_input_dropped_total", `input="udp"`)
+		return sum(m, "spillway_lane_unstored_records") == 0 && sum(m, "spillway_lane_pending_records") == 0 &&
+			float64(len(d.records)) == sum(m, "spillway_lane_records_delivered_total") && d.told["udp"] == sum(m, "spillway_input_dropped_total", `input="udp"`)
 	})
 	for _, in := range []string{"tcp", "udp"} {
 		got, taken := m[`spillway_input_messages_total{input="`+in+`"}`], m[`spillway_input_records_admitted_total{input="`+in+`"}`]
@@ -343,6 +350,48 @@ func TestConservation(t *testing.T) {
 	}
 	if n := d.told["udp"]; n == 0 {
 		t.Error("no gap record tells of datagrams")
+	}
+}
+
+// What an earlier life left is in the balance too.
+func TestConservationRestart(t *testing.T) {
+	vars, mend := away(t)
+	vars = append(vars, "SPILLWAY_COMPRESSION=none")
+	state := t.TempDir()
+	a := startIn(t, state, vars...)
+	c := a.dial("tcp")
+	for n := range 1000 {
+		fmt.Fprintf(c, "<13>first-%d\n", n)
+	}
+	a.until("all is stored", func() bool { return a.metrics()[`spillway_lane_pending_records{lane="main"}`] == 1000 })
+	a.stop <- syscall.SIGTERM
+	<-a.ended
+
+	a = startIn(t, state, vars...)
+	c = a.dial("tcp")
+	for n := range 500 {
+		fmt.Fprintf(c, "<13>second-%d\n", n)
+	}
+	a.until("all is stored", func() bool { return a.metrics()[`spillway_lane_pending_records{lane="main"}`] >= 1500 })
+	balance := func(m map[string]float64) (before, after float64) {
+		before = sum(m, "spillway_lane_records_at_start") + sum(m, "spillway_lane_records_admitted_total")
+		return before, sum(m, "spillway_lane_unstored_records") + sum(m, "spillway_lane_pending_records") + sum(m, "spillway_lane_records_delivered_total") + sum(m, "spillway_lane_records_lost_total")
+	}
+	m := a.metrics()
+	if before, after := balance(m); before != after || before != 1500 || sum(m, "spillway_lane_records_at_start") != 1000 {
+		t.Errorf("while nothing is delivered: %v at start, %v and %v in all", sum(m, "spillway_lane_records_at_start"), before, after)
+	}
+	if age := sum(m, "spillway_lane_pending_age_seconds"); age <= 0 || age > 60 {
+		t.Errorf("the oldest record is %v s old", age)
+	}
+	mend()
+	a.until("all is delivered", func() bool { m = a.metrics(); return sum(m, "spillway_lane_pending_records") == 0 })
+	if before, after := balance(m); before != after || sum(m, "spillway_lane_records_delivered_total") != 1500 || len(a.delivered().records) != 1500 {
+		t.Errorf("%v and %v; delivered %v, %d there", before, after, sum(m, "spillway_lane_records_delivered_total"), len(a.delivered().records))
+	}
+	if sum(m, "spillway_lane_pending_age_seconds") != 0 || sum(m, "spillway_lane_time_to_drain_seconds") != 0 || !math.IsInf(sum(m, "spillway_lane_time_to_full_seconds"), 1) && sum(m, "spillway_lane_time_to_full_seconds") <= 0 {
+		t.Errorf("at the end: age %v, time to drain %v, to full %v", sum(m, "spillway_lane_pending_age_seconds"), sum(m, "spillway_lane_time_to_drain_seconds"),
+			sum(m, "spillway_lane_time_to_full_seconds"))
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -79,34 +80,42 @@ type InputStats struct {
 	ReceiveBuffer int64 // gauge: bytes that the kernel granted; 0: not asked
 }
 
+// Never is a duration that does not end.
+const Never = time.Duration(math.MaxInt64)
+
 // LaneStats are the counters and the state of one lane.
 type LaneStats struct {
 	Name string // of the lane
 
-	Admitted  uint64            // records that were given a number since the start
-	Delivered uint64            // records acknowledged by an output since the start
-	Resent    uint64            // records sent again since the start, because a stream had lost them
-	Lost      map[string]uint64 // numbered records that were lost, over all lives of the buffer, by reason
+	// Where the records are: AtStart + Admitted = Unstored + Pending + Delivered + what
+	// of Lost was lost since the start.
+	AtStart   uint64            // stored and not delivered when the agent started
+	Admitted  uint64            // given a number since then
+	Unstored  uint64            // of these, not stored yet
+	Pending   uint64            // stored and not delivered
+	Delivered uint64            // acknowledged by an output
+	Lost      map[string]uint64 // by reason, over all lives of the buffer; all reasons are there
 
-	Batches      uint64 // stored since the start
-	BatchBytes   uint64 // of their payloads
-	BatchRecords uint64 // in them
+	Resent     uint64 // records sent again since the start, because a stream had lost them
+	Batches    uint64 // stored since the start
+	BatchBytes uint64 // of their payloads
 
-	PendingRecords uint64        // stored and not delivered
-	PendingAge     time.Duration // how long the oldest of them has waited at the head of the line
-	LiveBytes      int64         // of segments with pending records
-	DiskBytes      int64         // of all segments, delivered ones that are kept included
-	MaxBytes       int64         // that they may be
-	FreeBytes      int64         // of the file system
-	Full           bool          // no room: inputs wait or drop
-	Shut           bool          // inputs that refuse do so now
-	DiskFailed     bool          // the last write did not succeed
-	Stalled        bool          // records wait and no output takes any
-	MessageMemory  int64         // bytes of messages that are not finished yet
-	TornBytes      uint64        // passed over since the start: writes that were cut off
-	CorruptBytes   uint64        // passed over since the start: bytes that were durable once
-	Quarantined    uint64        // segments moved to quarantine/ since the start
-	Syncs          uint64        // fsyncs of segments since the start
+	PendingAge    time.Duration // since the oldest of them was received; 0: none
+	TimeToFull    time.Duration // as records come and go now; Never: it does not fill
+	TimeToDrain   time.Duration // until nothing is pending; Never: it does not get less
+	LiveBytes     int64         // of segments with pending records
+	DiskBytes     int64         // of all segments, delivered ones that are kept included
+	MaxBytes      int64         // that they may be
+	FreeBytes     int64         // of the file system
+	Full          bool          // no room: inputs wait or drop
+	Shut          bool          // inputs that refuse do so now
+	DiskFailed    bool          // the last write did not succeed
+	Stalled       bool          // records wait and no output takes any
+	MessageMemory int64         // bytes of messages that are not finished yet
+	TornBytes     uint64        // passed over since the start: writes that were cut off
+	CorruptBytes  uint64        // passed over since the start: bytes that were durable once
+	Quarantined   uint64        // segments moved to quarantine/ since the start
+	Syncs         uint64        // fsyncs of segments since the start
 }
 
 // OutputStats is the state of one output.

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,16 +83,19 @@ var datagramMetrics = []family[InputStats]{
 }
 
 var laneMetrics = []family[LaneStats]{
-	counter("lane", "lane_records_admitted_total", "Records that were given a number.", func(s *LaneStats) float64 { return float64(s.Admitted) }),
-	counter("lane", "lane_records_stored_total", "Of those, records that are durable as SYNC says.", func(s *LaneStats) float64 { return float64(s.BatchRecords) }),
+	gauge("lane", "lane_records_at_start", "Records that were stored and not delivered when the agent started.", func(s *LaneStats) float64 { return float64(s.AtStart) }),
+	counter("lane", "lane_records_admitted_total", "Records that were given a number, gap records included.", func(s *LaneStats) float64 { return float64(s.Admitted) }),
+	gauge("lane", "lane_unstored_records", "Records that have a number and are not stored yet.", func(s *LaneStats) float64 { return float64(s.Unstored) }),
+	gauge("lane", "lane_pending_records", "Records that are stored and that no output has yet.", func(s *LaneStats) float64 { return float64(s.Pending) }),
 	counter("lane", "lane_records_delivered_total", "Records that an output acknowledged.", func(s *LaneStats) float64 { return float64(s.Delivered) }),
+	counters("lane", "reason", "lane_records_lost_total", "Numbered records that no output will get, over all starts; a gap record tells of them. rejected: put aside, as no output takes them.", func(s *LaneStats) map[string]uint64 { return s.Lost }),
 	counter("lane", "lane_records_resent_total", "Records sent again because a stream had lost what it had acknowledged.", func(s *LaneStats) float64 { return float64(s.Resent) }),
-	counters("lane", "reason", "lane_records_lost_total", "Numbered records that are lost, over all starts; a gap record tells of them.", func(s *LaneStats) map[string]uint64 { return s.Lost }),
 	counter("lane", "lane_batches_total", "Batches that were stored.", func(s *LaneStats) float64 { return float64(s.Batches) }),
 	counter("lane", "lane_batch_bytes_total", "Bytes of their payloads, compressed.", func(s *LaneStats) float64 { return float64(s.BatchBytes) }),
-	gauge("lane", "lane_pending_records", "Records in the buffer that no output has yet.", func(s *LaneStats) float64 { return float64(s.PendingRecords) }),
-	gauge("lane", "lane_pending_bytes", "Bytes of the segments that they are in.", func(s *LaneStats) float64 { return float64(s.LiveBytes) }),
-	gauge("lane", "lane_pending_age_seconds", "How long the oldest of them has waited at the head of the line.", func(s *LaneStats) float64 { return s.PendingAge.Seconds() }),
+	gauge("lane", "lane_pending_bytes", "Bytes of the segments that pending records are in.", func(s *LaneStats) float64 { return float64(s.LiveBytes) }),
+	gauge("lane", "lane_pending_age_seconds", "Time since the oldest pending record was received.", func(s *LaneStats) float64 { return s.PendingAge.Seconds() }),
+	gauge("lane", "lane_time_to_full_seconds", "Time until there is no room, if records come and go as in the last minute; +Inf: it does not fill.", func(s *LaneStats) float64 { return seconds(s.TimeToFull) }),
+	gauge("lane", "lane_time_to_drain_seconds", "Time until nothing is pending, if records come and go as in the last minute; +Inf: it does not get less.", func(s *LaneStats) float64 { return seconds(s.TimeToDrain) }),
 	gauge("lane", "lane_disk_bytes", "Bytes of all segments, delivered ones that are kept included.", func(s *LaneStats) float64 { return float64(s.DiskBytes) }),
 	gauge("lane", "lane_disk_limit_bytes", "SPILLWAY_BUFFER_MAX_BYTES.", func(s *LaneStats) float64 { return float64(s.MaxBytes) }),
 	gauge("lane", "lane_disk_free_bytes", "Free bytes of the buffer's file system, as last seen.", func(s *LaneStats) float64 { return float64(s.FreeBytes) }),
@@ -136,6 +140,13 @@ func one(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+func seconds(d time.Duration) float64 {
+	if d == Never {
+		return math.Inf(1)
+	}
+	return d.Seconds()
 }
 
 // collector asks the sources at every scrape, so that nobody counts twice.
