@@ -404,11 +404,18 @@ func (o *Output) variable(option string) string {
 	return "SPILLWAY_OUTPUT_" + strings.ToUpper(o.name) + "_" + option
 }
 
-// Reload implements outputs.Reloader.
+// Reload implements outputs.Reloader. If there is no connection, one is tried now
+// and not after the pause that runs: what was refused before may be taken.
 func (o *Output) Reload() error {
 	var errs []error
 	for _, f := range o.files.all {
 		errs = append(errs, f.reload())
+	}
+	o.mu.Lock()
+	l, closed := o.l, o.closed
+	o.mu.Unlock()
+	if !closed && !l.isUp() {
+		_ = l.nc.ForceReconnect() // it fails when the link is closed, and ready makes another
 	}
 	return errors.Join(errs...)
 }

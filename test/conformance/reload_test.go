@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -55,6 +56,31 @@ func logged(t *testing.T, n *servers.NATS, change func(*jetstream.Config)) (*jet
 		}
 	})
 	return o, text
+}
+
+// TestReloadTriesNow is about an operator who replaced what was refused and does not
+// want to wait for the next attempt.
+func TestReloadTriesNow(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	put(t, token, "guess\n")
+	n := servers.StartNATS(t, t.TempDir(), servers.Config(`authorization: { token: s3cret }`))
+	o, text := logged(t, n, func(c *jetstream.Config) {
+		c.Token, c.TokenFile, c.ReconnectMin, c.ReconnectMax = "guess", token, time.Hour, time.Hour
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := o.Probe(ctx, "main"); err == nil || !strings.Contains(err.Error(), "Authorization Violation") {
+		t.Fatalf("a wrong token: %v", err)
+	}
+	put(t, token, "s3cret\n")
+	if err := o.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); !o.Connected(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not connected:\n%s", text)
+		}
+	}
 }
 
 func put(t *testing.T, path, text string) {
