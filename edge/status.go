@@ -40,13 +40,6 @@ func (a status) inputStats() (all []admin.InputStats) {
 	return all
 }
 
-func total(byReason map[string]uint64) (n int64) {
-	for _, k := range byReason {
-		n += int64(k)
-	}
-	return n
-}
-
 func (a status) laneStats() (all []admin.LaneStats) {
 	for _, l := range a.lanes {
 		s, n := l.buffer.Stats(), l.Counts()
