@@ -247,7 +247,7 @@ func (i *inspection) find(ctx context.Context, s session) (stream string, info *
 			i.good("stream", "not known: %v", why)
 			return "", nil
 		case err != nil:
-			i.noStream(err)
+			i.noStream(ctx, s, err)
 			return "", nil
 		}
 	}
@@ -258,34 +258,39 @@ func (i *inspection) find(ctx context.Context, s session) (stream string, info *
 		i.good("stream", "%s: its settings can't be seen, which the agent need not: %v", stream, why)
 		return stream, nil
 	case err != nil:
-		i.noStream(err)
+		i.noStream(ctx, s, err)
 		return "", nil
 	}
 	info = &streamInfo{}
 	if err := json.Unmarshal(answer.Data, info); err != nil {
-		i.noStream(fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err))
+		i.noStream(ctx, s, fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err))
 		return "", nil
 	}
 	if e := info.Error; e != nil && e.ErrorCode == codeNoStream {
 		i.add(outputs.Problem, "stream", fmt.Sprintf("there is no stream %s", stream), "correct "+i.variable("STREAM")+", or make it: "+i.addStream(stream))
 		return "", nil
 	} else if e != nil {
-		i.noStream(e)
+		i.noStream(ctx, s, e)
 		return "", nil
 	}
 	return stream, info
 }
 
 // noStream is a Problem: the stream can't be found, as err says.
-func (i *inspection) noStream(err error) {
+func (i *inspection) noStream(ctx context.Context, s session, err error) {
 	f := outputs.FindingOf("stream", i.fail("look for the stream of "+i.subjects[0], i.subjects[0], outputs.StoredNo, err))
-	if errors.Is(err, jetstream.ErrNoStreamResponse) {
+	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
 		stream := i.c.Stream
 		if stream == "" {
 			stream = "LOGS"
 		}
-		f.Text = "no stream takes " + i.subjects[0]
-		f.Hint = i.addStream(stream)
+		f.Text, f.Hint = "no stream takes "+i.subjects[0], i.addStream(stream)
+		if _, err := s.request(ctx, &nats.Msg{Subject: i.api() + "STREAM.NAMES"}, time.Second); errors.Is(err, nats.ErrNoResponders) {
+			f.Text, f.Hint = "nobody answers on "+i.api()+">", "enable JetStream on the server and for this account"
+			if i.c.Domain != "" {
+				f.Hint = "correct " + i.variable("DOMAIN") + ", or e" + f.Hint[1:]
+			}
+		}
 	}
 	i.all = append(i.all, f)
 }

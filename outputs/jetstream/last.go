@@ -223,11 +223,7 @@ func (o *Output) streamOf(ctx context.Context, s session, subject string) (strin
 // whether anything could be published now. If not, its error is that of ask, else
 // ask is tried once more, and its error is an unaskable or nats.ErrNoResponders.
 func (o *Output) ask(ctx context.Context, s session, subject, api string, data []byte) (*nats.Msg, error) {
-	prefix := "$JS.API."
-	if o.c.Domain != "" {
-		prefix = "$JS." + o.c.Domain + ".API."
-	}
-	api = prefix + api
+	api = o.api() + api
 	for again := false; ; again = true {
 		answer, err := s.request(ctx, &nats.Msg{Subject: api, Data: data}, o.c.AckTimeout/2)
 		switch {
@@ -244,6 +240,14 @@ func (o *Output) ask(ctx context.Context, s session, subject, api string, data [
 			return nil, err
 		}
 	}
+}
+
+// api is what all subjects of JetStream's API begin with.
+func (o *Output) api() string {
+	if o.c.Domain != "" {
+		return "$JS." + o.c.Domain + ".API."
+	}
+	return "$JS.API."
 }
 
 // request returns the first answer to msg. It asks again meanwhile, as one of

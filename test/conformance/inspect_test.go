@@ -134,6 +134,39 @@ func TestInspectStream(t *testing.T) {
 		inspect(t, o, good("stream", "discards new, keeps 1.0 MiB"), warning("stream", "of 1.0 MiB are used, and it refuses what does not fit"),
 			good("last", "record 2 of epoch "))
 	})
+	t.Run("another domain", func(t *testing.T) {
+		inspect(t, hub(t, n, func(c *js.Config) { c.Domain = "hub" }), good("connect"),
+			problem("stream", "nobody answers on $JS.hub.API.>", "correct SPILLWAY_OUTPUT_HUB_DOMAIN, or enable JetStream"), good("publish"), good("publish"))
+	})
+	t.Run("a domain", func(t *testing.T) {
+		n := servers.StartNATS(t, t.TempDir(), servers.Domain("hub"))
+		servers.CreateStream(t, n.URL, logs)
+		inspect(t, hub(t, n, func(c *js.Config) { c.Domain = "hub" }), good("stream", "LOGS: [logs.>]"), good("last"))
+	})
+	t.Run("no JetStream", func(t *testing.T) {
+		n := servers.StartNATS(t, t.TempDir(), servers.WithoutJetStream())
+		for _, stream := range []string{"LOGS", ""} {
+			inspect(t, hub(t, n, func(c *js.Config) { c.Stream = stream }), problem("stream", "nobody answers on $JS.API.>", "enable JetStream on the server and for this account"))
+		}
+	})
+	t.Run("a server of a cluster", func(t *testing.T) {
+		n := servers.StartNATS(t, t.TempDir(), servers.Config(fmt.Sprintf("server_name: n1\ncluster: {name: c, listen: \"127.0.0.1:%d\", routes: []}", servers.FreePort(t))), servers.WithoutJetStream())
+		o := hub(t, n)
+		inspect(t, o, good("connect", "nats-server 2.15.2 n1 at"), problem("stream"))
+	})
+	t.Run("silent", func(t *testing.T) {
+		n := servers.StartNATS(t, t.TempDir())
+		servers.CreateStream(t, n.URL, logs)
+		o := hub(t, n, func(c *js.Config) { c.AckTimeout = 300 * time.Millisecond })
+		inspect(t, o, good("publish"))
+		n.Pause(t)
+		defer n.Resume(t)
+		start := time.Now()
+		inspect(t, o, good("connect"), problem("stream", "no answer within"), problem("publish", "no answer within"), problem("publish", "no answer within"))
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("that took %v", took)
+		}
+	})
 	t.Run("nobody there", func(t *testing.T) {
 		n.Stop(t)
 		inspect(t, hub(t, n), problem("connect", "connect to "+n.URL+" as nobody", "connection refused", "see whether a nats-server listens there"))
