@@ -39,7 +39,7 @@ install -m 755 "$binary" "$tree/usr/bin/spillway"
 install -m 644 infra/systemd/*.service infra/systemd/*.socket "$unit"
 install -m 640 "$from/spillway.env" "$tree/etc/spillway/spillway.env"
 gzip -9n <"$from/spillway.1" >"$tree/usr/share/man/man1/spillway.1.gz"
-gzip -9n <CHANGELOG.md >"$doc/CHANGELOG.md.gz"
+gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 install -m 644 "$from/copyright" LICENSE README.md "$doc"
 install -m 644 docs/*.md "$doc/docs"
 "$from/licenses.sh" "$binary" | gzip -9n >"$doc/third-party-licenses.gz"
@@ -53,7 +53,7 @@ export PKG_ARCH PKG_VERSION PKG_MAINTAINER PKG_TIME PKG_TREE PKG_FROM
 gzip -9n >"$tree/changelog.Debian.gz" <<END
 spillway ($PKG_VERSION-1) unstable; urgency=medium
 
-  * See CHANGELOG.md.gz in this directory.
+  * See changelog.gz in this directory.
 
  -- $PKG_MAINTAINER  $(date -u -R -d "@$SOURCE_DATE_EPOCH")
 END

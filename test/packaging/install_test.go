@@ -10,6 +10,9 @@ const send = "logger -T -n 127.0.0.1 -P "
 // install installs a package, without what others do when a manual page has changed.
 const install = "dpkg --no-triggers --force-unsafe-io --force-confold -i "
 
+// newest prints the epoch of the newest record.
+const newest = `runuser -u spillway -- spillway cat /var/lib/spillway/outbox | tail -n 1 | grep -o '"epoch":"[0-9a-f]*"'`
+
 // traces prints what an installation changes.
 const traces = "sha256sum /etc/passwd /etc/group; find /etc /opt /run /usr/bin /usr/lib/systemd /usr/sbin /usr/share /var -iname '*spillway*' | sort"
 
@@ -51,6 +54,12 @@ func testDeb(h *host) {
 	h.sh("sed -i 's|^#\\(SPILLWAY_INPUT_TCP_URL=tcp://0.0.0.0:514\\)$|\\1|' /etc/spillway/spillway.env && systemctl restart spillway")
 	h.sh(send + "514 privileged")
 	h.arrives("privileged")
+
+	h.step("a look at the configuration, as the environment file says")
+	// The line is the file's own.
+	if out := h.sh("$(sed -n 's/^#  *\\(systemd-run .*\\) --probe$/\\1/p' /etc/spillway/spillway.env)"); !strings.HasSuffix(out, "\nok") || !strings.Contains(out, "0.0.0.0:514") {
+		h.t.Fatal(out)
+	}
 
 	h.step("a configuration that is wrong")
 	h.sh("cp -a /etc/spillway/spillway.env /tmp/env; echo SPILLWAY_INPUT_TPC_URL=tcp://:514 >>/etc/spillway/spillway.env")
@@ -103,6 +112,7 @@ func testDeb(h *host) {
 	h.sh("rm /run/systemd/system/spillway.service.d/group.conf; groupdel app; cp -a /tmp/env /etc/spillway/spillway.env; systemctl daemon-reload; systemctl restart spillway")
 
 	h.step("upgrade")
+	epoch := h.sh(newest)
 	h.sh("chmod 600 /etc/spillway/spillway.env")
 	h.sh(install + "/mnt/2.deb")
 	h.want("spillway version | cut -d' ' -f2", "1.1.0")
@@ -111,6 +121,7 @@ func testDeb(h *host) {
 	h.want("grep -c ^SPILLWAY_INPUT_TCP_URL=tcp://0.0.0.0:514 /etc/spillway/spillway.env", "1")
 	h.sh(send + "514 upgraded")
 	h.arrives("upgraded")
+	h.want(newest, epoch)
 	h.arrives("first")
 
 	h.step("an upgrade starts no agent that was disabled")
