@@ -14,6 +14,7 @@ import (
 // failed long before the first record that waits for it; a server that accepts and
 // says nothing is as bad as none.
 func TestReadyStream(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

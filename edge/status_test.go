@@ -170,6 +170,7 @@ func away(t *testing.T) (vars []string, mend func()) {
 // Outputs that are away are no reason not to accept; records that get nowhere are
 // one not to be called ready, and it ends with the cause.
 func TestReadyStalled(t *testing.T) {
+	t.Parallel()
 	vars, mend := away(t)
 	a := start(t, vars...)
 	if code, body := a.get("/readyz"); code != http.StatusOK {
@@ -204,6 +205,7 @@ func TestReadyStalled(t *testing.T) {
 
 // A lane without room accepts nothing.
 func TestReadyFull(t *testing.T) {
+	t.Parallel()
 	vars, mend := away(t)
 	a := start(t, append(vars, "SPILLWAY_BUFFER_MAX_BYTES=4MiB", "SPILLWAY_COMPRESSION=none")...)
 	c := a.dial("tcp")
@@ -229,6 +231,7 @@ func TestReadyFull(t *testing.T) {
 // A lane whose disk fails accepts nothing: the directory is gone, so that no
 // segment can be made.
 func TestReadyDisk(t *testing.T) {
+	t.Parallel()
 	a := start(t)
 	if err := os.RemoveAll(filepath.Join(a.state, "buffer", "main")); err != nil {
 		t.Fatal(err)
@@ -246,6 +249,7 @@ func TestReadyDisk(t *testing.T) {
 // The clock of a stall begins when there is something to deliver, however long
 // the output has been away by then.
 func TestReadyStallBegins(t *testing.T) {
+	t.Parallel()
 	vars, _ := away(t)
 	a := start(t, vars...)
 	time.Sleep(600 * time.Millisecond) // longer than a stall: twice FAILOVER_AFTER
@@ -259,6 +263,7 @@ func TestReadyStallBegins(t *testing.T) {
 
 // An output that gathers does not stall the lane.
 func TestReadyGathers(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	a := start(t, "SPILLWAY_OUTPUTS=a,b", "SPILLWAY_FAILOVER_AFTER=100ms", "SPILLWAY_OUTPUT_A_URL=file://"+dir+"/a", "SPILLWAY_OUTPUT_A_ROLL_AGE=1h",
 		"SPILLWAY_OUTPUT_B_URL=file://"+dir+"/b")
@@ -284,6 +289,7 @@ func sum(m map[string]float64, name string, labels ...string) (n float64) {
 // The conservation law, by what a scrape says and by what lies in the directories
 // at the end: nothing is missing that no counter has, nothing is there twice.
 func TestConservation(t *testing.T) {
+	t.Parallel()
 	vars, mend := away(t)
 	a := start(t, append(vars, "SPILLWAY_BUFFER_MAX_BYTES=4MiB", "SPILLWAY_COMPRESSION=none", "SPILLWAY_BATCH_MAX_RECORDS=500")...)
 	text := strings.Repeat("x", 2<<10)
@@ -355,6 +361,7 @@ func TestConservation(t *testing.T) {
 
 // What an earlier life left is in the balance too.
 func TestConservationRestart(t *testing.T) {
+	t.Parallel()
 	vars, mend := away(t)
 	vars = append(vars, "SPILLWAY_COMPRESSION=none")
 	state := t.TempDir()
@@ -447,6 +454,7 @@ func (r *running) delivered() deliveries {
 
 // An input that refuses says so while it does, and the sender notices.
 func TestReadyRefuses(t *testing.T) {
+	t.Parallel()
 	vars, mend := away(t)
 	a := start(t, append(vars, "SPILLWAY_BUFFER_MAX_BYTES=4MiB", "SPILLWAY_COMPRESSION=none", "SPILLWAY_INPUTS=tcp", "SPILLWAY_INPUT_TCP_ON_FULL=refuse")...)
 	c := a.dial("tcp")
@@ -482,6 +490,7 @@ func TestReadyRefuses(t *testing.T) {
 
 // While it stops the agent accepts nothing, and says so until its end.
 func TestReadyStopping(t *testing.T) {
+	t.Parallel()
 	vars, _ := away(t)
 	a := start(t, append(vars, "SPILLWAY_SHUTDOWN_GRACE=1h")...)
 	fmt.Fprintln(a.dial("tcp"), "<13>one")
