@@ -1,6 +1,10 @@
 package jetstream
 
 import (
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +80,25 @@ func TestRareStreams(t *testing.T) {
 				t.Errorf("%+v", f)
 			}
 		})
+	}
+}
+
+// TestClaims is about a user whose credentials say who it is, and for how long.
+func TestClaims(t *testing.T) {
+	in := time.Now().Add(time.Hour)
+	body := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"name":"edge-gw1","sub":"UABC","exp":%d}`, in.Unix()))
+	_, creds := user(t, "head."+body+".signature")
+	path := filepath.Join(t.TempDir(), "gw1.creds")
+	if err := os.WriteFile(path, []byte(creds), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	i := &inspection{Output: &Output{name: "hub", c: Config{Servers: "nats://h", CredsFile: path}}}
+	if got, want := i.who(), "user edge-gw1 (UABC, "+path+")"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	ends := i.ends()
+	if len(ends) != 1 || ends[0].what != "the user of SPILLWAY_OUTPUT_HUB_CREDS_FILE" || ends[0].at.Unix() != in.Unix() {
+		t.Errorf("%+v", ends)
 	}
 }
 
