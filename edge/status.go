@@ -51,6 +51,9 @@ func (a status) laneStats() (all []admin.LaneStats) {
 			Full: l.Full(), Shut: l.Shut(), Stalled: a.stall(l) != "", MessageMemory: l.memory.Held(),
 			TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
 		}
+		if n.Pending == 0 {
+			ls.LiveBytes = 0 // the newest segment stays
+		}
 		if at := l.OldestPending(); !at.IsZero() {
 			ls.PendingAge = max(0, time.Since(at)) // clocks are set
 		}

@@ -396,8 +396,8 @@ func TestConservationRestart(t *testing.T) {
 	if before, after := balance(m); before != after || sum(m, "spillway_lane_records_delivered_total") != 1500 || len(a.delivered().records) != 1500 {
 		t.Errorf("%v and %v; delivered %v, %d there", before, after, sum(m, "spillway_lane_records_delivered_total"), len(a.delivered().records))
 	}
-	if sum(m, "spillway_lane_pending_age_seconds") != 0 || sum(m, "spillway_lane_time_to_drain_seconds") != 0 || !math.IsInf(sum(m, "spillway_lane_time_to_full_seconds"), 1) && sum(m, "spillway_lane_time_to_full_seconds") <= 0 {
-		t.Errorf("at the end: age %v, time to drain %v, to full %v", sum(m, "spillway_lane_pending_age_seconds"), sum(m, "spillway_lane_time_to_drain_seconds"),
+	if sum(m, "spillway_lane_pending_bytes") != 0 || sum(m, "spillway_lane_pending_age_seconds") != 0 || sum(m, "spillway_lane_time_to_drain_seconds") != 0 || !math.IsInf(sum(m, "spillway_lane_time_to_full_seconds"), 1) && sum(m, "spillway_lane_time_to_full_seconds") <= 0 {
+		t.Errorf("at the end: %v bytes, age %v, time to drain %v, to full %v", sum(m, "spillway_lane_pending_bytes"), sum(m, "spillway_lane_pending_age_seconds"), sum(m, "spillway_lane_time_to_drain_seconds"),
 			sum(m, "spillway_lane_time_to_full_seconds"))
 	}
 }
