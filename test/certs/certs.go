@@ -37,8 +37,9 @@ func New(t testing.TB) *Authority {
 
 // Issue writes a certificate for 127.0.0.1, ::1 and localhost and its key, in PEM.
 // It is valid until until, from an hour ago or from an hour before that, whichever
-// is earlier. An earlier one of the same name is replaced.
-func (a *Authority) Issue(name string, until time.Time) (certFile, keyFile string) {
+// is earlier. An earlier one of the same name is replaced. With hosts it is for these
+// names instead.
+func (a *Authority) Issue(name string, until time.Time, hosts ...string) (certFile, keyFile string) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	a.must(err)
@@ -51,6 +52,9 @@ func (a *Authority) Issue(name string, until time.Time) (certFile, keyFile strin
 	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: from.Add(-time.Hour), NotAfter: until,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, DNSNames: []string{"localhost"}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	if len(hosts) > 0 {
+		c.IPAddresses, c.DNSNames = nil, hosts
+	}
 	if a.cert == nil { // the authority's own
 		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 		a.cert, a.key = c, key
