@@ -234,6 +234,22 @@ accounts: { EDGE: { jetstream: enabled, users: [
 	})
 }
 
+// TestInspectCredentials is about a user whom a file names, and who ends.
+func TestInspectCredentials(t *testing.T) {
+	op := newOperator(t)
+	creds := filepath.Join(t.TempDir(), "gw1.creds")
+	op.login(creds, time.Now().Add(time.Hour))
+	n := servers.StartNATS(t, t.TempDir(), servers.Config(op.config(time.Time{})))
+	o := hub(t, n, func(c *js.Config) { c.CredsFile = creds })
+	who := "user x (" + public(t, op.user) + ", " + creds + ")"
+	inspect(t, o, good("connect", n.URL+" as "+who+", account "+public(t, op.acct)+": nats-server "),
+		warning("connect", "the user of SPILLWAY_OUTPUT_HUB_CREDS_FILE ends ", "put a new one into the file"), problem("stream", "there is no stream LOGS"))
+
+	op.login(creds, time.Now().Add(-time.Minute))
+	o = hub(t, n, func(c *js.Config) { c.CredsFile = creds })
+	inspect(t, o, problem("connect", n.URL+" as "+who, "check SPILLWAY_OUTPUT_HUB_CREDS_FILE"))
+}
+
 func TestInspectS3(t *testing.T) {
 	server := servers.StartS3(t, "")
 	server.Setenv(t)
