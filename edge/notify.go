@@ -115,7 +115,7 @@ func (a *agent) summary() string {
 	}
 	var all []string
 	for _, l := range a.lanes {
-		all = append(all, fmt.Sprintf("lane %s: %d records pending for %s", l.name, l.buffer.Stats().PendingRecords, cmp.Or(using[l.name], a.outs[0].Name())))
+		all = append(all, fmt.Sprintf("lane %s sends to %s, %d pending", l.name, cmp.Or(using[l.name], a.outs[0].Name()), l.buffer.Stats().PendingRecords))
 	}
 	return strings.Join(all, "; ")
 }

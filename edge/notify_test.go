@@ -81,9 +81,9 @@ func TestNotify(t *testing.T) {
 			n := &notifier{log: slog.New(slog.DiscardHandler)}
 			n.ready()
 			m.want("READY=1")
-			n.status("lane main: 3 records pending for hub")
-			m.want("STATUS=lane main: 3 records pending for hub")
-			n.status("lane main: 3 records pending for hub")
+			n.status("lane main sends to hub, 3 pending")
+			m.want("STATUS=lane main sends to hub, 3 pending")
+			n.status("lane main sends to hub, 3 pending")
 			m.nothing()
 
 			before := monotonic(t)
@@ -203,7 +203,7 @@ func TestRunNotifies(t *testing.T) {
 			"SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_LOG_LEVEL=error", "SPILLWAY_AGENT=gw1",
 		})
 	}()
-	m.want("STATUS=lane main: 0 records pending for outbox")
+	m.want("STATUS=lane main sends to outbox, 0 pending")
 	m.want("READY=1")
 	for range 3 {
 		m.want("WATCHDOG=1")
@@ -227,6 +227,47 @@ func TestRunNotifies(t *testing.T) {
 	if got := said(); got != "STOPPING=1" {
 		t.Errorf("%q", got)
 	}
+	if code := <-ended; code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// The line for people follows what the lanes do.
+func TestRunStatus(t *testing.T) {
+	m := newManager(t, filepath.Join(t.TempDir(), "notify"))
+	t.Setenv("WATCHDOG_USEC", "40000")
+	t.Setenv("WATCHDOG_PID", "")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int)
+	go func() {
+		ended <- cmdRun(ctx, nil, os.Stdout, os.Stderr, []string{
+			"SPILLWAY_STATE_DIR=" + dir + "/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_LOG_LEVEL=error", "SPILLWAY_AGENT=gw1", "SPILLWAY_SHUTDOWN_GRACE=100ms",
+			"SPILLWAY_INPUTS=unix,vault", "SPILLWAY_INPUT_UNIX_URL=unix://" + dir + "/syslog.sock", "SPILLWAY_INPUT_VAULT_URL=unix://" + dir + "/vault.sock", "SPILLWAY_INPUT_VAULT_LANE=audit",
+			"SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms",
+			"SPILLWAY_OUTPUTS=disk", "SPILLWAY_OUTPUT_DISK_URL=file://" + dir + "/file/under", // no directory can be there
+		})
+	}()
+	m.want("STATUS=lane main sends to disk, 0 pending; lane audit sends to disk, 0 pending")
+	m.want("READY=1")
+	conn, err := net.Dial("unix", dir+"/vault.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintln(conn, "one")
+	const want = "STATUS=lane main sends to disk, 0 pending; lane audit sends to disk (failing), 1 pending"
+	for late := time.Now().Add(20 * time.Second); ; {
+		if got := m.next(); got == want {
+			break
+		} else if time.Now().After(late) {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	cancel()
 	if code := <-ended; code != exitOK {
 		t.Errorf("exit code %d", code)
 	}

@@ -36,7 +36,7 @@ func testDeb(h *host) {
 	h.want("systemctl is-enabled spillway-vault.socket || true", "disabled")
 	h.want("stat -c '%a %U:%G' /etc/spillway/spillway.env /var/lib/spillway", "640 root:spillway\n700 spillway:spillway")
 	h.want("getent passwd spillway | cut -d: -f6,7", "/var/lib/spillway:/usr/sbin/nologin")
-	h.want("systemctl show -P StatusText spillway", "lane main: 0 records pending for outbox")
+	h.want("systemctl show -P StatusText spillway", "lane main sends to outbox, 0 pending")
 	h.want("systemctl show -P Result spillway", "success")
 	h.want("systemctl show -P SystemCallErrorNumber spillway", "2147483646") // kill
 
