@@ -1,0 +1,89 @@
+//go:build !no_jetstream && !no_s3
+
+package main
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Each kind of input shows what it can count, and no more.
+func TestInputMetrics(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certificate(t, dir, "server")
+	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local", "SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TCP_MAX_CONNECTIONS=1",
+		"SPILLWAY_INPUT_TLS_TLS_CERT_FILE="+dir+"/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE="+dir+"/server.key",
+		"SPILLWAY_INPUT_LOCAL_URL=unixgram://"+dir+"/log")
+	counted := func(want string, value float64) {
+		t.Helper()
+		a.until(fmt.Sprintf("%s %v", want, value), func() bool { return a.metrics()[want] == value })
+	}
+
+	fmt.Fprintln(a.dial("tls"), "<13>no handshake")
+	counted(`spillway_input_tls_failures_total{input="tls",reason="plain"}`, 1)
+	c := tls.Client(a.dial("tls"), &tls.Config{InsecureSkipVerify: true})
+	if _, err := fmt.Fprintln(c, "<13>one"); err != nil {
+		t.Fatal(err)
+	}
+	counted(`spillway_input_messages_total{input="tls"}`, 1)
+	counted(`spillway_input_open_connections{input="tls"}`, 1)
+	m := a.metrics()
+	if in := time.Until(time.Unix(int64(m[`spillway_input_certificate_expires_timestamp_seconds{input="tls"}`]), 0)); in < 50*time.Minute || in > time.Hour {
+		t.Errorf("the certificate expires in %v", in)
+	}
+
+	// What SIGHUP does.
+	for _, in := range a.inputs {
+		if in.cfg.Name != "tls" {
+			continue
+		}
+		if err := in.server.Reload(); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "server.pem"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := in.server.Reload(); err == nil {
+			t.Error("an empty certificate is taken")
+		}
+	}
+	counted(`spillway_input_tls_reloads_total{input="tls",result="ok"}`, 1)
+	counted(`spillway_input_tls_reloads_total{input="tls",result="failed"}`, 1)
+
+	tls.Client(a.dial("tcp"), &tls.Config{InsecureSkipVerify: true}).Handshake() // ends with the connection
+	counted(`spillway_input_refused_connections_total{input="tcp",reason="tls_on_plain"}`, 1)
+	counted(`spillway_input_open_connections{input="tcp"}`, 0)
+	fmt.Fprintln(a.dial("tcp"), "<13>two")
+	counted(`spillway_input_messages_total{input="tcp"}`, 1)
+	a.dial("tcp")
+	counted(`spillway_input_refused_connections_total{input="tcp",reason="max_connections"}`, 1)
+
+	local, err := net.Dial("unixgram", dir+"/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	fmt.Fprint(local, "<13>three")
+	fmt.Fprint(local, "")
+	counted(`spillway_input_messages_total{input="local"}`, 1)
+	m = a.metrics()
+	if m[`spillway_input_receive_buffer_bytes{input="udp"}`] == 0 {
+		t.Error("no receive buffer of udp")
+	}
+	for name := range m {
+		for _, no := range []struct{ metric, input string }{
+			{"connections", "udp"}, {"connections", "local"}, {"_tls_", "tcp"}, {"_tls_", "udp"}, {"certificate", "tcp"}, {"receive_buffer", "tcp"}, {"receive_buffer", "local"},
+		} {
+			if strings.HasPrefix(name, "spillway_input_") && strings.Contains(name, no.metric) && strings.Contains(name, `input="`+no.input+`"`) {
+				t.Errorf("%s is there", name)
+			}
+		}
+	}
+}
