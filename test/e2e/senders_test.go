@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -416,7 +416,7 @@ func outbox(t *testing.T, a *agent.Agent) []string {
 	if code != 0 {
 		t.Fatalf("spillway cat exits %d", code)
 	}
-	return strings.Split(strings.TrimSpace(out), "\n")
+	return strings.FieldsFunc(out, func(r rune) bool { return r == '\n' })
 }
 
 // run runs the block, and returns when arrived has and the sender has ended.
@@ -424,22 +424,15 @@ func (s *stage) run(t *testing.T, b block, arrived func()) {
 	t.Helper()
 	switch program, _, _ := strings.Cut(b.name, "-"); {
 	case program == "rsyslog":
-		conf := s.file(t, "rsyslog.conf", fmt.Sprintf(`global(workDirectory=%[1]q)
-module(load="imuxsock" SysSock.Use="off")
-input(type="imuxsock" Socket="%[1]s/dev-log")
-%[2]s`, s.dir, s.text))
-		s.daemon(t, exec.Command(installed(t, "rsyslogd"), "-n", "-f", conf, "-i", filepath.Join(s.dir, "rsyslog.pid")), arrived)
+		stop := s.daemon(t, s.rsyslog(t))
+		s.messages(t)
+		arrived()
+		stop()
 	case strings.HasPrefix(b.name, "syslog-ng"):
-		conf := s.file(t, "syslog-ng.conf", fmt.Sprintf("@version: 3.38\nsource s_src { unix-dgram(\"%s/dev-log\"); };\n%s", s.dir, s.text))
-		root := filepath.Join(filepath.Dir(agent.Binary(t)), "syslog-ng", "usr") // where `make tools` unpacks it, for it can't be installed beside rsyslog
-		modules, err := filepath.Glob(filepath.Join(root, "lib", "syslog-ng", "[0-9]*"))
-		if err != nil || len(modules) != 1 {
-			t.Fatalf("syslog-ng is not in %s: run `make tools`", root)
-		}
-		cmd := exec.Command(filepath.Join(root, "sbin", "syslog-ng"), "-F", "--no-caps", "-f", conf, "--persist-file", filepath.Join(s.dir, "persist"),
-			"--pidfile", filepath.Join(s.dir, "pid"), "--control", filepath.Join(s.dir, "control"), "--module-path", modules[0])
-		cmd.Env = append(os.Environ(), "SYSLOGNG_PREFIX="+root, "LD_LIBRARY_PATH="+filepath.Join(root, "lib", "syslog-ng"))
-		s.daemon(t, cmd, arrived)
+		stop := s.daemon(t, s.syslogNG(t))
+		s.messages(t)
+		arrived()
+		stop()
 	case b.language == "python":
 		s.program(t, installed(t, "python3"), s.file(t, "sender.py", s.text))
 		arrived()
@@ -486,52 +479,137 @@ func (s *stage) program(t *testing.T, name string, arg ...string) {
 	}
 }
 
-// daemon runs a syslog daemon that listens on the socket dev-log of the directory, as
-// others do on /dev/log, and gives it two messages.
-func (s *stage) daemon(t *testing.T, cmd *exec.Cmd, arrived func()) {
+// rsyslog is the daemon with the text as a file of its configuration.
+func (s *stage) rsyslog(t *testing.T) *exec.Cmd {
+	t.Helper()
+	conf := s.file(t, "rsyslog.conf", fmt.Sprintf(`global(workDirectory=%[1]q)
+module(load="imuxsock" SysSock.Use="off")
+input(type="imuxsock" Socket="%[1]s/dev-log")
+%[2]s`, s.dir, s.text))
+	return exec.Command(installed(t, "rsyslogd"), "-n", "-f", conf, "-i", filepath.Join(s.dir, "rsyslog.pid"))
+}
+
+// syslogNG is the same of syslog-ng, which `make tools` unpacks: it can't be
+// installed beside rsyslog.
+func (s *stage) syslogNG(t *testing.T) *exec.Cmd {
+	t.Helper()
+	root := filepath.Join(filepath.Dir(agent.Binary(t)), "syslog-ng", "usr")
+	modules, err := filepath.Glob(filepath.Join(root, "lib", "syslog-ng", "[0-9]*"))
+	if err != nil || len(modules) != 1 {
+		t.Fatalf("syslog-ng is not in %s: run `make tools`", root)
+	}
+	conf := s.file(t, "syslog-ng.conf", fmt.Sprintf("@version: 3.38\nsource s_src { unix-dgram(\"%s/dev-log\"); };\n%s", s.dir, s.text))
+	cmd := exec.Command(filepath.Join(root, "sbin", "syslog-ng"), "-F", "--no-caps", "-f", conf, "--persist-file", filepath.Join(s.dir, "persist"),
+		"--pidfile", filepath.Join(s.dir, "pid"), "--control", filepath.Join(s.dir, "control"), "--module-path", modules[0])
+	cmd.Env = append(os.Environ(), "SYSLOGNG_PREFIX="+root, "LD_LIBRARY_PATH="+filepath.Join(root, "lib", "syslog-ng"))
+	return cmd
+}
+
+// daemon starts a syslog daemon that listens on the socket dev-log of the directory,
+// as others do on /dev/log. It ends with stop, or else with the test.
+func (s *stage) daemon(t *testing.T, cmd *exec.Cmd) (stop func()) {
 	t.Helper()
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
 	cmd.Env = append(cmd.Env, "TZ=UTC")
-	var out bytes.Buffer
+	var out syncBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.WaitDelay = 5 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v: run `make tools`", err)
+		t.Fatal(err)
 	}
 	ended := make(chan struct{})
 	go func() {
 		_ = cmd.Wait() // its end is asked for
 		close(ended)
 	}()
-	defer func() {
+	name := filepath.Base(cmd.Path)
+	stop = sync.OnceFunc(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
 		case <-time.After(5 * time.Second):
 			cmd.Process.Kill()
 			<-ended
-			t.Errorf("%s does not end on SIGTERM", filepath.Base(cmd.Path))
+			t.Errorf("%s does not end on SIGTERM", name)
 		}
+	})
+	t.Cleanup(func() {
+		stop()
 		if t.Failed() {
-			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), out.String())
+			t.Logf("%s said:\n%s", name, out.String())
 		}
-	}()
-	log := filepath.Join(s.dir, "dev-log")
+	})
 	agent.Eventually(t, "the daemon listens", 10*time.Second, func() bool {
 		select {
 		case <-ended:
-			t.Fatalf("%s ended: %v", filepath.Base(cmd.Path), cmd.ProcessState)
+			t.Fatalf("%s ended: %v", name, cmd.ProcessState)
 		default:
 		}
-		_, err := os.Stat(log)
+		_, err := os.Stat(filepath.Join(s.dir, "dev-log"))
 		return err == nil
 	})
-	logger := installed(t, "logger")
-	s.program(t, logger, "-u", log, "-t", "myapp", "--id=42", "-p", "daemon.warning", "hello world")
-	s.program(t, logger, "-u", log, "-t", "a-very-long-tag-name-exceeding-thirty-two", "x")
-	s.program(t, logger, "-u", log, "-t", "multi", "first line\nsecond line")
-	arrived()
+	return stop
+}
+
+// messages gives a daemon its messages: an ordinary one, one with a tag that is too
+// long for RFC 3164, one of two lines.
+func (s *stage) messages(t *testing.T) {
+	t.Helper()
+	s.log(t, "-t", "myapp", "--id=42", "-p", "daemon.warning", "hello world")
+	s.log(t, "-t", "a-very-long-tag-name-exceeding-thirty-two", "x")
+	s.log(t, "-t", "multi", "first line\nsecond line")
+}
+
+func (s *stage) log(t *testing.T, arg ...string) {
+	t.Helper()
+	s.program(t, installed(t, "logger"), append([]string{"-u", filepath.Join(s.dir, "dev-log")}, arg...)...)
+}
+
+// While an agent is away rsyslog keeps what it gets, as docs/senders.md sets it up,
+// and sends it when the agent is back.
+func TestSenderWaits(t *testing.T) {
+	for _, b := range blocks(t, "docs/senders.md") {
+		if b.name != "rsyslog-octets" {
+			continue
+		}
+		dir := t.TempDir()
+		a := agent.New(t, dir, "SPILLWAY_BATCH_MAX_AGE=20ms", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=20ms")
+		s := &stage{dir: dir, text: strings.ReplaceAll(b.text, "5514", fmt.Sprint(a.TCP))}
+		a.Start(t)
+		s.daemon(t, s.rsyslog(t))
+		var want []string
+		say := func(n int) {
+			for range n {
+				want = append(want, fmt.Sprintf("line %d", len(want)))
+				s.log(t, want[len(want)-1])
+			}
+		}
+		delivered := func() {
+			t.Helper()
+			agent.Eventually(t, "what was said so far is delivered", 15*time.Second, func() bool {
+				return a.Metric(t, `spillway_lane_pending_records{lane="main"}`) == 0 && len(outbox(t, a)) == len(want)
+			})
+		}
+		say(3)
+		delivered()
+		if code := a.Stop(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		say(20)
+		a.Start(t)
+		delivered()
+		say(3)
+		delivered()
+		var got []string
+		for _, r := range parse(t, strings.Join(outbox(t, a), "\n")) {
+			got = append(got, strings.TrimSpace(r.Message))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("delivered %q\nwant %q", got, want)
+		}
+		return
+	}
+	t.Error("docs/senders.md has no block rsyslog-octets")
 }
