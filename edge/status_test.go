@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -505,4 +506,42 @@ func TestReadyStopping(t *testing.T) {
 	}
 	a.stop <- syscall.SIGTERM
 	<-a.ended
+}
+
+// Nobody but the agent's user reads what it writes, whatever the umask.
+func TestModes(t *testing.T) {
+	t.Parallel()
+	state := filepath.Join(t.TempDir(), "state")
+	a := startIn(t, state)
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("delivered", func() bool { return a.metrics()[`spillway_lane_records_delivered_total{lane="main"}`] == 1 })
+	a.stop <- syscall.SIGTERM
+	<-a.ended
+	files := map[string]bool{}
+	err := filepath.WalkDir(state, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		want := fs.FileMode(0o600)
+		if d.IsDir() {
+			want = 0o700
+		}
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%s has mode %#o, want %#o", path, got, want)
+		}
+		files[cmp.Or(filepath.Ext(path), d.Name())] = true
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{".seg", ".zst", "cursor"} {
+		if !files[kind] {
+			t.Errorf("no file of kind %q in %v", kind, files)
+		}
+	}
 }
