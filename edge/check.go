@@ -189,19 +189,13 @@ func existing(dir string) string {
 
 // writable tries to make a directory in dir, or in what there is above it.
 func writable(dir string) error {
-	above := dir
-	for {
-		info, err := os.Stat(above)
-		if err == nil && !info.IsDir() {
-			return fmt.Errorf("%s is no directory", above)
-		}
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, os.ErrNotExist) || filepath.Dir(above) == above {
-			return err
-		}
-		above = filepath.Dir(above)
+	above := existing(dir)
+	info, err := os.Stat(above)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is no directory", above)
 	}
 	tmp, err := os.MkdirTemp(above, ".spillway-check-*")
 	if err != nil {
@@ -245,8 +239,7 @@ func (k *check) sockets() {
 }
 
 // busy tells of a socket that could not be bound, for the reason of err, which told
-// says. One that the running agent has is
-// as it should be.
+// says. One that the running agent has is as it should be.
 func (k *check) busy(what, network, address string, err, told error) {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		k.problem("%v", told)

@@ -54,6 +54,7 @@ type Config struct {
 	Notes    []string   `env:"-"` // to be said at start: what was changed, what stands idle
 
 	settings []*setting // every variable with its value and origin
+	envText  string     // what EnvFile held
 }
 
 // FailoverConfig says when an output is left and when it is used again.
@@ -136,7 +137,7 @@ func loadConfig(environ []string) (*Config, error) {
 	c.acrossInputs(e)
 	e.unknown(c.Strict || e.bad[prefix+"STRICT"], map[string]list{"INPUT": inputs, "OUTPUT": outs}, blind)
 	e.secretsInFile()
-	c.settings, c.Notes = e.settings, e.notes
+	c.settings, c.Notes, c.envText = e.settings, e.notes, e.fileText
 	return c, errors.Join(e.problems...)
 }
 

@@ -50,6 +50,7 @@ type environment struct {
 	problems []error
 	bad      map[string]bool // has a problem: what else is said of it would follow from that
 	notes    []string
+	fileText string // of the env file
 }
 
 // newEnvironment reads the process environment and the file that
@@ -71,6 +72,7 @@ func newEnvironment(environ []string) *environment {
 		e.problem(name, "%v: name a file that this user may read", err)
 		return e
 	}
+	e.fileText = text
 	fromFile, errs := parseEnvFile(file.text, text)
 	for _, err := range errs {
 		e.problems = append(e.problems, fmt.Errorf("%s: %w", name, err))

@@ -8,7 +8,8 @@ import (
 
 // reload reads the files again that inputs and outputs use: certificates, keys,
 // passwords, credentials. Connections stay, and everything else is as it was. What
-// was read again is told in one line, what could not be in one line each.
+// was read again is told in one line, what could not be in one line each. So is an env
+// file that has changed: that takes a restart.
 func (a *agent) reload() {
 	files := map[string]string{} // owner, as in INPUT_TCP_, → the variables that name its files
 	for _, s := range a.cfg.settings {
@@ -44,6 +45,11 @@ func (a *agent) reload() {
 				own = "AWS settings of " + o.Name()
 			}
 			owner(ownerOf("OUTPUT", o.Name()), own, r.Reload)
+		}
+	}
+	if f := a.cfg.EnvFile; f != "" {
+		if text, err := readSmall(f); err != nil || text != a.cfg.envText {
+			a.log.Warn("SPILLWAY_ENV_FILE is not what it was at the start; a restart uses it", "file", f)
 		}
 	}
 	a.log.Info("certificates and secrets are read again; new connections use them", "files", strings.Join(done, ","))

@@ -117,9 +117,10 @@ func TestHangup(t *testing.T) {
 	certificate(t, dir, "hub")
 	certificate(t, dir, "server")
 	token := write("token", "s3cret\n")
+	env := write("spillway.env", "SPILLWAY_SITE=plant\n")
 	shared := write("credentials", "[default]\naws_access_key_id = AKIAONE\naws_secret_access_key = one\n")
 	const hub = "SPILLWAY_OUTPUT_HUB_"
-	p := spillway(t, "SPILLWAY_STATE_DIR="+dir+"/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_INPUTS=udp,tls", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0",
+	p := spillway(t, "SPILLWAY_ENV_FILE="+env, "SPILLWAY_STATE_DIR="+dir+"/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_INPUTS=udp,tls", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0",
 		"SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE="+dir+"/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE="+dir+"/server.key",
 		"GOMEMLIMIT=512MiB", "SPILLWAY_OUTPUTS=hub,archive", hub+"URL=tls://127.0.0.1:1", hub+"TOKEN_FILE="+token, hub+"TLS_CA_FILE="+dir+"/hub.pem",
 		hub+"TLS_CERT_FILE="+dir+"/hub.pem", hub+"TLS_KEY_FILE="+dir+"/hub.key",
@@ -150,7 +151,9 @@ func TestHangup(t *testing.T) {
 	certificate(t, dir, "hub")
 	certificate(t, dir, "server")
 	write("token", "other")
+	write("spillway.env", "SPILLWAY_SITE=elsewhere\n")
 	p.signal(syscall.SIGHUP)
+	p.await(`level=WARN msg="SPILLWAY_ENV_FILE is not what it was at the start; a restart uses it" file=` + env)
 	p.await(`files=` + all)
 	p.signal(syscall.SIGTERM)
 	p.await("msg=stopped")
