@@ -98,8 +98,9 @@ func testDeb(h *host) {
 	h.arrives("stream")
 	h.sh(`echo '{"type":"request"}' | nc -N -U /run/spillway-vault.sock`)
 	h.arrives(`{\"type\":\"request\"}`)
-	h.sh("systemctl kill --signal=STOP spillway; " + send + "514 restarting; systemctl kill --signal=CONT spillway; systemctl restart spillway")
-	h.arrives("restarting")
+	// A connection for each line, all the time over two restarts: nobody is refused.
+	h.sh("(for i in $(seq 300); do " + send + "514 line-$i || exit 1; done) & systemctl restart spillway; systemctl restart spillway; wait $!")
+	h.until("every line in the outbox", `test $(runuser -u spillway -- spillway cat /var/lib/spillway/outbox | grep -o '"message":"line-[0-9]*"' | sort -u | wc -l) = 300`)
 	h.sh("systemctl stop spillway-syslog-tcp.socket spillway-syslog-udp.socket spillway-vault.socket; cp -a /tmp/env /etc/spillway/spillway.env; systemctl restart spillway")
 	h.want("ls /run/spillway-vault.sock 2>/dev/null || true", "")
 
