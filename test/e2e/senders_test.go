@@ -2,15 +2,11 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
-	"net/netip"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -146,141 +142,6 @@ const (
 	daemonError   = `"priority":27,"facility":{"code":3,"name":"system"},"severity":{"code":3,"name":"Error"}`
 )
 
-// frame is what every record of an input has besides, by its input.type.
-var frame = map[string]string{
-	"tcp": `{"event":{"created":"<created>","dataset":"tcp.generic"},"data_stream":{"type":"logs","dataset":"tcp.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
-		"host":{"name":"<host>"},"agent":{"name":"gw1"},"source":{"address":"<loopback>","ip":"<loopback>","port":"<port>"},"log":{"source":{"address":"<peer>"}},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
-	"unix": `{"event":{"created":"<created>","dataset":"unix.generic"},"data_stream":{"type":"logs","dataset":"unix.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
-		"host":{"name":"<host>"},"agent":{"name":"gw1"},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
-	"udp": `{"event":{"created":"<created>","dataset":"udp.generic"},"data_stream":{"type":"logs","dataset":"udp.generic","namespace":"default"},"ecs":{"version":"8.11.0"},
-		"host":{"name":"<host>"},"agent":{"name":"gw1"},"source":{"address":"<loopback>","ip":"<loopback>","port":"<port>"},"log":{"source":{"address":"<peer>"}},"spillway":{"epoch":"<epoch>","seq":"<seq>"}}`,
-}
-
-// golden is what the values in < > of wanted records are held against.
-type golden struct {
-	begin, end time.Time
-	host, user string
-	record     map[string]any // the one that is looked at
-}
-
-// rules say what may stand for a value in < >.
-func (g *golden) rules(name string, got any) bool {
-	s, _ := got.(string)
-	n, _ := got.(float64)
-	created, _ := g.record["event"].(map[string]any)["created"].(string)
-	switch name {
-	case "<created>": // the test's own time
-		return g.during(s, 0, time.RFC3339Nano)
-	case "<received>": // no time in the message
-		return s == created
-	case "<second>": // the sender's time, without a fraction
-		return g.during(s, time.Second, "2006-01-02T15:04:05Z")
-	case "<microsecond>": // the sender's time, with six digits at most
-		return g.during(s, time.Microsecond, "2006-01-02T15:04:05.999999Z")
-	case "<host>":
-		return s == g.host || s == strings.SplitN(g.host, ".", 2)[0]
-	case "<user>":
-		return s == g.user
-	case "<pid>":
-		return regexp.MustCompile(`^[1-9][0-9]*$`).MatchString(s)
-	case "<clock>": // what logger says of the kernel's clock: RFC 5424 section 7.1
-		sd, _ := got.(map[string]any)
-		return sd["tzKnown"] == "1" && (sd["isSynced"] == "0" && len(sd) == 2 || sd["isSynced"] == "1" && len(sd) == 3 && sd["syncAccuracy"] != nil)
-	case "<loopback>": // localhost is either
-		ip, err := netip.ParseAddr(s)
-		return err == nil && ip.IsLoopback()
-	case "<port>":
-		return n >= 1 && n <= 65535 && n == float64(int(n))
-	case "<peer>":
-		source := g.record["source"].(map[string]any)
-		peer, err := netip.ParseAddrPort(s)
-		return err == nil && peer.Addr().String() == source["ip"] && float64(peer.Port()) == source["port"]
-	case "<epoch>":
-		return regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(s)
-	case "<seq>":
-		return n >= 1
-	}
-	return false
-}
-
-// during reports whether the time s is written as layout says and lies between the
-// beginning, cut to unit, and the end of the sender's life.
-func (g *golden) during(s string, unit time.Duration, layout string) bool {
-	at, err := time.Parse(time.RFC3339Nano, s)
-	return err == nil && at.Format(layout) == s && !at.Before(g.begin.Truncate(unit)) && !at.After(g.end)
-}
-
-// differ appends to where each value that is not the wanted one.
-func (g *golden) differ(path string, want, got any, where []string) []string {
-	if name, ok := want.(string); ok && strings.HasPrefix(name, "<") {
-		if !g.rules(name, got) {
-			where = append(where, fmt.Sprintf("%s is %v, want %s", path, got, name))
-		}
-		return where
-	}
-	w, ok := want.(map[string]any)
-	if !ok {
-		if got != want {
-			where = append(where, fmt.Sprintf("%s is %#v, want %#v", path, got, want))
-		}
-		return where
-	}
-	o, ok := got.(map[string]any)
-	if !ok {
-		return append(where, fmt.Sprintf("%s is %v, want an object", path, got))
-	}
-	names := slices.Sorted(maps.Keys(w))
-	for name := range o {
-		if _, ok := w[name]; !ok {
-			where = append(where, fmt.Sprintf("%s.%s is %v, want none", path, name, o[name]))
-		}
-	}
-	for _, name := range names {
-		v, ok := o[name]
-		if !ok {
-			where = append(where, fmt.Sprintf("%s.%s is missing", path, name))
-			continue
-		}
-		where = g.differ(path+"."+name, w[name], v, where)
-	}
-	return where
-}
-
-// merge puts what b has into a.
-func merge(a, b map[string]any) map[string]any {
-	for name, v := range b {
-		if under, ok := a[name].(map[string]any); ok {
-			a[name] = merge(under, v.(map[string]any))
-		} else {
-			a[name] = v
-		}
-	}
-	return a
-}
-
-// objects are the JSON objects of lines.
-func objects(t *testing.T, lines []string) (all []map[string]any) {
-	t.Helper()
-	for _, line := range lines {
-		var o map[string]any
-		if err := json.Unmarshal([]byte(line), &o); err != nil {
-			t.Fatalf("%v: %s", err, line)
-		}
-		all = append(all, o)
-	}
-	return all
-}
-
-// wanted are the records of want, each in its frame.
-func wanted(t *testing.T, want []string) []map[string]any {
-	all := objects(t, want)
-	for i, o := range all {
-		kind := o["input"].(map[string]any)["type"].(string)
-		all[i] = merge(objects(t, []string{frame[kind]})[0], o)
-	}
-	return all
-}
-
 // block is a fenced block of a page.
 type block struct {
 	language, name string // what stands behind the fence
@@ -357,7 +218,7 @@ func send(t *testing.T, settings string, b block, want []string) {
 	a.Start(t)
 
 	s := &stage{dir: dir, text: here.Replace(b.text)}
-	g := &golden{begin: time.Now()}
+	g := newGolden(t)
 	s.run(t, b, func() {
 		agent.Eventually(t, fmt.Sprintf("%d records", len(want)), 15*time.Second, func() bool {
 			return a.Metric(t, `spillway_lane_records_delivered_total{lane="main"}`) >= float64(len(want))
@@ -366,7 +227,6 @@ func send(t *testing.T, settings string, b block, want []string) {
 	if code := a.Stop(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	g.end = time.Now()
 	log, err := os.ReadFile(a.Log)
 	if err != nil {
 		t.Fatal(err)
@@ -376,33 +236,7 @@ func send(t *testing.T, settings string, b block, want []string) {
 			t.Errorf("the agent complains: %s", line)
 		}
 	}
-	if g.host, err = os.Hostname(); err != nil {
-		t.Fatal(err)
-	}
-	me, err := user.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.user = me.Username
-
-	// Connections are read side by side: the order of their records says nothing.
-	byMessage := func(a, b map[string]any) int {
-		return strings.Compare(fmt.Sprint(a["message"]), fmt.Sprint(b["message"]))
-	}
-	lines := outbox(t, a)
-	got, all := objects(t, lines), wanted(t, want)
-	slices.SortStableFunc(got, byMessage)
-	slices.SortStableFunc(all, byMessage)
-	if len(got) != len(all) {
-		t.Fatalf("%d records, want %d:\n%s", len(got), len(all), strings.Join(lines, "\n"))
-	}
-	for i := range got {
-		g.record = got[i]
-		if where := g.differ("", all[i], got[i], nil); len(where) > 0 {
-			line, _ := json.Marshal(got[i])
-			t.Errorf("record %d:\n  %s\n%s", i+1, strings.Join(where, "\n  "), line)
-		}
-	}
+	g.compare(t, outbox(t, a), want)
 }
 
 // outbox are the lines of all records that the agent delivered.
