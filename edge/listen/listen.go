@@ -168,6 +168,8 @@ type Server struct {
 	turns   chan struct{} // one for each connection that holds what it read
 	notices notices
 
+	handshakeTime time.Duration // handshakeTimeout, and less in tests
+
 	mu    sync.Mutex
 	conns map[*conn]struct{} // guarded by mu
 }
@@ -175,7 +177,7 @@ type Server struct {
 // Listen opens the sockets. It starts no goroutine. Its errors begin with the variable
 // that they are about.
 func Listen(o Options) (*Server, error) {
-	s := &Server{o: o, turns: make(chan struct{}, turns()), conns: map[*conn]struct{}{}}
+	s := &Server{o: o, handshakeTime: handshakeTimeout, turns: make(chan struct{}, turns()), conns: map[*conn]struct{}{}}
 	var err error
 	if o.TLS != nil {
 		if s.tls, err = newTLSFiles(s); err != nil {
@@ -270,6 +272,7 @@ func (s *Server) round(ctx, hard context.Context) (refused bool) {
 	}
 	select {
 	case <-ctx.Done():
+		stop(ctx.Err()) // ctx may not have told serving yet, and who is woken asks that
 	case <-shut:
 		refused = ctx.Err() == nil
 		stop(errNoRoom)

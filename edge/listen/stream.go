@@ -176,7 +176,7 @@ func (s *Server) serve(ctx, hard context.Context, c *conn) {
 func (s *Server) greet(ctx context.Context, c *conn) bool {
 	idleTimeout, began := s.o.IdleTimeout, c.last
 	if s.tls != nil && !c.local {
-		idleTimeout = handshakeTime
+		idleTimeout = s.handshakeTime
 	}
 	for first := true; first; {
 		switch c.next(ctx, idleTimeout) {

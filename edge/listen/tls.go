@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// handshakeTime bounds the time from the connection to the end of its handshake.
-	handshakeTime = 10 * time.Second
+	// handshakeTimeout bounds the time from the connection to the end of its handshake.
+	handshakeTimeout = 10 * time.Second
 	// lookAfter is how often the files are looked at, when somebody connects.
 	lookAfter = time.Second
 )
@@ -196,7 +196,7 @@ var errPlain = errors.New("not TLS")
 // a connection now.
 func (s *Server) handshake(ctx context.Context, c *conn, began time.Time) bool {
 	t := tls.Server(&c.sock, s.tls.outer)
-	c.Conn.SetDeadline(began.Add(handshakeTime))
+	c.Conn.SetDeadline(began.Add(s.handshakeTime))
 	if ctx.Err() != nil {
 		return false // the kick may have come before the deadline; nothing was sent yet
 	}
@@ -205,7 +205,7 @@ func (s *Server) handshake(ctx context.Context, c *conn, began time.Time) bool {
 	c.wait = false
 	c.Conn.SetDeadline(time.Time{})
 	if err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil || !errors.Is(err, os.ErrDeadlineExceeded) { // else it is the stop that ended it
 			s.handshakeFailed(c, err)
 		}
 		return false
@@ -229,7 +229,7 @@ func (s *Server) handshakeFailed(c *conn, err error) {
 		err = errPlain
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		kind, count = "timeout", &s.Stats.HandshakeTimeout
-		err = fmt.Errorf("not finished within %v", handshakeTime)
+		err = fmt.Errorf("not finished within %v", s.handshakeTime)
 	case errors.As(err, &bad):
 		kind, count, hint = "certificate", &s.Stats.HandshakeCertificate, "give the sender a certificate that is valid now and signed by a CA in "+s.o.Variable+"TLS_CLIENT_CA_FILE"
 		if len(bad.UnverifiedCertificates) > 0 {
