@@ -856,8 +856,9 @@ func (b *Buffer) Stats() Stats {
 }
 
 // Oldest returns the receive time of the oldest record that is stored and not
-// delivered, the zero time if there is none. Before Next has come to it in this
-// life, that of the first record in its segment, which may be earlier.
+// delivered, the zero time if there is none. Where Next has not come to it yet, it is
+// looked for behind what was read; behind many batches that an earlier life delivered
+// it may be somewhat too early.
 func (b *Buffer) Oldest() time.Time {
 	b.mu.Lock()
 	switch {
@@ -868,8 +869,52 @@ func (b *Buffer) Oldest() time.Time {
 		b.mu.Unlock()
 		return time.Time{}
 	}
-	at := b.segs[min(b.head, len(b.segs)-1)]
+	at, off, delivered := b.segs[min(b.head, len(b.segs)-1)], int64(0), b.pos.committed
+	if b.tail.seg != nil {
+		at, off = b.tail.seg, b.tail.off
+	}
 	b.mu.Unlock()
-	h, _ := b.firstBatch(at)
-	return instant(h.FirstTime)
+	var oldest time.Time
+	for {
+		if h, ok := b.batchBehind(at, off, delivered); ok {
+			oldest = instant(h.FirstTime)
+			if h.Last() > delivered {
+				return oldest
+			}
+		}
+		b.mu.Lock()
+		i := b.find(at.ordinal + 1)
+		if i == len(b.segs) {
+			b.mu.Unlock()
+			return oldest
+		}
+		at, off = b.segs[i], 0
+		b.mu.Unlock()
+	}
+}
+
+// batchBehind returns the first batch of s from off on with a record above n, or
+// the last one that it looked at.
+func (b *Buffer) batchBehind(s *segment, off int64, n uint64) (h batch.Header, ok bool) {
+	f, err := b.fs.Open(s.name(), false)
+	if err != nil {
+		return h, false
+	}
+	defer f.Close()
+	b.mu.Lock()
+	end := s.end
+	b.mu.Unlock()
+	scan := scanner{r: f, off: off, end: end, salt: s.salt}
+	for range 1024 {
+		e, more := scan.next()
+		if !more {
+			break
+		}
+		if e.Kind == KindBatch {
+			if h, ok = e.Batch.Header, true; h.Last() > n {
+				break
+			}
+		}
+	}
+	return h, ok
 }

@@ -52,3 +52,65 @@ func TestPendingSince(t *testing.T) {
 		b.closed = true // its files are gone
 	})
 }
+
+// Oldest is exact also where nobody has asked for what waits.
+func TestOldest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, d := simulated(t, Options{SegmentBytes: 4 << 10})
+		w := newWriter(b.Start())
+		check := func(what string, b *Buffer, want time.Time) {
+			t.Helper()
+			if got := b.Oldest(); !got.Equal(want) {
+				t.Errorf("%s: received %v, want %v", what, got, want)
+			}
+		}
+		times := map[uint64]time.Time{}
+		store := func(batches int) {
+			for range batches {
+				time.Sleep(time.Minute)
+				x := w.seal(2, text(1000, 1))
+				times[x.First] = time.Unix(0, x.FirstTime)
+				put(t, b, x)
+			}
+		}
+		check("nothing stored", b, time.Time{})
+		store(10) // several segments
+		check("nothing read", b, times[1])
+		run := next(t, b, batch.Limits{})
+		check("all read", b, times[1])
+		if err := b.Commit(run.Batches[2].Last(), "out"); err != nil {
+			t.Fatal(err)
+		}
+		check("three delivered", b, times[7])
+		if err := b.Commit(run.Last(), "out"); err != nil {
+			t.Fatal(err)
+		}
+		for b.Stats().PendingRecords > 0 {
+			run = next(t, b, batch.Limits{})
+			if err := b.Commit(run.Last(), "out"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check("all delivered", b, time.Time{})
+		for range 10 { // behind the batch that was read last: in its segment, and in the next one
+			store(1)
+			want := times[w.next-2]
+			check("another one", b, want)
+			store(1)
+			check("and one behind it", b, want)
+			for b.Stats().PendingRecords > 0 {
+				run = next(t, b, batch.Limits{})
+				if err := b.Commit(run.Last(), "out"); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		store(3)
+		want := times[w.next-6]
+		b.Maintain(time.Now().Add(time.Minute)) // saves the cursor
+		b2 := again(t, d, Options{SegmentBytes: 4 << 10})
+		check("in another life", b2, want)
+		b2.Close()
+		b.closed = true // its files are gone
+	})
+}
