@@ -108,7 +108,7 @@ failover: build servers ## what failover is to show, with a million lines and tw
 bench: build servers ## the performance goals as a table; ROWS=raw,parsed N=2000000 COUNT=3 for some (docs/performance.md)
 	@cd test && $(GO) test -c -o $(BIN)/bench ./bench
 	@mkdir -p tmp/bench
-	@cd test/bench && TMPDIR=$(CURDIR)/tmp/bench $(BIN)/bench -test.run '^TestGoals$$' -test.timeout 1h -rows '$(ROWS)' -n $(N) -rounds $(COUNT) -profile '$(abspath $(PROFILE))' -o $(CURDIR)/tmp/bench.jsonl
+	@cd test/bench && TMPDIR=$(CURDIR)/tmp/bench $(BIN)/bench -test.run '^TestGoals$$' -test.timeout 1h -rows '$(ROWS)' -messages $(N) -rounds $(COUNT) -profile '$(abspath $(PROFILE))' -results $(CURDIR)/tmp/bench.jsonl
 
 microbench: servers ## benchmarks of every step
 	$(GO) test -run xxx -bench . -benchmem $(P)

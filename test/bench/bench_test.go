@@ -39,16 +39,16 @@ import (
 
 var (
 	only     = flag.String("rows", "", "rows to measure, with commas between them; all without")
-	messages = flag.Int("n", 4000, "messages of a run at full speed; all other times and numbers go with it")
+	messages = flag.Int("messages", 4000, "messages of a run at full speed; all other times and numbers go with it; 2000000 is full size")
 	rounds   = flag.Int("rounds", 1, "how often rows at full speed are measured; the table has medians")
-	results  = flag.String("o", "", "file to which each run is added as a line of JSON")
+	results  = flag.String("results", "", "file to which each run is added as a line of JSON")
 	profiles = flag.String("profile", "", "directory for CPU profiles of the agent at full speed, ROW.pprof; profiling costs a few percent")
 )
 
-// full is the n that rows are made for.
+// full is what the rows are made for.
 const full = 2_000_000
 
-// scaled is d when n is full.
+// scaled is d at full size.
 func scaled(d time.Duration) time.Duration { return d * time.Duration(*messages) / full }
 
 func TestMain(m *testing.M) {
