@@ -31,11 +31,12 @@ func sh(t *testing.T, line string, env ...string) string {
 	return out.String()
 }
 
-// build makes the packages of this machine's architecture in a new directory.
-func build(t *testing.T, version string) (dir string) {
+// build makes the packages of this machine's architecture in a new directory; first
+// is a command before that.
+func build(t *testing.T, version, first string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	sh(t, "make packages ARCH="+runtime.GOARCH+" VERSION="+version+" DIST="+dir,
+	sh(t, first+"; make packages ARCH="+runtime.GOARCH+" VERSION="+version+" DIST="+dir,
 		"PKG_VERSION="+version, "SOURCE_DATE_EPOCH=1700000000", "MAKEFLAGS=", "MAINTAINER=Spillway <spillway@example.net>")
 	return dir
 }
@@ -51,11 +52,11 @@ func one(t *testing.T, dir, suffix string) string {
 }
 
 func TestPackages(t *testing.T) {
-	first := build(t, "1.0.0")
+	first := build(t, "1.0.0", "umask 022")
 	deb, rpm := one(t, first, ".deb"), one(t, first, ".rpm")
 
 	t.Run("the same bytes each time", func(t *testing.T) {
-		second := build(t, "1.0.0")
+		second := build(t, "1.0.0", "umask 077; export TZ=Asia/Tokyo LANG=C.UTF-8")
 		sh(t, "diff -rq "+first+" "+second)
 	})
 
@@ -110,7 +111,7 @@ func TestPackages(t *testing.T) {
 
 	t.Run("installed", func(t *testing.T) {
 		files := t.TempDir()
-		dir := build(t, "1.1.0")
+		dir := build(t, "1.1.0", "umask 022")
 		sh(t, "cp "+deb+" "+files+"/1.deb; cp "+rpm+" "+files+"/1.rpm; cp "+one(t, dir, ".deb")+" "+files+"/2.deb; cp "+one(t, dir, ".rpm")+" "+files+"/2.rpm")
 		h := newHost(t, files)
 		testDeb(h)
