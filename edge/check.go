@@ -220,7 +220,7 @@ func (k *check) sockets() {
 		}
 		s, err := listen.Listen(in.listen(log))
 		if err != nil {
-			k.busy("input "+in.Name, in.Scheme, in.Address, err, err)
+			k.busy("input "+in.Name, in.Scheme, in.Address, err)
 			continue
 		}
 		defer s.Close()
@@ -231,18 +231,18 @@ func (k *check) sockets() {
 	}
 	l, err := net.Listen("tcp", k.c.AdminAddress)
 	if err != nil {
-		k.busy("admin", "tcp", k.c.AdminAddress, err, fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", bindCause(err, k.c.AdminAddress)))
+		k.busy("admin", "tcp", k.c.AdminAddress, fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", listen.Explain(k.c.AdminAddress, err)))
 		return
 	}
 	defer l.Close()
 	k.say("admin", "http://%s", l.Addr())
 }
 
-// busy tells of a socket that could not be bound, for the reason of err, which told
-// says. One that the running agent has is as it should be.
-func (k *check) busy(what, network, address string, err, told error) {
+// busy tells of a socket that could not be bound. One that the running agent has is
+// as it should be.
+func (k *check) busy(what, network, address string, err error) {
 	if !errors.Is(err, syscall.EADDRINUSE) {
-		k.problem("%v", told)
+		k.problem("%v", err)
 		return
 	}
 	h := portHolder(network, address)
@@ -250,7 +250,7 @@ func (k *check) busy(what, network, address string, err, told error) {
 		k.say(what, "%s %s, held by the running agent", network, address)
 		return
 	}
-	k.problem("%v; %v has it", told, h)
+	k.problem("%v; %v has it", err, h)
 }
 
 // certificate tells until when senders trust the certificate of an input.
@@ -268,23 +268,6 @@ func join(addrs []net.Addr) string {
 		s = append(s, a.String())
 	}
 	return strings.Join(s, " and ")
-}
-
-// bindCause says why address could not be bound and what to do.
-func bindCause(err error, address string) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Addr != nil {
-		address = op.Addr.String()
-	}
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%s is in use: stop what listens there (another spillway?), or choose another port", address)
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s is not allowed to this user: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a higher port", address)
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("%s: this host has no such address: choose one that `ip addr` shows, or 0.0.0.0 for all", address)
-	}
-	return err
 }
 
 // warningWriter makes a warning of each log line.

@@ -139,7 +139,7 @@ func (a *agent) open() error {
 		a.inputs = append(a.inputs, in)
 	}
 	if a.admin, err = net.Listen("tcp", c.AdminAddress); err != nil {
-		return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", err)
+		return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", listen.Explain(c.AdminAddress, err))
 	}
 	return nil
 }

@@ -65,8 +65,10 @@ type bindError struct {
 func (e *bindError) Error() string { return e.text }
 func (e *bindError) Unwrap() error { return e.err }
 
-// explain says what to do about an address that can't be bound.
-func explain(address string, err error) error {
+// Explain says what to do about an address that can't be bound, for the reason of
+// err, which it wraps.
+func Explain(address string, err error) error {
+	err = cause(err)
 	var text string
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -164,7 +166,7 @@ func (k *socket) bind(o Options) error {
 		}
 	}
 	if err != nil {
-		return explain(k.name, cause(err))
+		return Explain(k.name, err)
 	}
 	k.name = k.addr.String()
 	if k.local && k.name[0] != '@' {
@@ -521,7 +523,7 @@ func (k *socket) refuse() {
 func (k *socket) listenAgain() error {
 	const backlog = 4096 // what the system's limit (net.core.somaxconn) usually is
 	if err := k.control(func(fd uintptr) error { return os.NewSyscallError("listen", unix.Listen(int(fd), backlog)) }); err != nil {
-		return explain(k.name, err)
+		return Explain(k.name, err)
 	}
 	return k.listenFile()
 }
