@@ -12,6 +12,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -65,12 +66,13 @@ func TestMain(m *testing.M) {
 
 // bench is what the rows share.
 type bench struct {
-	agent  string // the binary
-	pools  map[string]*pool
-	log    *json.Encoder
-	others float64 // the most CPUs that others used during a run
-	goals  int
-	met    int
+	agent   string // the binary
+	version string // what it says of itself
+	pools   map[string]*pool
+	log     *json.Encoder
+	others  float64 // the most CPUs that others used during a run
+	goals   int
+	met     int
 }
 
 func TestGoals(t *testing.T) {
@@ -82,6 +84,9 @@ func TestGoals(t *testing.T) {
 		}
 		defer f.Close()
 		b.log = json.NewEncoder(f)
+	}
+	if err := os.MkdirAll(cmp.Or(*profiles, "."), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	var names []string
 	for _, r := range rows {
@@ -100,8 +105,9 @@ func TestGoals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.version = strings.TrimSpace(string(version))
 	before := load() // later it is this test's own
-	fmt.Printf("%s, %s\n%s; load %.2f before\n\n", strings.TrimSpace(string(version)), time.Now().UTC().Format("2006-01-02 15:04 MST"), host(), before)
+	fmt.Printf("%s, %s\n%s; load %.2f before\n\n", b.version, time.Now().UTC().Format("2006-01-02 15:04 MST"), host(), before)
 	fmt.Printf(layout, "row", "goal", "bar", "measured", "ratio", "met")
 	fmt.Println("|---|---|---|---|---|---|")
 	for _, r := range rows {
@@ -386,6 +392,7 @@ func (w *world) stop() {
 type trial struct {
 	Row      string    `json:"row"`
 	Program  string    `json:"program"`
+	Version  string    `json:"version"` // of the agent
 	At       time.Time `json:"at"`
 	Messages int       `json:"messages"`
 	CPU      float64   `json:"cpu_s"`
@@ -411,8 +418,8 @@ func (w *world) meter() func(n int) trial {
 	}
 }
 
-// trial runs one program for n messages. During do, it is to measure itself; all is
-// ended, logged, and what others did meanwhile is known, on return.
+// trial runs one program for n messages, which do measures. On return all of it has
+// ended, what others did meanwhile is known, and the trial is logged.
 func (b *bench) trial(t *testing.T, p program, n int, do func(w *world) trial) (r trial) {
 	t.Helper()
 	others, begin := foreign(), time.Now()
@@ -424,7 +431,7 @@ func (b *bench) trial(t *testing.T, p program, n int, do func(w *world) trial) (
 		t.FailNow()
 	}
 	_, r.Row, _ = strings.Cut(t.Name(), "/")
-	r.Program, r.Others = p.name, max(0, foreign()-others)/time.Since(begin).Seconds()
+	r.Program, r.Version, r.Others = p.name, b.version, max(0, foreign()-others)/time.Since(begin).Seconds()
 	b.others = max(b.others, r.Others)
 	if err := b.log.Encode(r); err != nil {
 		t.Fatal(err)

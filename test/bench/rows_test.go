@@ -66,7 +66,8 @@ func (b *bench) fullSpeed(t *testing.T, what, corpus string, floor program, env 
 	b.goal(t, goal{"CPU, " + what, fmt.Sprintf("≤ %.1f s/M, ≤ %.2f times", bar.cpu, bar.ratio), fmt.Sprintf("%s s/M; floor %.2f", span(ours, cpuOf), median(base, cpuOf)),
 		ratio, cpu <= bar.cpu && ratio <= bar.ratio})
 	rate := median(ours, rateOf)
-	g := goal{what: "throughput", measured: fmt.Sprintf("%s/s, first 9/10 %s/s; floor %s/s, %s/s", thousands(rate), thousands(median(ours, mostOf)), thousands(median(base, rateOf)), thousands(median(base, mostOf))), ratio: medianRatio(ours, base, rateOf), met: rate >= bar.rate}
+	g := goal{what: "throughput", ratio: medianRatio(ours, base, rateOf), met: rate >= bar.rate,
+		measured: fmt.Sprintf("%s/s, first 9/10 %s/s; floor %s/s, %s/s", thousands(rate), thousands(median(ours, mostOf)), thousands(median(base, rateOf)), thousands(median(base, mostOf)))}
 	if bar.rate > 0 {
 		g.bar = "≥ " + thousands(bar.rate) + "/s"
 	}
@@ -228,7 +229,7 @@ func (b *bench) datagrams(t *testing.T, rate float64, buffer int) (r trial, sent
 		w.send(x)
 		w.arrived(x.n, func() int { return drops(w.agent.UDP) }, 2*time.Second)
 		lost = x.n - int(w.account.once.Load())
-		r := cost(x.n - lost)
+		r := cost(max(1, x.n-lost))
 		// The kernel tells how many it dropped with the next datagram that it delivers.
 		c := w.dial()
 		defer c.Close()
@@ -281,7 +282,7 @@ func overTLS(t *testing.T, b *bench) {
 // outage measures the agent while the server is away and until all is there.
 func outage(t *testing.T, b *bench) {
 	var spool, drain, stored float64
-	n := *messages
+	n := *messages / connections * connections
 	r := b.trial(t, spillway((*world).stream, raw...), n, func(w *world) trial {
 		b.pool("mixed")
 		w.hub.Stop(w)
@@ -320,7 +321,7 @@ func size(t *testing.T, b *bench) {
 		t.Fatal(err)
 	}
 	mb := float64(st.Size()) / 1e6
-	b.goal(t, goal{what: "binary, stripped, JetStream and S3 in it", bar: "≤ 16 MB", measured: fmt.Sprintf("%.1f MB", mb), met: mb <= 16})
+	b.goal(t, goal{what: "binary, JetStream and S3 in it", bar: "≤ 16 MB", measured: fmt.Sprintf("%.1f MB", mb), met: mb <= 16})
 }
 
 func cpuOf(t trial) float64  { return t.CPU }
