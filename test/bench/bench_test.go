@@ -115,7 +115,7 @@ func TestGoals(t *testing.T) {
 			t.Run(r.name, func(t *testing.T) { r.measure(t, b) })
 		}
 	}
-	fmt.Printf("\n%d of %d goals met.\n", b.met, b.goals)
+	fmt.Printf("\n%d of %d goals met. Load %.2f after, this run's own included.\n", b.met, b.goals, load())
 	if before > quietLoad || b.others > quietOthers {
 		fmt.Printf("The machine was NOISY: load %.2f before, and others used up to %.2f of a CPU during a run. No figure here is one to quote.\n", before, b.others)
 	}
