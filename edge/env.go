@@ -92,7 +92,23 @@ func reference() string {
 	for _, k := range kinds {
 		table(&b, "Outputs: "+k.name, fmt.Sprintf("With a URL as in `%s`.", k.example), k.options(prefix+"OUTPUT_<NAME>_"))
 	}
+	refusedTable(&b)
 	return b.String()
+}
+
+// refusedTable lists what people may look for and not find.
+func refusedTable(b *strings.Builder) {
+	b.WriteString("\n## Names that are refused\n\nOptions of syslog-ng, of Elastic's integrations and of plans for later versions, under the names that one would give them here. They change nothing, so that a start with one fails and says what to use instead.\n\n")
+	b.WriteString("| variable | what to use instead |\n|---|---|\n")
+	name := strings.NewReplacer("INPUT/*/", "INPUT_<NAME>_", "OUTPUT/*/", "OUTPUT_<NAME>_", "*", "…")
+	prose := strings.NewReplacer("|", `\|`, "<", `\<`)
+	for _, r := range refused {
+		var names []string
+		for _, p := range r.patterns {
+			names = append(names, "`"+prefix+name.Replace(p)+"`")
+		}
+		fmt.Fprintf(b, "| %s | %s |\n", strings.Join(names, ", "), prose.Replace(r.what))
+	}
 }
 
 func table(b *strings.Builder, title, text string, settings []*setting) {

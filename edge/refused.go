@@ -19,7 +19,7 @@ var refused = []struct {
 }{
 	// The buffer.
 	{"the buffer is <SPILLWAY_STATE_DIR>/buffer: set SPILLWAY_STATE_DIR", []string{"BUFFER_DIR", "BUFFER_PATH"}},
-	{"the buffer is always reliable, records are on disk before they are sent: SPILLWAY_BUFFER_SYNC says what a power cut may cost", []string{"BUFFER_RELIABLE"}},
+	{"every record goes to disk before it is sent: SPILLWAY_BUFFER_SYNC says what a power cut may cost", []string{"BUFFER_RELIABLE"}},
 	{"the limit is SPILLWAY_BUFFER_MAX_BYTES, of each lane", []string{"BUFFER_DISK_BUF_SIZE", "BUFFER_CAPACITY_BYTES", "BUFFER_MAX_SIZE", "BUFFER_SIZE", "DISK_BUF_SIZE"}},
 	{"nothing waits in memory here: SPILLWAY_BUFFER_MAX_BYTES limits the disk, SPILLWAY_MESSAGE_MEMORY what unfinished messages may take", []string{
 		"BUFFER_MEM_*", "BUFFER_FRONT_*", "BUFFER_QOUT_SIZE", "BUFFER_FLOW_CONTROL_*", "BUFFER_MEMORY", "LOG_FIFO_SIZE", "OUTPUT/*/LOG_FIFO_SIZE", "INPUT/*/WINDOW", "INPUT/*/LOG_IW_SIZE", "LOG_IW_SIZE"}},
