@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/user"
 	"regexp"
 	"slices"
@@ -42,7 +43,11 @@ func newGolden(t *testing.T) *golden {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &golden{begin: time.Now(), host: host, user: me.Username}
+	g := &golden{begin: time.Now(), host: host, user: me.Username}
+	if login, err := exec.Command("logname").Output(); err == nil { // who logged in before sudo or su, as logger tells it
+		g.user = strings.TrimSpace(string(login))
+	}
+	return g
 }
 
 // compare holds all records, as lines of JSON, against those that are wanted, each
