@@ -7,8 +7,9 @@ import (
 
 // Memory bounds the unfinished messages of all connections of a lane together: the
 // memory of bytes that came and do not make a message yet. At the bound the connection
-// that holds most is told to treat its message as over-size. Safe for concurrent use;
-// a nil Memory has no bound.
+// that holds most is told to treat its message as over-size; until it has, the others
+// go on, so that what is held may be more by 128 KiB for each connection that sends
+// right then. Safe for concurrent use; a nil Memory has no bound.
 type Memory struct {
 	limit int64
 	held  atomic.Int64

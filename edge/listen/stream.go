@@ -370,7 +370,7 @@ var errHard = errors.New("stopped at once")
 // when much has gathered. Without anything there the error is errAgain.
 func (r *reader) take(hard context.Context) (n int, err error) {
 	if r.c.packets {
-		return r.takePacket()
+		return r.takePackets()
 	}
 	n, err = r.sp.Fill(r.c)
 	if n == 0 {
@@ -397,27 +397,42 @@ func (r *reader) take(hard context.Context) (n int, err error) {
 	return n, err
 }
 
-func (r *reader) takePacket() (n int, err error) {
+// takePackets is take of packets: as many as are there, up to handOver.
+func (r *reader) takePackets() (n int, err error) {
 	buf := packetBufs.Get().(*[localMax]byte)
 	defer packetBufs.Put(buf)
-	n, err = r.c.readPacket(buf[:])
-	if err != nil {
-		return 0, err
+	now := time.Now()
+	for n < handOver {
+		size, err := r.c.readPacket(buf[:])
+		if err != nil {
+			r.c.more = false
+			if err == errAgain && n > 0 {
+				err = nil
+			}
+			return n, err
+		}
+		r.s.datagram(r.sink, buf[:min(size, localMax)], size > localMax, r.c.peer, now)
+		n += size + perMessage
 	}
-	r.s.datagram(r.sink, buf[:min(n, localMax)], n > localMax, r.c.peer, time.Now())
-	return max(n, 1), nil // also an empty one is news
+	r.c.more = true
+	return n, nil
 }
 
 // cut treats the unfinished message as over-size: the memory of the lane is used up.
 func (r *reader) cut(hard context.Context) bool {
 	r.c.cutNow.Store(false)
-	if r.sp.Buffered() == 0 {
-		return true
+	was := r.sp.Stats().Oversize
+	now := time.Now()
+	if m, ok := r.sp.Cut(); ok {
+		r.sink.Message(m, r.c.peer, now)
+	}
+	for m, ok := r.sp.Next(); ok; m, ok = r.sp.Next() { // it is what lets go of the rest
+		r.sink.Message(m, r.c.peer, now)
+	}
+	if r.sp.Stats().Oversize == was {
+		return true // too little to be treated as anything
 	}
 	r.s.Stats.MemoryCut.Add(1)
-	if m, ok := r.sp.Cut(); ok {
-		r.sink.Message(m, r.c.peer, time.Now())
-	}
 	r.count()
 	if n, due := r.s.notices.due("memory"); due {
 		r.s.o.Log.Warn("the unfinished messages of a lane take all the memory they may; the largest are treated as over-size", "input", r.s.o.Name,
