@@ -127,6 +127,9 @@ func (k *check) state(probe bool) {
 		}
 		k.say("lane "+lane, "%s, %s; may take %s, and leaves %s of the disk to others", path, what, outputs.Human(most), outputs.Human(least))
 	}
+	for _, s := range k.c.strays() {
+		k.warn("%s", s)
+	}
 	if k.agent != nil {
 		k.say("", "an agent runs on this state directory: its sockets are its own, and no problem")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -318,6 +319,24 @@ func (c *Config) sizes() (maxBytes, minFree, reserve int64, err error) {
 		reserve = min(8<<20, maxBytes/8)
 	}
 	return maxBytes, minFree, reserve, err
+}
+
+// strays are lanes with segments on disk that no input has: nobody sends what is in
+// them. Each is told with what to do.
+func (c *Config) strays() (told []string) {
+	paths, _ := filepath.Glob(filepath.Join(globEscape(c.StateDir), "buffer", "*", "*.seg"))
+	segments := map[string]int{} // by lane
+	for _, p := range paths {
+		segments[filepath.Base(filepath.Dir(p))]++
+	}
+	for _, lane := range slices.Sorted(maps.Keys(segments)) {
+		if slices.Contains(laneNames(c), lane) {
+			continue
+		}
+		told = append(told, fmt.Sprintf("lane %s: %s in %s, and no input has this lane, so that nobody sends them: set SPILLWAY_INPUT_<NAME>_LANE=%s of an input until they are sent, or see what they hold with `spillway buffer ls` and move the directory away",
+			lane, count(uint64(segments[lane]), "segment"), filepath.Join(c.StateDir, "buffer", lane), lane))
+	}
+	return told
 }
 
 // reserveOf is the part of lane's buffer, in bytes, that is kept for inputs that

@@ -131,6 +131,9 @@ func (a *agent) open() error {
 		a.lanes = append(a.lanes, l)
 		byName[name] = l
 	}
+	for _, s := range c.strays() {
+		a.log.Warn(s)
+	}
 	for _, ic := range c.Inputs {
 		in, err := openInput(ic, c, byName[ic.Lane].Lane, byName[ic.Lane].memory, host, a.log)
 		if err != nil {
