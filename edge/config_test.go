@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -521,6 +522,43 @@ func TestEverySetting(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzEnvFile holds that every line is a variable, skipped, or told with its number
+// and without its value; and that what was read can be written and read again.
+func FuzzEnvFile(f *testing.F) {
+	f.Add("# Spillway\nSPILLWAY_SITE=plant\n")
+	f.Add(" SPILLWAY_A = 'b' \r\nSPILLWAY_A=c\nnonsense\nSPILLWAY_B=\"s3cret\n")
+	f.Add("SPILLWAY_=\n=\nPATH=x\nSPILLWAY_C='\n")
+	place := regexp.MustCompile(`^x\.env:\d+: `)
+	f.Fuzz(func(t *testing.T, text string) {
+		vars, errs := parseEnvFile("x.env", text)
+		lines := strings.Count(text, "\n") + 1
+		if len(vars)+len(errs) > lines {
+			t.Errorf("%d variables and %d errors in %d lines", len(vars), len(errs), lines)
+		}
+		for _, err := range errs {
+			if !place.MatchString(err.Error()) {
+				t.Errorf("no place in %v", err)
+			}
+		}
+		again := ""
+		for k, v := range vars {
+			if !strings.HasPrefix(k, prefix) || !strings.HasPrefix(v.origin, "file x.env:") || strings.Contains(v.text, "\n") {
+				t.Errorf("%q is %+v", k, v)
+			}
+			again += k + "='" + v.text + "'\n"
+		}
+		back, errs := parseEnvFile("y.env", again)
+		if len(errs) > 0 || len(back) != len(vars) {
+			t.Fatalf("%q: %v", again, errs)
+		}
+		for k, v := range back {
+			if v.text != vars[k].text {
+				t.Errorf("%s=%q, was %q", k, v.text, vars[k].text)
+			}
+		}
+	})
 }
 
 // FuzzLoadConfig holds that no environment makes loadConfig panic, that every
