@@ -7,7 +7,7 @@
 //	/readyz/accept  the same for accepting alone: a load balancer that has only agents with the
 //	                same far side must not stop sending because that one is away
 //	/metrics        Prometheus text; metrics.go lists every name
-//	/debug/pprof/   profiles of net/http/pprof
+//	/debug/pprof/   profiles of the Go runtime, for go tool pprof
 //
 // It starts nothing and owns nothing: what it shows it asks for when asked.
 package admin
@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"net/http/pprof"
 	"slices"
 	"strings"
 	"time"
@@ -182,12 +181,8 @@ func Handler(s Sources) http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { s.answer(w, slices.Concat(s.Refuses(), s.Stalls())) })
 	mux.HandleFunc("GET /readyz/accept", func(w http.ResponseWriter, _ *http.Request) { s.answer(w, s.Refuses()) })
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/{$}", profiles)
+	mux.HandleFunc("GET /debug/pprof/{name}", profile)
 	return mux
 }
 

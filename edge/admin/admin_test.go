@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"flag"
 	"io"
 	"io/fs"
@@ -175,8 +176,9 @@ func TestReady(t *testing.T) {
 
 func TestPaths(t *testing.T) {
 	for path, want := range map[string]int{
-		"/": 200, "/healthz": 200, "/readyz": 200, "/readyz/accept": 200, "/readyz/": 404, "/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/cmdline": 200,
-		"/debug/pprof/symbol": 200, "/nothing": 404,
+		"/": 200, "/healthz": 200, "/readyz": 200, "/readyz/accept": 200, "/readyz/": 404, "/debug/pprof/": 200, "/debug/pprof/heap": 200,
+		"/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/profile?seconds=0": 200, "/debug/pprof/trace?seconds=0": 200, "/debug/pprof/nothing": 404,
+		"/debug/pprof/profile?seconds=301": 400, "/debug/pprof/heap?debug=x": 400, "/nothing": 404,
 	} {
 		if code, _ := get(t, sources(), path); code != want {
 			t.Errorf("%s: %d, want %d", path, code, want)
@@ -187,6 +189,19 @@ func TestPaths(t *testing.T) {
 	if w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("POST /healthz: %d", w.Code)
 	}
+}
+
+// Profiles are what the runtime's tools read, and end when nobody reads any more.
+func TestProfiles(t *testing.T) {
+	for name, magic := range map[string]string{"heap": "\x1f\x8b", "profile?seconds=0": "\x1f\x8b", "trace?seconds=0": "go 1.", "goroutine?debug=2": "goroutine "} {
+		if _, body := get(t, sources(), "/debug/pprof/"+name); !strings.HasPrefix(body, magic) {
+			t.Errorf("%s begins %.20q", name, body)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := httptest.NewRecorder()
+	Handler(sources()).ServeHTTP(w, httptest.NewRequestWithContext(gone, http.MethodGet, "/debug/pprof/profile?seconds=300", nil))
 }
 
 // Between scrapes nothing runs: a goroutine that outlived one would keep the bubble
