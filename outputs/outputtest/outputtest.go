@@ -82,6 +82,7 @@ func Run(t *testing.T, h Harness) {
 		{"never wrong", neverWrong},
 		{"far side refuses", farSideRefuses},
 		{"probe", probe},
+		{"inspect", inspect},
 		{"lanes at once", lanesAtOnce},
 		{"close", closeTwice},
 	} {
@@ -502,6 +503,73 @@ func probe(t *testing.T, s *side) {
 		checkError(t, o, err)
 	}
 	s.holds(t, o, run)
+}
+
+// inspect: a far side that works has no Problem; one that refuses, is silent or away
+// has one, soon. Nothing is left that a reader would take for records.
+func inspect(t *testing.T, s *side) {
+	look := func(ctx context.Context) (problems []outputs.Finding) {
+		t.Helper()
+		o, ok := s.output(t).(outputs.Inspector)
+		if !ok {
+			t.Fatal("the output is no outputs.Inspector")
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		began := time.Now()
+		all := o.Inspect(ctx, outputs.Need{Lanes: []string{"main", "audit"}, Sealing: 64 << 10})
+		if took := time.Since(began); took > patience+5*time.Second {
+			t.Errorf("that took %v", took)
+		}
+		if len(all) == 0 {
+			t.Error("it finds nothing")
+		}
+		for _, f := range all {
+			if f.Level < outputs.Good || f.Level > outputs.Problem || f.What == "" || f.Text == "" || strings.Contains(f.What+f.Text+f.Hint, "\n") || f.Level == outputs.Problem && f.Hint == "" && ctx.Err() == nil {
+				t.Errorf("%+v", f)
+			}
+			if f.Level == outputs.Problem {
+				problems = append(problems, f)
+			}
+		}
+		return problems
+	}
+	for _, c := range []struct {
+		name string
+		away func(t *testing.T) (back func())
+	}{
+		{"refuses", s.Refuse}, // first, as long as nothing is there
+		{"works", func(*testing.T) func() { return func() {} }},
+		{"is silent", pair(s.Pause, s.Resume)},
+		{"is away", pair(s.Stop, s.Start)},
+	} {
+		if c.away == nil {
+			t.Logf("left out: this far side can't be one that %s", c.name)
+			continue
+		}
+		back := c.away(t)
+		if p := look(t.Context()); (len(p) == 0) != (c.name == "works") {
+			t.Errorf("of a far side that %s: %+v", c.name, p)
+		}
+		back()
+	}
+	s.holds(t, s.output(t))
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if p := look(ended); len(p) == 0 {
+		t.Error("no problem under a context that had ended")
+	}
+}
+
+// pair makes one hook of two.
+func pair(away, back func(t *testing.T)) func(t *testing.T) func() {
+	if away == nil {
+		return nil
+	}
+	return func(t *testing.T) func() {
+		away(t)
+		return func() { back(t) }
+	}
 }
 
 func lanesAtOnce(t *testing.T, s *side) {
