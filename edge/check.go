@@ -313,7 +313,7 @@ func (k *check) inspect(ctx context.Context, oc OutputConfig) {
 	defer o.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	for _, f := range o.Inspect(ctx, outputs.Need{Lanes: laneNames(k.c), Sealing: int64(k.c.Batch.MaxBytes), Repeat: max(k.c.Buffer.KeepAcked, k.c.Failover.After)}) {
+	for _, f := range o.Inspect(ctx, outputs.Need{Lanes: laneNames(k.c), Sealing: int64(k.c.Batch.MaxBytes), Kept: k.c.Buffer.KeepAcked, Repeat: max(k.c.Buffer.KeepAcked, k.c.Failover.After)}) {
 		hint := ""
 		if f.Hint != "" {
 			hint = "\n    " + f.Hint // alone on its line, as it may be a command

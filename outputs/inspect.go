@@ -24,6 +24,7 @@ type Inspector interface {
 type Need struct {
 	Lanes   []string
 	Sealing int64         // bytes at which batches are sealed as a rule
+	Kept    time.Duration // for how long delivered batches are kept, to be sent again if the far side lost them
 	Repeat  time.Duration // for how long after it was sent a batch may be sent again
 }
 

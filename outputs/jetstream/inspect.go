@@ -26,6 +26,10 @@ const (
 	// goodWindow is the duplicate window of the command that makes a stream.
 	goodWindow = time.Hour
 
+	// syncInterval is nats-server's default: how long it may take from an
+	// acknowledgement to the disk.
+	syncInterval = 2 * time.Minute
+
 	// soon is how long before its end a certificate or a user is worth a word.
 	soon = 14 * 24 * time.Hour
 )
@@ -347,6 +351,8 @@ func (i *inspection) stream(info *streamInfo) (all []outputs.Finding) {
 	}
 	judge(c.Duplicates < i.need.Repeat, outputs.Warning, fmt.Sprintf("its duplicate window is %s, and batches may be sent again for %s (SPILLWAY_BUFFER_KEEP_ACKED): those are stored twice, with the same identity", short(c.Duplicates), short(i.need.Repeat)),
 		fmt.Sprintf("%s --dupe-window %s", edit, short(max(goodWindow, i.need.Repeat))))
+	judge(i.need.Kept < syncInterval, outputs.Warning, fmt.Sprintf("a server may acknowledge %s before it has written to its disk (sync_interval), and delivered batches are kept for %s: what a power cut takes from it can't be sent again", short(syncInterval), short(i.need.Kept)),
+		"raise SPILLWAY_BUFFER_KEEP_ACKED to 10m, or set sync_interval: always on the server")
 	judge(!c.AllowDirect, outputs.Warning, "it has no direct get, by which the agent sees after a reconnect whether the server lost what it had acknowledged", edit+" --allow-direct")
 	judge(c.MaxMsgsPerSubject > 0, outputs.Warning, fmt.Sprintf("it keeps %s of each agent and lane (max_msgs_per_subject)", plural(int(c.MaxMsgsPerSubject), "batch")), edit+" --max-msgs-per-subject=-1")
 	judge(c.MaxAge > 0 && c.MaxAge < goodWindow, outputs.Warning, fmt.Sprintf("it keeps batches for %s only", short(c.MaxAge)), edit+" --max-age 30d")

@@ -55,7 +55,7 @@ func TestFilter(t *testing.T) {
 // TestRareStreams judges settings that are tedious to have a server for. The others
 // are in the conformance tests.
 func TestRareStreams(t *testing.T) {
-	i := &inspection{Output: &Output{name: "hub", c: Config{Subject: "logs.{lane}"}}, need: outputs.Need{Lanes: []string{"main"}}, subjects: []string{"logs.main"}, replicas: 3}
+	i := &inspection{Output: &Output{name: "hub", c: Config{Subject: "logs.{lane}"}}, need: outputs.Need{Lanes: []string{"main"}, Kept: 10 * time.Minute}, subjects: []string{"logs.main"}, replicas: 3}
 	for _, tt := range []struct {
 		name   string
 		change func(*jetstream.StreamConfig)
@@ -67,8 +67,14 @@ func TestRareStreams(t *testing.T) {
 			"3 LOGS: it is a mirror, which takes nothing from anybody else [name the stream that it mirrors in SPILLWAY_OUTPUT_HUB_STREAM]"},
 		{"async", func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode },
 			"2 LOGS: its persist_mode is async: it acknowledges before it writes [use the default mode for what must not be lost]"},
+		{"nothing kept", func(*jetstream.StreamConfig) {},
+			"2 LOGS: a server may acknowledge 2m before it has written to its disk (sync_interval), and delivered batches are kept for 0s: what a power cut takes from it can't be sent again [raise SPILLWAY_BUFFER_KEEP_ACKED to 10m, or set sync_interval: always on the server]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			i.need.Kept = 10 * time.Minute
+			if tt.name == "nothing kept" {
+				i.need.Kept = 0
+			}
 			info := &streamInfo{}
 			info.Config = jetstream.StreamConfig{Name: "LOGS", Subjects: []string{"logs.>"}, AllowDirect: true, Replicas: 1}
 			tt.change(&info.Config)

@@ -18,7 +18,7 @@ import (
 	"spillway/test/servers"
 )
 
-var need = outputs.Need{Lanes: []string{"main", "audit"}, Sealing: 512 << 10, Repeat: 10 * time.Minute}
+var need = outputs.Need{Lanes: []string{"main", "audit"}, Sealing: 512 << 10, Kept: 10 * time.Minute, Repeat: 10 * time.Minute}
 
 // finding is what Inspect should have found.
 type finding struct {
