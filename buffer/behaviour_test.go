@@ -134,7 +134,7 @@ func TestSkippedNumbers(t *testing.T) {
 	if len(g) != 1 || g[0].Reason != ReasonSkipped || g[0].First != 6 || g[0].Last != 12 || g[0].Count != 7 {
 		t.Fatalf("%+v", g)
 	}
-	b.GapsTold(1)
+	b.GapsTold(1, b.Stats().Next-1)
 	if g := b.Gaps(); len(g) != 0 {
 		t.Fatalf("%+v", g)
 	}
@@ -851,7 +851,7 @@ func TestManyGaps(t *testing.T) {
 		t.Fatalf("%d records in %d gaps", n, got)
 	}
 	told := b.Gaps()[:2]
-	b.GapsTold(2)
+	b.GapsTold(2, b.Stats().Next-1)
 	b.Close()
 	d.kill()
 	b2 := again(t, d, Options{})

@@ -862,7 +862,15 @@ func (b *Buffer) saveCursor() error {
 	p := b.pos
 	p.next, p.seal, p.epoch = b.next, b.seal, b.start.Epoch
 	p.acks, p.doubts, p.handed, p.gaps = slices.Clone(p.acks), slices.Clone(p.doubts), slices.Clone(p.handed), slices.Clone(p.gaps)
-	p.told = slices.Clone(p.told[max(0, len(p.told)-maxTold):])
+	// Of more told gaps than there is room for, the oldest are told again after a
+	// restart, which is no harm, rather than not remembered.
+	p.told = slices.Clone(p.told)
+	for len(p.told) > maxTold {
+		if len(p.gaps) < maxGaps {
+			p.gaps = slices.Insert(p.gaps, 0, p.told[0].Gap)
+		}
+		p.told = p.told[1:]
+	}
 	for n := len(p.gaps); n > maxGaps; n = len(p.gaps) {
 		p.gaps[n-2] = mergeGaps(p.gaps[n-2], p.gaps[n-1])
 		p.gaps = p.gaps[:n-1]

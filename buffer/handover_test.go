@@ -701,7 +701,7 @@ func TestFloor(t *testing.T) {
 			take(t, b, "hub")
 			if told {
 				fill(t, b, w, 1)
-				b.GapsTold(1)
+				b.GapsTold(1, b.Stats().Next-1)
 			}
 			fill(t, b, w, 1)
 			if err := d.Remove(cursorFile); err != nil {

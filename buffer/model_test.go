@@ -43,6 +43,7 @@ func TestModel(t *testing.T) {
 			}
 			w = newWriter(b.Start())
 			flushed = len(queue)
+			b.GapsTold(len(b.Gaps()), b.Stats().Next) // again, those that the cursor had no room to call told
 			if n := len(queue); n > 0 && b.Start().Next <= queue[n-1].Last() {
 				t.Fatalf("numbering goes on at %d, behind %d", b.Start().Next, queue[n-1].Last())
 			}
@@ -118,7 +119,7 @@ func TestModel(t *testing.T) {
 					many = many || len(b.pos.doubts) == maxDoubts
 				case 2:
 					err2 = b.Reject(&part, "nobody takes it")
-					b.GapsTold(len(b.Gaps()))
+					b.GapsTold(len(b.Gaps()), b.Stats().Next)
 					move(n, "")
 				default:
 					err2 = b.Commit(part.Last(), output)

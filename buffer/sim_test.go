@@ -611,7 +611,7 @@ func (w *world) collect() {
 		}
 	}
 	if len(gaps) > 0 && w.rng.IntN(2) == 0 {
-		w.b.GapsTold(len(gaps))
+		w.b.GapsTold(len(gaps), w.b.Stats().Next-1)
 		for _, s := range w.all {
 			for _, g := range gaps {
 				s.inBand = s.inBand || s.in(g)

@@ -222,21 +222,29 @@ func (b *Buffer) Gaps() []Gap {
 	return slices.Clone(b.pos.gaps)
 }
 
-// GapsTold says that the first n of Gaps are in a batch that Append has stored.
-func (b *Buffer) GapsTold(n int) {
+// GapsTold says that the first n of Gaps are in batches from record first on, which
+// Append has stored. Where one of these is lost or rejected already, they stay untold.
+func (b *Buffer) GapsTold(n int, first uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n = min(n, len(b.pos.gaps))
 	if n <= 0 {
 		return
 	}
-	told := slices.Clone(b.pos.told)
-	for _, g := range b.pos.gaps[:n] {
-		told = append(told, toldGap{g, b.next - 1})
-	}
-	b.pos.told = coalesce(told)
+	done := slices.Clone(b.pos.gaps[:n])
 	b.pos.gaps = slices.Clone(b.pos.gaps[n:])
 	b.shown = max(0, b.shown-n)
+	if slices.ContainsFunc(b.pos.gaps, func(g Gap) bool { return g.Epoch == b.start.Epoch && g.Last >= first }) {
+		for _, g := range done {
+			b.queueGap(g)
+		}
+	} else {
+		told := slices.Clone(b.pos.told)
+		for _, g := range done {
+			told = append(told, toldGap{g, b.next - 1})
+		}
+		b.pos.told = coalesce(told)
+	}
 	b.soil()
 }
 
@@ -832,21 +840,24 @@ func (b *Buffer) Stats() Stats {
 	if b.pending() {
 		s.PendingSince = b.waiting
 	}
+	pending := func(first, last uint64) {
+		first = max(first, b.pos.committed+1)
+		if first > last {
+			return
+		}
+		s.PendingRecords += last - first + 1
+		// What was dropped behind a plan is lost already, and not passed yet.
+		if first, last = max(first, b.pos.passed.First), min(last, b.pos.passed.Last); first <= last {
+			s.PendingRecords -= last - first + 1
+		}
+	}
 	for _, seg := range b.segs[b.head:] {
 		if seg.ours {
 			break
 		}
-		if seg.last > b.pos.committed {
-			s.PendingRecords += seg.last - max(seg.first-1, b.pos.committed)
-		}
+		pending(seg.first, seg.last)
 	}
-	if b.next > b.start.Next && b.next-1 > b.pos.committed {
-		s.PendingRecords += b.next - 1 - max(b.start.Next-1, b.pos.committed)
-		// What was dropped behind a plan is lost already, and not passed yet.
-		if first := max(b.pos.passed.First, b.start.Next, b.pos.committed+1); first <= b.pos.passed.Last {
-			s.PendingRecords -= b.pos.passed.Last - first + 1
-		}
-	}
+	pending(b.start.Next, b.next-1)
 	s.Room = b.o.MaxBytes - b.live
 	if b.o.MinFree >= 0 {
 		s.Room = min(s.Room, b.free+b.total-b.live-b.o.MinFree)

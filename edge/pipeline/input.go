@@ -63,7 +63,7 @@ func (in *Input) Dropped() map[string]uint64 {
 }
 
 // Open returns the sink of one connection from peer, or without a peer that of a
-// datagram or local socket. It satisfies listen.Options.Open.
+// datagram or local socket. Each message may name another sender.
 func (in *Input) Open(peer netip.AddrPort) listen.Sink {
 	s := &sink{in: in, raw: in.o.Lane.o.Raw, enc: ecs.NewEncoder(in.o.Records)}
 	if in.o.Parse {

@@ -397,14 +397,14 @@ func (l *Lane) mustTell() bool {
 	return len(l.o.Buffer.Gaps()) > l.telling
 }
 
-// told says that n gaps are durable in batches, oldest first.
-func (l *Lane) told(n int) {
+// told says that n gaps are durable in batches from record first on, oldest first.
+func (l *Lane) told(n int, first uint64) {
 	if n == 0 {
 		return
 	}
 	l.gapMu.Lock()
 	defer l.gapMu.Unlock()
-	l.o.Buffer.GapsTold(n)
+	l.o.Buffer.GapsTold(n, first)
 	l.telling -= n
 }
 
@@ -516,7 +516,7 @@ func (l *Lane) store(ctx context.Context) {
 		}
 		if len(group) > 0 {
 			if err := l.append(ctx, group); err == nil {
-				l.told(gaps)
+				l.told(gaps, group[0].First)
 			} else {
 				if lost.err == nil {
 					lost.first, lost.err = group[0].First, err

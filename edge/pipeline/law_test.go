@@ -1,0 +1,385 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/framing/ecs"
+	"spillway/outputs"
+)
+
+// TestNothingDisappears sends through inputs of all policies while the output and
+// the disk come and go and the agent restarts, in simulated time. At every step the
+// law of Counts holds, and so does that of each input; in the end every message that
+// was sent has arrived once, or is among those that are counted as dropped or lost,
+// and every number is explained.
+func TestNothingDisappears(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		p := plan{
+			Full:     buffer.Policy(rapid.IntRange(0, 1).Draw(rt, "full")),
+			Sync:     buffer.SyncPolicy(rapid.IntRange(0, 2).Draw(rt, "sync")),
+			Objects:  rapid.Bool().Draw(rt, "objects"),
+			MaxBytes: int64(rapid.IntRange(200, 1500).Draw(rt, "KiB")) << 10,
+			Records:  rapid.IntRange(1, 40).Draw(rt, "records"),
+			Steps: rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) step {
+				return step{
+					Do:   rapid.SampledFrom([]string{"send", "send", "send", "send", "output fails", "output works", "output works", "output takes nothing for good", "disk fails", "disk works", "disk works", "restart", "stop at once"}).Draw(rt, "do"),
+					In:   rapid.IntRange(0, 3).Draw(rt, "input"),
+					N:    rapid.IntRange(1, 40).Draw(rt, "messages"),
+					Size: rapid.IntRange(1, 20_000).Draw(rt, "bytes"),
+					Wait: time.Duration(rapid.IntRange(0, 3000).Draw(rt, "ms")) * time.Millisecond,
+				}
+			}), 1, 40).Draw(rt, "steps"),
+		}
+		var err error
+		synctest.Test(t, func(t *testing.T) { err = p.run(t) })
+		if err != nil {
+			rt.Fatal(err)
+		}
+	})
+}
+
+type plan struct {
+	Full     buffer.Policy
+	Sync     buffer.SyncPolicy
+	Objects  bool
+	MaxBytes int64
+	Records  int
+	Steps    []step
+}
+
+type step struct {
+	Do      string
+	In      int
+	N, Size int
+	Wait    time.Duration
+}
+
+// lazyFS is a dirFS that says that it syncs.
+type lazyFS struct{ *dirFS }
+
+type lazyFile struct {
+	buffer.File
+	fs *dirFS
+}
+
+func (d *lazyFS) Close() error { return nil } // another life opens it again
+
+func (d *lazyFS) Create(name string) (buffer.File, error) {
+	if dir := path.Dir(name); dir != "." {
+		d.Mkdir(dir, 0o700)
+	}
+	f, err := d.dirFS.Create(name)
+	return lazyFile{f, d.dirFS}, err
+}
+
+func (d *lazyFS) Open(name string, write bool) (buffer.File, error) {
+	f, err := d.dirFS.Open(name, write)
+	return lazyFile{f, d.dirFS}, err
+}
+
+func (f lazyFile) Sync() error {
+	if f.fs.bad.Load() {
+		return errDisk
+	}
+	return nil
+}
+
+// life is one run of the agent.
+type life struct {
+	stopped  sync.Once
+	buf      *buffer.Buffer
+	lane     *Lane
+	ins      [4]*Input
+	work     [4]chan step // of the inputs' connections
+	conns    sync.WaitGroup
+	draining context.CancelFunc // ends the waiting of connections
+	hard     context.CancelFunc // ends all waiting
+	done     chan struct{}
+}
+
+type world struct {
+	plan
+	disk *lazyFS
+	m    *memory
+	out  outputs.Output
+	text string
+	log  safe
+
+	first    map[string]uint64 // numbers of the epochs
+	sent     atomic.Int64      // messages
+	dropped  uint64            // of these, by inputs
+	lost     map[string]uint64 // records, by reason, of lives that are over
+	unclean  bool              // a life ended while the disk failed
+	rejected uint64
+}
+
+var errUnfit = &outputs.Error{Output: "memory", Op: "publish", Stored: outputs.StoredNo, Action: outputs.Unfit, Err: errors.New("too odd")}
+
+func (p plan) run(t *testing.T) (err error) {
+	w := &world{plan: p, disk: &lazyFS{newDirFS(t)}, m: &memory{}, text: noise(20_000), lost: map[string]uint64{}, first: map[string]uint64{}}
+	w.out = w.m
+	if p.Objects {
+		o := &planned{}
+		w.m, w.out = &o.memory, o
+		w.m.limits.Age = 2 * time.Second
+	}
+	l, err := w.begin()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			l.stop(0)
+			l.buf.Close()
+		}
+	}()
+	for i, s := range p.Steps {
+		switch s.Do {
+		case "send":
+			l.work[s.In] <- s
+		case "output fails":
+			w.m.setFail(errDown)
+		case "output works":
+			w.m.setFail(nil)
+		case "output takes nothing for good":
+			w.m.setFail(errUnfit)
+		case "disk fails":
+			w.disk.bad.Store(true)
+		case "disk works":
+			w.disk.bad.Store(false)
+		case "restart", "stop at once":
+			if err := w.end(l, s.Do == "stop at once"); err != nil {
+				return fmt.Errorf("step %d, %s: %w\n%s", i, s.Do, err, &w.log)
+			}
+			next, err := w.begin()
+			if err != nil {
+				return err
+			}
+			l = next
+		}
+		time.Sleep(s.Wait)
+		synctest.Wait()
+		if err := l.law(); err != nil {
+			return fmt.Errorf("step %d, %s: %w\n%s", i, s.Do, err, &w.log)
+		}
+	}
+	w.m.setFail(nil)
+	w.disk.bad.Store(false)
+	time.Sleep(time.Hour)
+	if c := l.lane.Counts(); c.Pending+c.InFlight > 0 || l.lane.Full() || l.lane.held.Load() != 0 {
+		return fmt.Errorf("not at rest: full %v, %d bytes held, %+v\n%s", l.lane.Full(), l.lane.held.Load(), c, &w.log)
+	}
+	if err := w.end(l, false); err != nil {
+		return fmt.Errorf("the end: %w\n%s", err, &w.log)
+	}
+	if err := w.judge(); err != nil {
+		return fmt.Errorf("%w\n%s", err, &w.log)
+	}
+	return nil
+}
+
+func (w *world) begin() (*life, error) {
+	buf, err := buffer.Open("", buffer.Options{Agent: "gw1", FS: w.disk, MaxBytes: w.MaxBytes, MinFree: -1, SegmentBytes: 40 << 10, Full: w.Full, Sync: w.Sync})
+	if err != nil {
+		return nil, err
+	}
+	if s := buf.Start(); w.first[s.Epoch.String()] == 0 {
+		w.first[s.Epoch.String()] = s.Next
+	}
+	log := slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	l := &life{buf: buf, done: make(chan struct{})}
+	l.lane = NewLane(LaneOptions{Name: "main", Agent: "gw1", Buffer: buf, Codec: batch.None, Reserve: 64 << 10, BufferKeeps: w.Sync == buffer.SyncInterval,
+		Batch: batch.BuilderOptions{Records: w.Records}, AgeHeld: 5 * time.Second, Log: log,
+		Chain: outputs.NewChain(outputs.ChainOptions{Log: log}, w.out)})
+	for i, full := range []OnFull{Block, Block, Drop, Refuse} {
+		l.ins[i] = NewInput(InputOptions{Name: fmt.Sprint("in", i), Lane: l.lane, OnFull: full, Records: ecs.Options{Dataset: "d", Agent: "gw1"}})
+		l.work[i] = make(chan step, 100)
+	}
+	var ctx, hard context.Context
+	ctx, l.draining = context.WithCancel(context.Background())
+	hard, l.hard = context.WithCancel(context.Background())
+	for i, in := range l.ins {
+		l.conns.Go(func() {
+			s := in.Open(peer)
+			defer s.Close()
+			for c := range l.work[i] {
+				for range c.N {
+					// What is not sent any more at the stop is not lost.
+					if ctx.Err() != nil {
+						return
+					}
+					s.Message(msg(fmt.Sprintf("%d %s", w.sent.Add(1), w.text[:c.Size])), peer, time.Now())
+					if s.Flush(ctx) != nil {
+						return
+					}
+				}
+			}
+		})
+	}
+	go func() { l.lane.Run(hard); close(l.done) }()
+	return l, nil
+}
+
+// law is what holds at every moment.
+func (l *life) law() error {
+	for _, in := range l.ins {
+		d := in.Dropped()
+		// One message a Flush: one at most is on its way.
+		if way := in.Messages.Load() - in.Admitted.Load() - int64(d["buffer_full"]+d["stopped"]); way < 0 || way > 1 {
+			return fmt.Errorf("input %s: %d messages, %d admitted, dropped %v", in.o.Name, in.Messages.Load(), in.Admitted.Load(), d)
+		}
+	}
+	return l.lane.Counts().law()
+}
+
+// stop returns when everything but the buffer has ended.
+func (l *life) stop(grace time.Duration) {
+	l.stopped.Do(func() {
+		l.draining()
+		for _, c := range l.work {
+			close(c)
+		}
+		l.conns.Wait()
+		l.lane.Close()
+		end := time.AfterFunc(grace, l.hard)
+		defer end.Stop()
+		<-l.done
+		l.hard()
+	})
+}
+
+// end stops a life, as a first signal does whose grace is half a minute, or as a
+// second one.
+func (w *world) end(l *life, atOnce bool) error {
+	if !atOnce {
+		time.Sleep(time.Second)
+	}
+	grace := 30 * time.Second
+	if atOnce {
+		grace = 0
+	}
+	l.stop(grace)
+	for _, in := range l.ins {
+		d := in.Dropped()
+		if in.Messages.Load() != in.Admitted.Load()+int64(d["buffer_full"]+d["stopped"]) {
+			return fmt.Errorf("input %s: %d messages, %d admitted, dropped %v", in.o.Name, in.Messages.Load(), in.Admitted.Load(), d)
+		}
+		w.dropped += d["buffer_full"] + d["stopped"]
+	}
+	c := l.lane.Counts()
+	if err := c.law(); err != nil {
+		return err
+	}
+	if c.InFlight != 0 {
+		return fmt.Errorf("the lane has ended with %d records in flight: %+v", c.InFlight, c)
+	}
+	for reason, n := range c.Lost {
+		w.lost[reason] += n
+	}
+	w.rejected += c.Rejected
+	if err := l.buf.Close(); err != nil && !w.disk.bad.Load() {
+		return err
+	}
+	w.unclean = w.unclean || w.disk.bad.Load()
+	return nil
+}
+
+// judge compares what was sent with what has arrived.
+func (w *world) judge() error {
+	arrived := map[string]bool{}
+	var gaps []string
+	type number struct {
+		epoch string
+		seq   uint64
+	}
+	have, told, last := map[number]bool{}, map[number]bool{}, map[string]uint64{}
+	toldDropped := uint64(0)
+	for _, b := range w.m.batches {
+		text, err := batch.Decode(nil, b.Payload, b.Codec, int(b.Raw))
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			var r struct {
+				Message  string
+				Spillway struct {
+					Epoch string
+					Seq   uint64
+					Gap   *struct {
+						Reason, Input, Epoch string
+						Count, First, Last   uint64
+					}
+				}
+			}
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				return err
+			}
+			n := number{r.Spillway.Epoch, r.Spillway.Seq}
+			if have[n] {
+				return fmt.Errorf("number %v arrived twice", n)
+			}
+			have[n] = true
+			last[n.epoch] = max(last[n.epoch], n.seq)
+			switch g := r.Spillway.Gap; {
+			case g == nil:
+				id, _, _ := strings.Cut(r.Message, " ")
+				if arrived[id] {
+					return fmt.Errorf("message %s arrived twice", id)
+				}
+				arrived[id] = true
+			case g.Input != "":
+				toldDropped += g.Count
+			default:
+				gaps = append(gaps, fmt.Sprintf("%d: %s %d-%d", n.seq, g.Reason, g.First, g.Last))
+				for n := g.First; n <= g.Last && g.First > 0; n++ {
+					told[number{g.Epoch, n}] = true
+				}
+			}
+		}
+	}
+	both := 0 // dropped while they were handed over
+	for epoch, last := range last {
+		for seq := w.first[epoch]; seq <= last; seq++ {
+			n := number{epoch, seq}
+			switch {
+			case !have[n] && !told[n]:
+				return fmt.Errorf("number %v of %d neither arrived nor is told as lost: %v", n, last, gaps)
+			case have[n] && told[n]:
+				both++
+			}
+		}
+	}
+	var lost uint64
+	for _, n := range w.lost {
+		lost += n
+	}
+	missing, explained := uint64(w.sent.Load())-uint64(len(arrived)), w.dropped+lost+w.rejected
+	if missing > explained {
+		return fmt.Errorf("%d of %d messages are missing, and %d are counted as dropped, %d as rejected, %v as lost", missing, w.sent.Load(), w.dropped, w.rejected, w.lost)
+	}
+	// What is counted and not missing are gap records that were lost themselves, or
+	// records that were dropped while they were handed over.
+	if w.Full == buffer.Hold && !w.unclean && w.rejected == 0 && (missing != explained || both > 0) {
+		return fmt.Errorf("%d of %d messages are missing, but %d are counted: %d dropped, lost %v; %d told and there", missing, w.sent.Load(), explained, w.dropped, w.lost, both)
+	}
+	// A gap record may lie in a batch that is lost or rejected in another life.
+	if !w.unclean && w.Full == buffer.Hold && w.rejected == 0 && toldDropped != w.dropped {
+		return fmt.Errorf("gap records tell of %d dropped messages, %d were", toldDropped, w.dropped)
+	}
+	return nil
+}
