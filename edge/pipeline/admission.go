@@ -350,6 +350,7 @@ func (l *Lane) reopen() bool {
 	case l.o.Buffer.Stats().DiskError != nil, l.stalled.Load() != 0, !l.o.Buffer.Fits(l.onDisk(held), l.onDisk(2*blockSize), l.o.Reserve):
 		return false
 	}
+	l.o.Log.Info("inputs with ON_FULL=refuse accept again", "lane", l.o.Name, "refused_for", time.Since(g.since).Round(time.Millisecond))
 	g.since, g.closed = time.Time{}, make(chan struct{})
 	return true
 }
