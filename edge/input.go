@@ -392,7 +392,8 @@ func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, hos
 		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: kind, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
 	})
 	o := ic.listen(log)
-	o.Memory, o.Gate, o.Open = memory, in.records.Gate(), in.records.Open
+	o.Memory, o.Gate = memory, in.records.Gate()
+	o.Open = func() listen.Sink { return in.records.Open(netip.AddrPort{}) } // each message names its sender
 	var err error
 	in.server, err = listen.Listen(o)
 	if err != nil {

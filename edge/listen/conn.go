@@ -187,7 +187,11 @@ var longAgo = time.Unix(1, 0)
 func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 	for {
 		if c.until.IsZero() && ctx.Err() != nil {
-			c.drain()
+			if context.Cause(ctx) == errNoRoom {
+				c.drain(refuseTime)
+			} else {
+				c.drain(drainTime)
+			}
 		}
 		if c.cutNow.Load() {
 			return cut
@@ -231,9 +235,9 @@ func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 
 // drain begins the end of the connection: what the peer has sent is still read. On a
 // unix socket its next write fails from here on, so what is here is all there is.
-func (c *conn) drain() {
+func (c *conn) drain(limit time.Duration) {
 	c.last = time.Now()
-	c.until = c.last.Add(drainTime)
+	c.until = c.last.Add(limit)
 	if u, ok := c.Conn.(*net.UnixConn); ok {
 		u.CloseRead()
 	}

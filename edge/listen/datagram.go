@@ -70,7 +70,7 @@ func receiveBuffer(fd uintptr, want int) (got int, err error) {
 // It is the only reader of k.
 func (s *Server) receive(ctx, hard context.Context, k *socket) {
 	defer k.close()
-	sink := s.o.Open(netip.AddrPort{})
+	sink := s.o.Open()
 	defer sink.Close()
 	rc, err := k.p.SyscallConn()
 	if err != nil {

@@ -94,8 +94,8 @@ func TestMemoryWakes(t *testing.T) {
 	eventually(t, "the large one", func() bool { return m.Held() >= 700<<10 })
 	fmt.Fprint(small, strings.Repeat("s", 400<<10))
 	eventually(t, "the cut", func() bool { return r.len() == 1 && m.Held() < 1<<20 })
-	if r.got[0][0] != 'l' || s.Stats.MemoryCut.Load() != 1 {
-		t.Errorf("%.10q was cut, %d counted", r.got[0], s.Stats.MemoryCut.Load())
+	if r.at(0)[0] != 'l' || s.Stats.MemoryCut.Load() != 1 {
+		t.Errorf("%.10q was cut, %d counted", r.at(0), s.Stats.MemoryCut.Load())
 	}
 	fmt.Fprint(small, "\n")
 	fmt.Fprint(large, "\nnext\n")
@@ -127,8 +127,8 @@ func TestAllow(t *testing.T) {
 			}
 			send("127.0.0.3")
 			eventually(t, "three denied and a message", func() bool { return s.Stats.Denied.Load() == 3 && r.len() == 1 })
-			if r.got[0] != "from 127.0.0.3" || strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "SPILLWAY_INPUT_IN_ALLOW") {
-				t.Errorf("got %q, log\n%s", r.got, log)
+			if r.at(0) != "from 127.0.0.3" || strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "SPILLWAY_INPUT_IN_ALLOW") {
+				t.Errorf("got %q, log\n%s", r.at(0), log)
 			}
 		})
 	}
@@ -138,7 +138,7 @@ func TestAllow(t *testing.T) {
 func TestConnectionsThatSayNothing(t *testing.T) {
 	r := newRecorder()
 	var sinks atomic.Int64
-	s, stop := serve(t, Options{Network: "tcp", MaxConnections: 200, Open: func(peer netip.AddrPort) Sink { sinks.Add(1); return r.open(peer) }})
+	s, stop := serve(t, Options{Network: "tcp", MaxConnections: 200, Open: func() Sink { sinks.Add(1); return r.open() }})
 	good := dial(t, s)
 	fmt.Fprint(good, "first\n")
 	eventually(t, "the first message", func() bool { return r.len() == 1 })
@@ -187,7 +187,7 @@ func TestAnnouncedCostsNothing(t *testing.T) {
 func TestKernelDrops(t *testing.T) {
 	sink := &dropSink{countSink: countSink{pause: 50 * time.Millisecond}}
 	log := &logs{}
-	s, _ := serve(t, Options{Network: "udp", ReceiveBuffer: 64 << 10, Open: func(netip.AddrPort) Sink { return sink }, Log: log.logger()})
+	s, _ := serve(t, Options{Network: "udp", ReceiveBuffer: 64 << 10, Open: func() Sink { return sink }, Log: log.logger()})
 	c := dial(t, s)
 	const n = 20_000
 	payload := []byte(strings.Repeat("x", 200))

@@ -33,10 +33,10 @@ const (
 // deadliner is what wakes a goroutine that waits for a socket.
 type deadliner interface{ SetDeadline(time.Time) error }
 
-// Sink takes the messages of one connection, or of one datagram socket. It is
-// used by one goroutine.
+// Sink takes messages. It is used by one goroutine at a time.
 type Sink interface {
-	// Message takes one message of from, received at now. m.Data is valid during the call only.
+	// Message takes one message of from (not valid: a local program), received at now.
+	// m.Data is valid during the call only.
 	Message(m framing.Message, from netip.AddrPort, now time.Time)
 
 	// Flush hands over what Message took. It waits while there is no room and the
@@ -91,9 +91,9 @@ type Options struct {
 	Memory         *Memory        // shared by the inputs of a lane; nil: no limit
 	Gate           Gate           // of streams; nil: the server never refuses
 
-	// Open returns the sink of one connection, when its first bytes are there, or of
-	// one datagram socket, whose peer is not valid. So is that of unix sockets.
-	Open func(peer netip.AddrPort) Sink
+	// Open returns a sink. A datagram socket has one, and the connections of a server
+	// share a few.
+	Open func() Sink
 	Log  *slog.Logger
 }
 
@@ -165,7 +165,7 @@ type Server struct {
 	o       Options
 	tls     *tlsFiles // nil: plain
 	sockets []*socket
-	turns   chan struct{} // one for each connection that holds what it read
+	turns   *turns
 	notices notices
 
 	handshakeTime time.Duration // handshakeTimeout, and less in tests
@@ -177,7 +177,7 @@ type Server struct {
 // Listen opens the sockets. It starts no goroutine. Its errors begin with the variable
 // that they are about.
 func Listen(o Options) (*Server, error) {
-	s := &Server{o: o, handshakeTime: handshakeTimeout, turns: make(chan struct{}, turns()), conns: map[*conn]struct{}{}}
+	s := &Server{o: o, handshakeTime: handshakeTimeout, turns: newTurns(o.Open), conns: map[*conn]struct{}{}}
 	var err error
 	if o.TLS != nil {
 		if s.tls, err = newTLSFiles(s); err != nil {
@@ -242,6 +242,7 @@ var errNoRoom = errors.New("no room")
 // each time the gate shuts, and goes on when it is open again.
 func (s *Server) Serve(ctx, hard context.Context) {
 	defer s.Close()
+	defer s.turns.close()
 	for s.round(ctx, hard) {
 		began := time.Now()
 		s.Stats.Shut.Add(1)

@@ -27,7 +27,6 @@ type recorder struct {
 
 type recSink struct {
 	r    *recorder
-	peer netip.AddrPort
 	held []string
 }
 
@@ -57,7 +56,9 @@ func (s *recSink) Close() {}
 
 func newRecorder() *recorder { return &recorder{from: map[netip.AddrPort]int{}} }
 
-func (r *recorder) open(peer netip.AddrPort) Sink { return &recSink{r: r, peer: peer} }
+func (r *recorder) open() Sink { return &recSink{r: r} }
+
+func (r *recorder) at(i int) string { r.mu.Lock(); defer r.mu.Unlock(); return r.got[i] }
 
 func (r *recorder) len() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.got) }
 
@@ -200,7 +201,7 @@ func TestTCPIdle(t *testing.T) {
 func TestLocalhost(t *testing.T) {
 	r := newRecorder()
 	s, _ := serveTCP(t, Options{Open: r.open, Address: "localhost:0"})
-	u, err := Listen(Options{Network: "udp", Name: "udp", Address: "localhost:0", Open: func(netip.AddrPort) Sink { return r.open(netip.AddrPort{}) }, Log: quietLog})
+	u, err := Listen(Options{Network: "udp", Name: "udp", Address: "localhost:0", Open: r.open, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +243,7 @@ func TestPortInUse(t *testing.T) {
 
 func serveUDP(t *testing.T, r *recorder, address string) (*Server, func()) {
 	t.Helper()
-	s, err := Listen(Options{Network: "udp", Name: "udp", Address: address, Open: func(netip.AddrPort) Sink { return r.open(netip.AddrPort{}) }, Log: quietLog})
+	s, err := Listen(Options{Network: "udp", Name: "udp", Address: address, Open: r.open, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func (s *countSink) Close() { s.lost.Add(s.held.Swap(0)) }
 // what was taken is handed over.
 func TestUDPStopUnderFlood(t *testing.T) {
 	sink := &countSink{pause: 20 * time.Millisecond} // slower than the sender
-	s, err := Listen(Options{Network: "udp", Name: "udp", Address: "127.0.0.1:0", Open: func(netip.AddrPort) Sink { return sink }, Log: quietLog})
+	s, err := Listen(Options{Network: "udp", Name: "udp", Address: "127.0.0.1:0", Open: func() Sink { return sink }, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestUDPStopUnderFlood(t *testing.T) {
 func TestUDPStopHandsOver(t *testing.T) {
 	for range 20 {
 		sink := &countSink{}
-		s, err := Listen(Options{Network: "udp", Name: "udp", Address: "127.0.0.1:0", Open: func(netip.AddrPort) Sink { return sink }, Log: quietLog})
+		s, err := Listen(Options{Network: "udp", Name: "udp", Address: "127.0.0.1:0", Open: func() Sink { return sink }, Log: quietLog})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestUDPStopHandsOver(t *testing.T) {
 // becomes a record many times its length, is handed over in parts.
 func TestTCPTinyMessages(t *testing.T) {
 	sink := &countSink{}
-	s, stop := serveTCP(t, Options{Network: "tcp", Open: func(netip.AddrPort) Sink { return sink }})
+	s, stop := serveTCP(t, Options{Network: "tcp", Open: func() Sink { return sink }})
 	c := dial(t, s)
 	const n = 200_000
 	fmt.Fprint(c, strings.Repeat("x\n", n))

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -20,6 +19,8 @@ const (
 	// drainTime bounds how long a connection is read after the stop: what its
 	// sender had sent by then is in the socket buffer.
 	drainTime = time.Second
+	// refuseTime is drainTime when there is no room: what is drained takes the reserve.
+	refuseTime = 200 * time.Millisecond
 	// quiet is how long a tcp connection must send nothing to be called drained.
 	quiet = 50 * time.Millisecond
 	// lastLook bounds the reading of a sender that never pauses as its connection is reset.
@@ -42,10 +43,6 @@ const (
 	// 208 KiB through unless the system's limits were raised.
 	localMax = 256 << 10
 )
-
-// turns is how many connections of a server may hold what they read at one time; the
-// others wait without memory. It bounds what is held while a lane has no room.
-func turns() int { return max(16, 4*runtime.GOMAXPROCS(0)) }
 
 // packetBufs are *[localMax]byte.
 var packetBufs = sync.Pool{New: func() any { return new([localMax]byte) }}
@@ -239,30 +236,43 @@ func (c *conn) silent() (silent bool) {
 func (s *Server) idle(c *conn) {
 	s.Stats.Idle.Add(1)
 	s.o.Log.Debug("connection closed: idle", "input", s.o.Name, "peer", c.name(), "for", s.o.IdleTimeout)
-	c.drain()
+	c.drain(drainTime)
 }
 
 // reader is what a connection has from its first byte on.
 type reader struct {
 	s    *Server
 	c    *conn
-	sink Sink
+	sink Sink // during a turn
 	sp   *framing.Splitter
 	seen framing.Stats
 }
 
 func (s *Server) read(ctx, hard context.Context, c *conn) {
-	r := &reader{s: s, c: c, sink: s.o.Open(c.peer), sp: framing.NewSplitter(s.o.Framing)}
-	defer r.sink.Close()
+	r := &reader{s: s, c: c, sp: framing.NewSplitter(s.o.Framing)}
 	defer s.o.Memory.drop(&c.uses)
-	if !r.loop(ctx, hard) {
+	if !r.loop(ctx, hard) || !r.begin(hard) {
 		return
 	}
 	for m, ok := r.sp.End(); ok; m, ok = r.sp.End() {
 		r.sink.Message(m, c.peer, c.last)
 	}
 	r.count()
-	r.sink.Flush(hard)
+	r.end(hard)
+}
+
+// begin takes a turn, end hands over what it brought and gives it back. They return
+// false when hard has ended.
+func (r *reader) begin(hard context.Context) bool {
+	r.sink = r.s.turns.take(hard)
+	return r.sink != nil
+}
+
+func (r *reader) end(hard context.Context) bool {
+	err := r.sink.Flush(hard)
+	r.s.turns.give(r.sink)
+	r.sink = nil
+	return err == nil
 }
 
 // loop reads until the connection has ended, or is to. It returns false if nothing
@@ -296,23 +306,12 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 				return true
 			}
 		}
-		// Without a turn there is no memory for what is read.
-		select {
-		case s.turns <- struct{}{}:
-		default:
-			select {
-			case s.turns <- struct{}{}:
-			case <-hard.Done():
-				return false
-			}
+		if !r.begin(hard) {
+			return false
 		}
 		n, err := r.take(hard)
 		ok := err == nil || errors.Is(err, errAgain)
-		if n > 0 && r.sink.Flush(hard) != nil {
-			err = errHard
-		}
-		<-s.turns
-		if err == errHard {
+		if !r.end(hard) || err == errHard {
 			return false
 		}
 		if r.broken() {
@@ -421,6 +420,9 @@ func (r *reader) takePackets() (n int, err error) {
 // cut treats the unfinished message as over-size: the memory of the lane is used up.
 func (r *reader) cut(hard context.Context) bool {
 	r.c.cutNow.Store(false)
+	if !r.begin(hard) {
+		return false
+	}
 	was := r.sp.Stats().Oversize
 	now := time.Now()
 	if m, ok := r.sp.Cut(); ok {
@@ -428,6 +430,9 @@ func (r *reader) cut(hard context.Context) bool {
 	}
 	for m, ok := r.sp.Next(); ok; m, ok = r.sp.Next() { // it is what lets go of the rest
 		r.sink.Message(m, r.c.peer, now)
+	}
+	if !r.end(hard) {
+		return false
 	}
 	if r.sp.Stats().Oversize == was {
 		return true // too little to be treated as anything
@@ -438,7 +443,7 @@ func (r *reader) cut(hard context.Context) bool {
 		r.s.o.Log.Warn("the unfinished messages of a lane take all the memory they may; the largest are treated as over-size", "input", r.s.o.Name,
 			"peer", r.c.name(), "times", n, "limit", r.s.o.Memory.limit, "hint", "raise SPILLWAY_MESSAGE_MEMORY, or lower "+r.s.o.Variable+"MAX_MESSAGE_SIZE")
 	}
-	return r.sink.Flush(hard) == nil
+	return true
 }
 
 // broken reports whether the framing can't be followed any further.
@@ -468,6 +473,9 @@ func (r *reader) finish(hard context.Context) (ok bool) {
 	if r.c.local {
 		return true
 	}
+	if !r.begin(hard) {
+		return false
+	}
 	ok = true
 	r.c.SetReadDeadline(time.Time{})
 	r.c.rc.Control(func(fd uintptr) {
@@ -482,7 +490,7 @@ func (r *reader) finish(hard context.Context) (ok bool) {
 		}
 		reset(fd)
 	})
-	return ok
+	return r.end(hard) && ok
 }
 
 // count adds what the splitter counted since the last time.
