@@ -275,6 +275,7 @@ func TestOutputDown(t *testing.T) {
 // A buffer without room holds block inputs back and makes drop inputs drop after
 // a second, counted; once there is room a gap record tells, and nothing admitted is lost.
 func TestFull(t *testing.T) {
+	t.Parallel()
 	m := &memory{}
 	m.setFail(&outputs.Error{Output: "memory", Op: "publish", Stored: outputs.StoredNo, Action: outputs.Retry, Err: errors.New("down")})
 	b := start(t, t.TempDir(), m, Drop, func(o *buffer.Options, l *LaneOptions) {
@@ -345,6 +346,8 @@ func TestDropOldestIsTold(t *testing.T) {
 	// Only when nothing is dropped any more: what is dropped while it is handed over
 	// may be told as lost and arrive all the same.
 	waitFor(t, "all stored", func() bool { n := b.lane.Admitted(); return n >= sent && b.lane.durable.Load() == n })
+	tried := m.attempts()
+	waitFor(t, "what was in hand then is tried", func() bool { return m.attempts() > tried })
 	m.setFail(nil)
 	waitFor(t, "delivery", func() bool { return b.buf.Stats().PendingRecords == 0 })
 	s.Message(msg("after"), peer, time.Now())
