@@ -87,6 +87,7 @@ func TestStoreDoesNotGatherForEver(t *testing.T) {
 // A stop with SYNC=interval makes durable what was written last, so that it is
 // shipped, and does not wait for the grace to end.
 func TestStopWithSyncInterval(t *testing.T) {
+	t.Parallel()
 	m := &memory{}
 	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.Sync, o.SyncInterval, l.BufferKeeps = buffer.SyncInterval, 200*time.Millisecond, true
@@ -120,6 +121,7 @@ func TestStopTriesAPausedOutput(t *testing.T) {
 
 // A full buffer does not wait for an object to come of age.
 func TestFullShipsAtOnce(t *testing.T) {
+	t.Parallel()
 	m := &planned{memory{limits: batch.Limits{Bytes: 1 << 30, Age: time.Hour}}}
 	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.MaxBytes, l.Codec = 1<<20, batch.None
@@ -215,6 +217,7 @@ func (f dirFile) Size() (int64, error) {
 // While waiting for room, what was admitted before is stored; after the end of all
 // waiting nothing is told that is not so.
 func TestHardStopWhileFull(t *testing.T) {
+	t.Parallel()
 	t.Run("none", func(t *testing.T) { hardStopWhileFull(t, batch.None, 0) })
 	t.Run("slow disk", func(t *testing.T) { hardStopWhileFull(t, batch.None, 300*time.Millisecond) })
 	t.Run("slow codec", func(t *testing.T) { hardStopWhileFull(t, batch.Gzip, 0) })
@@ -271,6 +274,7 @@ func hardStopWhileFull(t *testing.T, codec batch.Codec, slow time.Duration) {
 // A lane that has taken nothing for a second is full for inputs that drop, also
 // if it is the disk that fails: they don't wait a second for each block.
 func TestDropAtOnceWhileTheDiskFails(t *testing.T) {
+	t.Parallel()
 	m, disk := &memory{}, newDirFS(t)
 	b := start(t, "", m, Drop, func(o *buffer.Options, l *LaneOptions) {
 		o.FS, l.Batch.Records = disk, 1
@@ -461,6 +465,7 @@ func TestRecordLongerThanABatch(t *testing.T) {
 
 // While the disk stands still, memory is bounded also if every record is huge.
 func TestHugeRecordsWait(t *testing.T) {
+	t.Parallel()
 	disk := newDirFS(t)
 	b := start(t, "", &memory{}, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.FS, o.MaxBytes, l.Codec = disk, 1<<30, batch.None
@@ -486,6 +491,7 @@ func TestHugeRecordsWait(t *testing.T) {
 
 // A plan that can't be stored is tried each second and told once.
 func TestPlanFailureIsToldOnce(t *testing.T) {
+	t.Parallel()
 	m, disk := &planned{}, newDirFS(t)
 	disk.badCursor.Store(true)
 	b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) { o.FS = disk })

@@ -389,6 +389,7 @@ func (s *slowly) Publish(ctx context.Context, run *batch.Run) (int, error) {
 }
 
 func TestShipIdleThenCut(t *testing.T) {
+	t.Parallel()
 	hub := &slowly{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	b, _ := chainedO(t, func(o *outputs.ChainOptions) { o.After = time.Second }, nil, hub, archive)
