@@ -10,7 +10,7 @@ import (
 // sender stops sending, be it far below what would wake the reader, or ends.
 func TestGatherEnds(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, Options{Open: r.open})
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open})
 	c := dial(t, s)
 	sent := 0
 	burst := func(n int) {

@@ -73,26 +73,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 var quietLog = slog.New(slog.DiscardHandler)
 
-// serveTCP starts a server and returns its address and what stops it and waits.
-func serveTCP(t *testing.T, o Options) (s *Server, stop func()) {
-	t.Helper()
-	if o.Address == "" {
-		o.Address = "127.0.0.1:0"
-	}
-	o.Name, o.Network, o.Log = "tcp", "tcp", quietLog
-	s, err := Listen(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	hard, kill := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { s.Serve(ctx, hard); close(done) }()
-	stop = sync.OnceFunc(func() { cancel(); <-done; kill() })
-	t.Cleanup(stop)
-	return s, stop
-}
-
 func dial(t *testing.T, s interface{ Addrs() []net.Addr }) net.Conn {
 	t.Helper()
 	a := s.Addrs()[0]
@@ -106,7 +86,7 @@ func dial(t *testing.T, s interface{ Addrs() []net.Addr }) net.Conn {
 
 func TestTCPMessagesAndPeer(t *testing.T) {
 	r := newRecorder()
-	s, stop := serveTCP(t, Options{Open: r.open})
+	s, stop := serve(t, Options{Network: "tcp", Open: r.open})
 	c := dial(t, s)
 	fmt.Fprint(c, "one\ntwo\r\n5 <1>ab<13>three\nlast without end")
 	c.Close()
@@ -124,7 +104,7 @@ func TestTCPMessagesAndPeer(t *testing.T) {
 // ended, and Serve returns although the sender keeps its connection.
 func TestTCPStopDrains(t *testing.T) {
 	r := newRecorder()
-	s, stop := serveTCP(t, Options{Open: r.open})
+	s, stop := serve(t, Options{Network: "tcp", Open: r.open})
 	c := dial(t, s)
 	fmt.Fprint(c, "first\n")
 	eventually(t, "the first line", func() bool { return r.len() == 1 })
@@ -169,12 +149,14 @@ func TestTCPStopWhileBlocked(t *testing.T) {
 
 func TestTCPMaxConnections(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, Options{Open: r.open, MaxConnections: 2})
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, MaxConnections: 2})
 	a, b := dial(t, s), dial(t, s)
 	eventually(t, "two connections", func() bool { return s.Stats.Open.Load() == 2 })
-	c := dial(t, s)
-	if _, err := c.Read(make([]byte, 1)); err == nil {
-		t.Error("a third connection was served")
+	if c, err := net.Dial("tcp", s.Addrs()[0].String()); err == nil { // the refusal may come before Dial has looked
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a third connection was served")
+		}
+		c.Close()
 	}
 	eventually(t, "the refusal", func() bool { return s.Stats.Refused.Load() == 1 })
 	fmt.Fprint(a, "still\n")
@@ -188,7 +170,7 @@ func TestTCPMaxConnections(t *testing.T) {
 
 func TestTCPIdle(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, Options{Open: r.open, IdleTimeout: 100 * time.Millisecond})
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, IdleTimeout: 100 * time.Millisecond})
 	c := dial(t, s)
 	fmt.Fprint(c, "partial")
 	if _, err := c.Read(make([]byte, 1)); err == nil {
@@ -200,7 +182,7 @@ func TestTCPIdle(t *testing.T) {
 // localhost is both loopback addresses, on one port.
 func TestLocalhost(t *testing.T) {
 	r := newRecorder()
-	s, _ := serveTCP(t, Options{Open: r.open, Address: "localhost:0"})
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, Address: "localhost:0"})
 	u, err := Listen(Options{Network: "udp", Name: "udp", Address: "localhost:0", Open: r.open, Log: quietLog})
 	if err != nil {
 		t.Fatal(err)
@@ -300,16 +282,4 @@ func TestUDPStopDrains(t *testing.T) {
 	if r.len() != n {
 		t.Errorf("%d of %d datagrams", r.len(), n)
 	}
-}
-
-func TestNoGoroutineLeft(t *testing.T) {
-	before := runtime.NumGoroutine()
-	r := newRecorder()
-	s, stop := serveTCP(t, Options{Open: r.open})
-	for range 20 {
-		fmt.Fprint(dial(t, s), "x\n")
-	}
-	eventually(t, "20 messages", func() bool { return r.len() == 20 })
-	stop()
-	eventually(t, "all goroutines ended", func() bool { return runtime.NumGoroutine() <= before })
 }

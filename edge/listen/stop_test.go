@@ -109,7 +109,7 @@ func TestUDPStopHandsOver(t *testing.T) {
 // becomes a record many times its length, is handed over in parts.
 func TestTCPTinyMessages(t *testing.T) {
 	sink := &countSink{}
-	s, stop := serveTCP(t, Options{Network: "tcp", Open: func() Sink { return sink }})
+	s, stop := serve(t, Options{Network: "tcp", Open: func() Sink { return sink }})
 	c := dial(t, s)
 	const n = 200_000
 	fmt.Fprint(c, strings.Repeat("x\n", n))

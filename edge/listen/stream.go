@@ -93,6 +93,9 @@ func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup
 				s.serve(ctx, hard, conn)
 			})
 		} else {
+			if t, ok := c.(*net.TCPConn); ok {
+				t.SetLinger(0) // a reset, so that who only writes notices
+			}
 			c.Close()
 		}
 	}
