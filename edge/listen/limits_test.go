@@ -58,7 +58,7 @@ func TestMemory(t *testing.T) {
 				lines++
 				time.Sleep(time.Millisecond)
 			}
-			eventually(t, "all is read", func() bool { return policy == framing.Close || s.Stats.Bytes.Load() >= senders*each })
+			eventually(t, "all is read", func() bool { return s.Stats.Bytes.Load() >= senders*each || policy == framing.Close && s.Stats.MemoryCut.Load() >= 5 })
 			stop()
 			// Each may read once more before it looks, and its buffer may grow by as much.
 			if bound := int64(limit + senders*2*readSize); most > bound {
@@ -67,7 +67,7 @@ func TestMemory(t *testing.T) {
 			if m.Held() != 0 || len(m.uses) != 0 {
 				t.Errorf("%d bytes held by %d when all are gone", m.Held(), len(m.uses))
 			}
-			if n := s.Stats.MemoryCut.Load(); n < (senders*each-limit)/each/2 || n > s.Stats.Oversize.Load() {
+			if n := s.Stats.MemoryCut.Load(); n < 5 || n > s.Stats.Oversize.Load() {
 				t.Errorf("%d cut, %d over-size", n, s.Stats.Oversize.Load())
 			}
 			if n := strings.Count(log.String(), "take all the memory"); n != 1 {

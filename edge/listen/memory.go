@@ -3,6 +3,7 @@ package listen
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Memory bounds the unfinished messages of all connections of a lane together: the
@@ -51,6 +52,17 @@ func (m *Memory) set(u *use, n int64) {
 	}
 	if held > m.limit && n > was {
 		m.relieve()
+	}
+}
+
+// ease lets those that were told to let go do so before c, which holds something,
+// reads on. It does not wait long: they may be held up by a lane that is not full for c.
+func (m *Memory) ease(c *conn) {
+	if m == nil || c.uses.n == 0 {
+		return
+	}
+	for i := 0; i < 100 && m.held.Load() > m.limit && !c.cutNow.Load(); i++ {
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -27,7 +27,7 @@ const (
 	lastLook = 100 * time.Millisecond
 	// pending is how long a listening socket that is about to be closed may yield
 	// no connection to be called empty.
-	pending = 2 * time.Millisecond
+	pending = 20 * time.Millisecond
 
 	// A sender of many small writes wakes the reader for each: at 10,000 messages
 	// a second that is most of the cost. When a socket had little and that soon after
@@ -51,7 +51,7 @@ var packetBufs = sync.Pool{New: func() any { return new([localMax]byte) }}
 // listening socket.
 func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup) {
 	pause := time.Duration(0)
-	var end time.Time
+	var end, empty time.Time // of the stop; when the queue will be called empty
 	for {
 		if end.IsZero() && ctx.Err() != nil {
 			// Whoever is in the queue believes to be connected, and may have sent.
@@ -63,12 +63,13 @@ func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup
 			if now.After(end) {
 				break
 			}
-			k.l.SetDeadline(now.Add(pending))
+			empty = now.Add(pending)
+			k.l.SetDeadline(empty)
 		}
 		c, err := k.l.Accept()
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && end.IsZero():
-			continue
+		case errors.Is(err, os.ErrDeadlineExceeded) && (end.IsZero() || time.Now().Before(empty)):
+			continue // the deadline was round's, which wakes us for the stop
 		case err != nil && (ctx.Err() != nil || errors.Is(err, net.ErrClosed)):
 			s.stopAccepting(ctx, k)
 			return
@@ -309,6 +310,7 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 				return true
 			}
 		}
+		s.o.Memory.ease(c)
 		if !r.begin(hard) {
 			return false
 		}
