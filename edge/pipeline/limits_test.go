@@ -373,9 +373,13 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 			waitFor(t, "what was sent to be stored", func() bool { return b.buf.Stats().Next == 81 })
 			disk.bad.Store(true) // the next batches make room and can't be stored
 		}
-		if i > 80 && i%10 == 0 {
+		switch {
+		case i > 80 && i%10 == 0:
 			// Not more than fits into memory before the oldest are dropped.
 			waitFor(t, "the batch to be tried", func() bool { return b.buf.Stats().DiskError != nil })
+		case i < 80 && i%10 == 0:
+			// One by one: what shares a sync shares a segment, and the newest is not dropped.
+			waitFor(t, "the batch to be stored", func() bool { return b.buf.Stats().Next == uint64(i+1) })
 		}
 		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
 		if s.Flush(ctx) != nil {
