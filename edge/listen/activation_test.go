@@ -29,7 +29,13 @@ func socketFiles(t *testing.T) (files []*os.File, addrs []net.Addr) {
 		path := filepath.Join(dir, network)
 		switch network {
 		case "tcp":
-			s, err = net.ListenTCP(network, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			// A port of one's own choice, as in a unit: shutdown(2) lets go of one that the kernel chose.
+			var l *net.TCPListener
+			if l, err = net.ListenTCP(network, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}); err == nil {
+				l.Close()
+				l, err = net.ListenTCP(network, l.Addr().(*net.TCPAddr))
+			}
+			s = l
 		case "udp":
 			s, err = net.ListenUDP(network, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		case "unixgram":

@@ -52,6 +52,7 @@ type socket struct {
 	p packetConn // of datagrams
 
 	file *os.File // handed over by systemd, which keeps it; nil: ours
+	deaf bool     // shut has attached a filter to it
 	path string   // file of a unix socket that is ours
 	id   fileID   // of the file at path
 }
@@ -153,22 +154,23 @@ func (k *socket) bind(o Options) error {
 	}
 	lc := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, rc syscall.RawConn) error { return k.prepare(o, rc) }}
 	lc.SetMultipathTCP(false) // a reset of one would not be what finish needs
-	var err error
+	var addr net.Addr
 	if k.kind == datagrams {
-		var p net.PacketConn
-		if p, err = lc.ListenPacket(context.Background(), k.network, k.name); err == nil {
-			k.p, k.addr = p.(packetConn), p.LocalAddr()
+		p, err := lc.ListenPacket(context.Background(), k.network, k.name)
+		if err != nil {
+			return Explain(k.name, err)
 		}
+		k.p, addr = p.(packetConn), p.LocalAddr()
 	} else {
-		var l net.Listener
-		if l, err = lc.Listen(context.Background(), k.network, k.name); err == nil {
-			k.l, k.addr = l.(listener), l.Addr()
+		l, err := lc.Listen(context.Background(), k.network, k.name)
+		if err != nil {
+			return Explain(k.name, err)
 		}
+		k.l, addr = l.(listener), l.Addr()
 	}
-	if err != nil {
-		return Explain(k.name, err)
+	if k.addr == nil { // it stays the same, and others read it
+		k.addr, k.name = addr, addr.String()
 	}
-	k.name = k.addr.String()
 	if k.local && k.name[0] != '@' {
 		if err := k.own(o.Socket); err != nil {
 			k.close()
@@ -325,10 +327,10 @@ func groupID(s string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
-// shutUnix lets nobody connect or send any more, and keeps what is in the queue. A
-// socket of systemd's is left alone: what comes from now on is for the next agent.
-func (k *socket) shutUnix() {
-	if !k.local || k.file != nil {
+// shut lets nobody connect or send any more, and keeps what is in the queue. At a stop
+// a socket of systemd's is left alone: what comes from now on is for the next agent.
+func (k *socket) shut(refuse bool) {
+	if k.file != nil && !refuse || k.kind == datagrams && !k.local {
 		return
 	}
 	k.unlink()
@@ -336,9 +338,21 @@ func (k *socket) shutUnix() {
 	if k.kind == datagrams {
 		c = k.p
 	}
-	if rc, err := c.SyscallConn(); err == nil {
-		rc.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return
 	}
+	rc.Control(func(fd uintptr) {
+		if k.local {
+			unix.Shutdown(int(fd), unix.SHUT_RD)
+			return
+		}
+		// A listening tcp socket knows nothing like it, but it drops the packets that a
+		// filter does not want: who connects gets no answer until the socket is closed.
+		// On an error somebody may connect just before that, and what he sends is lost.
+		none := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
+		k.deaf = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none}) == nil
+	})
 }
 
 // unlink removes the file of a unix socket if it still is ours.
@@ -508,7 +522,10 @@ func (k *socket) listenFile() error {
 	if err != nil {
 		return err
 	}
-	k.l, k.addr = l.(listener), l.Addr()
+	k.l = l.(listener)
+	if k.addr == nil {
+		k.addr = l.Addr()
+	}
 	return nil
 }
 
@@ -521,6 +538,14 @@ func (k *socket) refuse() {
 
 // listenAgain ends refuse.
 func (k *socket) listenAgain() error {
+	if k.deaf {
+		if err := k.control(func(fd uintptr) error {
+			return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0))
+		}); err != nil {
+			return Explain(k.name, err)
+		}
+		k.deaf = false
+	}
 	const backlog = 4096 // what the system's limit (net.core.somaxconn) usually is
 	if err := k.control(func(fd uintptr) error { return os.NewSyscallError("listen", unix.Listen(int(fd), backlog)) }); err != nil {
 		return Explain(k.name, err)

@@ -142,7 +142,7 @@ func (s *Server) receive(ctx, hard context.Context, k *socket) {
 	}
 	// What the kernel holds at the stop; not what a sender that never pauses sends on.
 	wait = false
-	k.shutUnix()
+	k.shut(false)
 	end := time.Now().Add(drainTime)
 	k.p.SetReadDeadline(time.Time{})
 	for time.Now().Before(end) && rc.Read(recv) == nil && (rerr == nil || rerr == unix.EINTR) {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,7 +59,9 @@ func TestMemory(t *testing.T) {
 				lines++
 				time.Sleep(time.Millisecond)
 			}
-			eventually(t, "all is read", func() bool { return s.Stats.Bytes.Load() >= senders*each || policy == framing.Close && s.Stats.MemoryCut.Load() >= 5 })
+			eventually(t, "all is read", func() bool {
+				return s.Stats.Bytes.Load() >= senders*each || policy == framing.Close && s.Stats.MemoryCut.Load() >= 5
+			})
 			stop()
 			// Each may read once more before it looks, and its buffer may grow by as much.
 			if bound := int64(limit + senders*2*readSize); most > bound {
@@ -223,4 +226,48 @@ func (s *dropSink) Dropped(n uint64, since time.Time) {
 		panic(since)
 	}
 	s.dropped.Add(int64(n))
+}
+
+// A connection that says nothing costs little, and hardly more after it has sent.
+func TestIdleCost(t *testing.T) {
+	const n, most = 400, 12 << 10
+	sink := &countSink{}
+	s, stop := serve(t, Options{Network: "tcp", Open: func() Sink { return sink }, Memory: NewMemory(64 << 20), IdleTimeout: time.Hour})
+	used := func() int64 {
+		runtime.GC()
+		runtime.GC() // what pools held is gone after two
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapInuse + m.StackInuse)
+	}
+	before := used()
+	// The clients are plain descriptors, which cost no memory of this process.
+	port := s.Addrs()[0].(*net.TCPAddr).Port
+	var clients []int
+	for range n {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = syscall.Connect(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, fd)
+		defer syscall.Close(fd)
+	}
+	eventually(t, "all connections", func() bool { return s.Stats.Open.Load() == n })
+	silent := (used() - before) / n
+	for _, fd := range clients {
+		if _, err := syscall.Write(fd, []byte("<13>Nov 21 12:00:00 host app[1]: a message\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all messages", func() bool { return sink.flushed.Load() == n })
+	time.Sleep(2 * gather)
+	spoken := (used() - before) / n
+	t.Logf("%d bytes for a connection that says nothing, %d for one that has sent", silent, spoken)
+	if silent > most || spoken > most {
+		t.Errorf("%d and %d bytes for a connection, want at most %d", silent, spoken, most)
+	}
+	stop()
 }

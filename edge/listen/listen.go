@@ -245,8 +245,8 @@ func (s *Server) Serve(ctx, hard context.Context) {
 	defer s.turns.close()
 	for s.round(ctx, hard) {
 		began := time.Now()
-		s.Stats.Shut.Add(1)
 		s.Stats.Refuses.Store(1)
+		s.Stats.Shut.Add(1)
 		if s.o.Gate.Wait(ctx) != nil || !s.bindAgain(ctx) {
 			return
 		}

@@ -56,7 +56,7 @@ func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup
 		if end.IsZero() && ctx.Err() != nil {
 			// Whoever is in the queue believes to be connected, and may have sent.
 			end = time.Now().Add(lastLook)
-			k.shutUnix()
+			k.shut(context.Cause(ctx) == errNoRoom)
 		}
 		if !end.IsZero() {
 			now := time.Now()
