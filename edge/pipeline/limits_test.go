@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"spillway/buffer"
@@ -273,8 +274,9 @@ func hardStopWhileFull(t *testing.T, codec batch.Codec, slow time.Duration) {
 
 // A lane that has taken nothing for a second is full for inputs that drop, also
 // if it is the disk that fails: they don't wait a second for each block.
-func TestDropAtOnceWhileTheDiskFails(t *testing.T) {
-	t.Parallel()
+func TestDropAtOnceWhileTheDiskFails(t *testing.T) { synctest.Test(t, testDropAtOnceWhileTheDiskFails) }
+
+func testDropAtOnceWhileTheDiskFails(t *testing.T) {
 	m, disk := &memory{}, newDirFS(t)
 	b := start(t, "", m, Drop, func(o *buffer.Options, l *LaneOptions) {
 		o.FS, l.Batch.Records = disk, 1
@@ -468,8 +470,9 @@ func TestRecordLongerThanABatch(t *testing.T) {
 }
 
 // While the disk stands still, memory is bounded also if every record is huge.
-func TestHugeRecordsWait(t *testing.T) {
-	t.Parallel()
+func TestHugeRecordsWait(t *testing.T) { synctest.Test(t, testHugeRecordsWait) }
+
+func testHugeRecordsWait(t *testing.T) {
 	disk := newDirFS(t)
 	b := start(t, "", &memory{}, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.FS, o.MaxBytes, l.Codec = disk, 1<<30, batch.None
@@ -494,8 +497,9 @@ func TestHugeRecordsWait(t *testing.T) {
 }
 
 // A plan that can't be stored is tried each second and told once.
-func TestPlanFailureIsToldOnce(t *testing.T) {
-	t.Parallel()
+func TestPlanFailureIsToldOnce(t *testing.T) { synctest.Test(t, testPlanFailureIsToldOnce) }
+
+func testPlanFailureIsToldOnce(t *testing.T) {
 	m, disk := &planned{}, newDirFS(t)
 	disk.badCursor.Store(true)
 	b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) { o.FS = disk })
