@@ -30,12 +30,15 @@ func socketFiles(t *testing.T) (files []*os.File, addrs []net.Addr) {
 		switch network {
 		case "tcp":
 			// A port of one's own choice, as in a unit: shutdown(2) lets go of one that the kernel chose.
-			var l *net.TCPListener
-			if l, err = net.ListenTCP(network, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}); err == nil {
+			var l net.Listener
+			lc := net.ListenConfig{}
+			lc.SetMultipathTCP(false) // as systemd's, by default
+			if l, err = lc.Listen(t.Context(), network, "127.0.0.1:0"); err == nil {
 				l.Close()
-				l, err = net.ListenTCP(network, l.Addr().(*net.TCPAddr))
+				if l, err = lc.Listen(t.Context(), network, l.Addr().String()); err == nil {
+					s = l.(*net.TCPListener)
+				}
 			}
-			s = l
 		case "udp":
 			s, err = net.ListenUDP(network, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		case "unixgram":
@@ -156,6 +159,12 @@ func handOverTo(name string, files ...*os.File) {
 // A tcp socket of systemd's can refuse, and listens again on the same address.
 func TestActivatedRefuse(t *testing.T) {
 	files, addrs := socketFiles(t)
+	killed := &socket{file: files[0]} // of an agent that was killed as it began to refuse
+	if err := killed.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	killed.shut(true)
+	killed.l.Close()
 	handOverTo("log", files[0])
 	r, g := newRecorder(), newTestGate()
 	s, _ := serve(t, Options{Network: "fd", Address: "log", Gate: g, Open: r.open})

@@ -52,7 +52,6 @@ type socket struct {
 	p packetConn // of datagrams
 
 	file *os.File // handed over by systemd, which keeps it; nil: ours
-	deaf bool     // shut has attached a filter to it
 	path string   // file of a unix socket that is ours
 	id   fileID   // of the file at path
 }
@@ -351,7 +350,7 @@ func (k *socket) shut(refuse bool) {
 		// filter does not want: who connects gets no answer until the socket is closed.
 		// On an error somebody may connect just before that, and what he sends is lost.
 		none := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
-		k.deaf = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none}) == nil
+		unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none})
 	})
 }
 
@@ -499,6 +498,7 @@ func (k *socket) adopt() error {
 		if listening == 0 {
 			return errors.New("a connection, not a listening socket: set Accept=no in the .socket unit")
 		}
+		k.hear() // an agent that was killed as it began to refuse has left it so
 		if err := k.listenFile(); err != nil {
 			return err
 		}
@@ -533,19 +533,17 @@ func (k *socket) listenFile() error {
 func (k *socket) refuse() {
 	if k.file != nil {
 		k.control(func(fd uintptr) error { return unix.Shutdown(int(fd), unix.SHUT_RD) })
+		k.hear()
 	}
+}
+
+// hear takes the filter of shut off; mostly there is none.
+func (k *socket) hear() {
+	k.control(func(fd uintptr) error { return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
 }
 
 // listenAgain ends refuse.
 func (k *socket) listenAgain() error {
-	if k.deaf {
-		if err := k.control(func(fd uintptr) error {
-			return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0))
-		}); err != nil {
-			return Explain(k.name, err)
-		}
-		k.deaf = false
-	}
 	const backlog = 4096 // what the system's limit (net.core.somaxconn) usually is
 	if err := k.control(func(fd uintptr) error { return os.NewSyscallError("listen", unix.Listen(int(fd), backlog)) }); err != nil {
 		return Explain(k.name, err)
