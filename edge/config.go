@@ -356,7 +356,7 @@ func (c *Config) names(e *environment, variable string, names list) (good list) 
 		} else if low := strings.ToLower(n); nameRule.MatchString(low) {
 			e.problem(prefix+variable, "%q is not lower case: write %s", n, low)
 		} else {
-			e.problem(prefix+variable, "%q is no name: use 1 to 16 of a-z and 0-9, a letter first", n)
+			e.problem(prefix+variable, "%q is no name: use 1 to 16 of a-z and 0-9, a letter first", redact(n))
 		}
 	}
 	return good

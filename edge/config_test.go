@@ -107,23 +107,24 @@ func TestProblems(t *testing.T) {
 		return path
 	}
 	bad := file("bad.env", "# comment\nSPILLWAY_SITE=a b\nAWS_REGION=x\nnonsense\nSPILLWAY_AGENT='gw\nSPILLWAY_LOG_LEVEL=info\nSPILLWAY_LOG_LEVEL=warn\n")
+	shell := file("shell.env", "\ufeffexport SPILLWAY_SITE=a\nSPILLWAY_AGENT=\"v\" # comment\nPASSWORD s3cr3t=foo\n=s3cr3t\n")
 	for _, tt := range []struct {
 		name string
 		env  []string
 		want []string
 	}{
-		{"singular", []string{"SPILLWAY_INPUT=tcp"}, []string{`SPILLWAY_INPUT="tcp": no such variable: did you mean SPILLWAY_INPUTS?`}},
-		{"typing error", []string{"SPILLWAY_BUFFER_MAXBYTES=1GiB"}, []string{`SPILLWAY_BUFFER_MAXBYTES="1GiB": no such variable: did you mean SPILLWAY_BUFFER_MAX_BYTES?`}},
-		{"swapped characters", []string{"SPILLWAY_INPUT_TPC_URL=tcp://x:1"}, []string{`SPILLWAY_INPUT_TPC_URL="tcp://x:1": no such variable: did you mean SPILLWAY_INPUT_TCP_URL?`}},
-		{"nothing near", []string{"SPILLWAY_COLOUR=red"}, []string{"SPILLWAY_COLOUR=\"red\": no such variable: remove it; `spillway env` prints all there are"}},
+		{"singular", []string{"SPILLWAY_INPUT=tcp"}, []string{`SPILLWAY_INPUT: no such variable: did you mean SPILLWAY_INPUTS?`}},
+		{"typing error", []string{"SPILLWAY_BUFFER_MAXBYTES=1GiB"}, []string{`SPILLWAY_BUFFER_MAXBYTES: no such variable: did you mean SPILLWAY_BUFFER_MAX_BYTES?`}},
+		{"swapped characters", []string{"SPILLWAY_INPUT_TPC_URL=tcp://x:1"}, []string{`SPILLWAY_INPUT_TPC_URL: no such variable: did you mean SPILLWAY_INPUT_TCP_URL?`}},
+		{"nothing near", []string{"SPILLWAY_COLOUR=red"}, []string{"SPILLWAY_COLOUR: no such variable: remove it; `spillway env` prints all there are"}},
 		{"input not listed", []string{"SPILLWAY_INPUT_DMZ_URL=tcp://x:1", "SPILLWAY_INPUT_DMZ_LANE=dmz"},
 			[]string{`SPILLWAY_INPUT_DMZ_LANE, SPILLWAY_INPUT_DMZ_URL: no input is called dmz: SPILLWAY_INPUTS=tcp,udp does not list it; add it there, or remove what is set for it`}},
 		{"output not listed", []string{"SPILLWAY_OUTPUT_HUB_URL=nats://h"},
 			[]string{`SPILLWAY_OUTPUT_HUB_URL: no output is called hub: SPILLWAY_OUTPUTS=outbox does not list it; add it there, or remove what is set for it`}},
 		{"another service of Kubernetes", []string{"SPILLWAY_SYSLOG_SERVICE_HOST=10.0.0.1"},
-			[]string{`SPILLWAY_SYSLOG_SERVICE_HOST="10.0.0.1": no such variable; Kubernetes injects it: set enableServiceLinks: false in the pod, or SPILLWAY_STRICT=false`}},
+			[]string{`SPILLWAY_SYSLOG_SERVICE_HOST: no such variable; Kubernetes injects it: set enableServiceLinks: false in the pod, or SPILLWAY_STRICT=false`}},
 		{"size", []string{"SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE=20MB"},
-			[]string{`SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE="20MB": size "20MB": want bytes, or a number with KiB, MiB or GiB, as in 512KiB`}},
+			[]string{`SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE="20MB": size: want bytes, or a number with KiB, MiB or GiB, as in 512KiB`}},
 		{"size beyond bounds", []string{"SPILLWAY_BATCH_MAX_BYTES=1MiB"}, []string{`SPILLWAY_BATCH_MAX_BYTES="1MiB": out of bounds: use 1KiB to 900KiB`}},
 		{"duration", []string{"SPILLWAY_SHUTDOWN_GRACE=10"}, []string{`SPILLWAY_SHUTDOWN_GRACE="10": a duration needs a unit: write 10ms, 10s, 10m or 10h`}},
 		{"duration of words", []string{"SPILLWAY_SHUTDOWN_GRACE=soon"},
@@ -161,12 +162,12 @@ func TestProblems(t *testing.T) {
 		{"vault", []string{"SPILLWAY_INPUT_TCP_PARSE=vault"},
 			[]string{`SPILLWAY_INPUT_TCP_PARSE="vault": this version does not know Vault's entries: use none, and the entries are kept as they are`}},
 		{"jsonx", []string{"SPILLWAY_INPUT_TCP_FRAMING=jsonx"},
-			[]string{`SPILLWAY_INPUT_TCP_FRAMING="jsonx": unknown framing "jsonx": use auto, delimiter, rfc6587, octet or nul`}},
+			[]string{`SPILLWAY_INPUT_TCP_FRAMING="jsonx": unknown framing: use auto, delimiter, rfc6587, octet or nul`}},
 		{"lane", []string{"SPILLWAY_INPUT_TCP_LANE=failover"},
 			[]string{`SPILLWAY_INPUT_TCP_LANE="failover": no name for a lane: use 1 to 16 of a-z and 0-9, a letter first, and neither failover nor large`}},
 		{"dataset", []string{"SPILLWAY_INPUT_TCP_DATASET=tcp-generic"},
-			[]string{`SPILLWAY_INPUT_TCP_DATASET="tcp-generic": dataset "tcp-generic" contains "-", which separates the parts of a data stream's name: use "_" or "."`}},
-		{"delimiter", []string{`SPILLWAY_INPUT_TCP_DELIMITER=\q`}, []string{`SPILLWAY_INPUT_TCP_DELIMITER="\\q": delimiter "\\q": unknown escape "\\q": use \n \r \t \0 \\ or \xHH`}},
+			[]string{`SPILLWAY_INPUT_TCP_DATASET="tcp-generic": dataset contains "-", which separates the parts of a data stream's name: use "_" or "."`}},
+		{"delimiter", []string{`SPILLWAY_INPUT_TCP_DELIMITER=\q`}, []string{`SPILLWAY_INPUT_TCP_DELIMITER="\\q": delimiter: unknown escape "\\q": use \n \r \t \0 \\ or \xHH`}},
 		{"options of streams on datagrams", []string{"SPILLWAY_INPUT_UDP_MAX_CONNECTIONS=1"},
 			[]string{`SPILLWAY_INPUT_UDP_MAX_CONNECTIONS="1": changes nothing for a udp input, where each datagram is one message: remove it`}},
 		{"split datagrams", []string{"SPILLWAY_INPUT_UDP_OVERSIZE=split"}, []string{`SPILLWAY_INPUT_UDP_OVERSIZE="split": not for datagrams: use truncate or drop`}},
@@ -176,7 +177,7 @@ func TestProblems(t *testing.T) {
 			[]string{`SPILLWAY_INPUT_TCP_TIMEZONE="UTC": changes nothing with SPILLWAY_INPUT_TCP_PARSE=none: remove it`}},
 		{"site", []string{"SPILLWAY_SITE=plant 1"}, []string{`SPILLWAY_SITE="plant 1": not a name: use 1 to 64 of A-Z, a-z, 0-9, _ and -`}},
 		{"choice", []string{"SPILLWAY_LOG_FORMAT=xml"}, []string{`SPILLWAY_LOG_FORMAT="xml": unknown: use text or json`}},
-		{"compression", []string{"SPILLWAY_COMPRESSION=lz4"}, []string{`SPILLWAY_COMPRESSION="lz4": compression "lz4": want zstd, gzip or none`}},
+		{"compression", []string{"SPILLWAY_COMPRESSION=lz4"}, []string{`SPILLWAY_COMPRESSION="lz4": compression: want zstd, gzip or none`}},
 		{"level", []string{"SPILLWAY_COMPRESSION_LEVEL=9"}, []string{`SPILLWAY_COMPRESSION_LEVEL="9": out of bounds: zstd has levels 1 (fast) to 4`}},
 		{"level of nothing", []string{"SPILLWAY_COMPRESSION=none", "SPILLWAY_COMPRESSION_LEVEL=1"},
 			[]string{`SPILLWAY_COMPRESSION_LEVEL="1": changes nothing with SPILLWAY_COMPRESSION=none: remove it`}},
@@ -194,6 +195,17 @@ func TestProblems(t *testing.T) {
 			[]string{`SPILLWAY_FAILBACK_DWELL="5s": changes nothing with SPILLWAY_FAILBACK=false: remove it`}},
 		{"password in a URL", []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=ftp://me:s3cret@h"},
 			[]string{`SPILLWAY_OUTPUT_HUB_URL="ftp://***@h": ftp is no kind of output: use ` + or(examples())}},
+		{"password in a server without a scheme", []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=user:s3cr3t@127.0.0.1:4222"},
+			[]string{`SPILLWAY_OUTPUT_HUB_URL="***@127.0.0.1:4222": has no scheme: write it as in ` + or(examples())}},
+		{"URL for a name", []string{"SPILLWAY_OUTPUTS=nats://u:s3cr3t@h"}, []string{`SPILLWAY_OUTPUTS="nats://***@h": "nats://***@h" is no name: use 1 to 16 of a-z and 0-9, a letter first`}},
+		{"mistyped secret", []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=file:///tmp/a", "SPILLWAY_OUTPUT_HUB_PASWORD=s3cr3t"},
+			[]string{"SPILLWAY_OUTPUT_HUB_PASWORD: no such variable: remove it; `spillway env` prints all there are"}},
+		{"secret of another program", []string{"SPILLWAY_NATS_PASSWORD=s3cr3t"}, []string{`SPILLWAY_NATS_PASSWORD: ` + refusal("SPILLWAY_NATS_PASSWORD")}},
+		{"env file of a shell", []string{"SPILLWAY_ENV_FILE=" + shell}, []string{
+			`SPILLWAY_ENV_FILE: ` + shell + `:1: begins with export: remove that word, as no shell reads this file`,
+			`SPILLWAY_ENV_FILE: ` + shell + `:2: something stands behind the value of SPILLWAY_AGENT in quotes: remove it; a comment has a line of its own`,
+			`SPILLWAY_ENV_FILE: ` + shell + `:3: no name of a variable stands before =: want KEY=VALUE, or # before a comment`,
+			`SPILLWAY_ENV_FILE: ` + shell + `:4: no name of a variable stands before =: want KEY=VALUE, or # before a comment`}},
 		{"env file", []string{"SPILLWAY_ENV_FILE=" + bad}, []string{
 			`SPILLWAY_ENV_FILE: ` + bad + `:3: "AWS_REGION" does not begin with SPILLWAY_: an env file holds Spillway's own names only, set others in the environment`,
 			`SPILLWAY_ENV_FILE: ` + bad + `:4: want KEY=VALUE, or # before a comment`,
@@ -206,7 +218,7 @@ func TestProblems(t *testing.T) {
 			`SPILLWAY_BATCH_MAX_AGE="1": a duration needs a unit: write 1ms, 1s, 1m or 1h`,
 			`SPILLWAY_INPUT_DMZ_URL: not set: say where input dmz listens, as in tcp://localhost:5514 or udp://localhost:5514`,
 			`SPILLWAY_OUTPUT_HUB_URL: not set: say where output hub sends to, as in ` + or(examples()),
-			`SPILLWAY_INPUT="tcp": no such variable: did you mean SPILLWAY_INPUTS?`}},
+			`SPILLWAY_INPUT: no such variable: did you mean SPILLWAY_INPUTS?`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := load(t, tt.env...)
@@ -261,7 +273,7 @@ func TestRefused(t *testing.T) {
 	}
 	for name, want := range names {
 		_, err := load(t, append(twoOutputs, name+"=1")...)
-		if got, want := fmt.Sprint(err), fmt.Sprintf("%s=%q: %s", name, "1", want); got != want {
+		if got, want := fmt.Sprint(err), name+": "+want; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	}
@@ -336,7 +348,7 @@ func TestNotStrict(t *testing.T) {
 
 func TestEnvFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "spillway.env")
-	text := "# Spillway\n\n SPILLWAY_SITE = 'plant-1' \nSPILLWAY_LOG_LEVEL=debug\r\nSPILLWAY_INPUT_TCP_DELIMITER=\"#=\"\nSPILLWAY_LOG_FORMAT=\n"
+	text := "\ufeff# Spillway\n\n SPILLWAY_SITE = 'plant-1' \nSPILLWAY_LOG_LEVEL=debug\r\nSPILLWAY_INPUT_TCP_DELIMITER=\"#=\"\nSPILLWAY_LOG_FORMAT=\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +390,7 @@ func TestSecretsInEnvFile(t *testing.T) {
 	if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name == "jetstream" }) {
 		return // the kind that has secrets
 	}
-	want := []string{`SPILLWAY_ENV_FILE="` + path + `": mode 0644 lets every user of this host at the secret in it: chmod it to 0600`}
+	want := []string{`SPILLWAY_ENV_FILE="` + path + `": mode 0644 lets every user of this host at the secret in it: chmod it to 0640 if it belongs to root and to the group of the agent (root:spillway), else to 0600`}
 	for _, secret := range []string{"SPILLWAY_OUTPUT_HUB_URL=nats://u:p@h:4222", "SPILLWAY_OUTPUT_HUB_URL=nats://h:4222\nSPILLWAY_OUTPUT_HUB_TOKEN=t0ken"} {
 		if notes := e("SPILLWAY_OUTPUTS=hub\n" + secret + "\n"); !slices.Equal(notes, want) {
 			t.Errorf("%q, want %q", notes, want)
@@ -431,7 +443,7 @@ func TestSecrets(t *testing.T) {
 		e.parse(&c, prefix, nil)
 		var want []string
 		for _, name := range []string{"SPILLWAY_TOKEN_FILE", "SPILLWAY_KEY_FILE"} {
-			want = append(want, name+`="`+open+`": mode 0644 lets every user of this host at the secret in it: chmod it to 0600`)
+			want = append(want, name+`="`+open+`": mode 0644 lets every user of this host at the secret in it: chmod it to 0640 if it belongs to root and to the group of the agent (root:spillway), else to 0600`)
 		}
 		if !slices.Equal(e.notes, want) || c.KeyFile != open {
 			t.Errorf("notes %q, want %q", e.notes, want)
@@ -475,12 +487,44 @@ func TestRedact(t *testing.T) {
 		"nats://t0ken@h":                 "nats://***@h",
 		"nats://u:p@a:1,nats://u:p@b:2":  "nats://***@a:1,nats://***@b:2",
 		"nats://u:p/w@rd@h":              "nats://***@h",
+		"nats://h1:4222,u:p@h2:4222":     "nats://h1:4222,***@h2:4222",
+		"nats://u:p w@h:1":               "nats://***@h:1",
+		"nats://u:p\tw@h:1, x:y@g":       "nats://***@h:1,***@g",
+		"nats://u:p,w@h":                 "nats://***,***@h",
+		"nats://[::1]:4222,u@h":          "nats://[::1]:4222,***@h",
+		"unix:///@audit":                 "unix:///@audit",
+		"file://u:p@h/dir":               "file://***@h/dir",
+		"/var/a@b":                       "/var/a@b",
 		"file:///var/a@b":                "file:///var/a@b",
 		"s3://bucket/prefix?endpoint=ht": "s3://bucket/prefix?endpoint=ht",
 	} {
 		if got := redact(in); got != want {
 			t.Errorf("redact(%q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestRedactOf(t *testing.T) {
+	for _, tt := range []struct{ name, value, want string }{
+		{"SPILLWAY_OUTPUT_HUB_URL", "u:p@h:4222", "***@h:4222"},
+		{"SPILLWAY_OUTPUT_A_ENDPOINT", "u:p@h:4222", "***@h:4222"},
+		{"SPILLWAY_INPUT_TCP_TAGS", "a@b", "a@b"},
+		{"SPILLWAY_INPUT_TCP_TAGS", "nats://u:p@h", "nats://***@h"},
+	} {
+		if got := redactOf(tt.name, tt.value); got != tt.want {
+			t.Errorf("%s=%s is shown as %s, want %s", tt.name, tt.value, got, tt.want)
+		}
+	}
+}
+
+// TestAnyCase holds that every choice may be written in capitals.
+func TestAnyCase(t *testing.T) {
+	in := "SPILLWAY_INPUT_TLS_"
+	_, err := load(t, "SPILLWAY_INPUTS=tls", in+"TLS_CERT_FILE=c", in+"TLS_KEY_FILE=k", in+"TLS_CLIENT_CA_FILE=ca", in+"TLS_CLIENT_AUTH=OPTIONAL", in+"FRAMING=RFC6587", in+"PARSE=RFC5424",
+		in+"OVERSIZE=Split", in+"ON_FULL=BLOCK", in+"PRESERVE_ORIGINAL=Base64", "SPILLWAY_COMPRESSION=ZSTD", "SPILLWAY_ENCODING=NDJSON", "SPILLWAY_LOG_LEVEL=INFO", "SPILLWAY_LOG_FORMAT=JSON",
+		"SPILLWAY_BUFFER_FULL=HOLD", "SPILLWAY_BUFFER_SYNC=Interval")
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -530,6 +574,7 @@ func FuzzEnvFile(f *testing.F) {
 	f.Add("# Spillway\nSPILLWAY_SITE=plant\n")
 	f.Add(" SPILLWAY_A = 'b' \r\nSPILLWAY_A=c\nnonsense\nSPILLWAY_B=\"s3cret\n")
 	f.Add("SPILLWAY_=\n=\nPATH=x\nSPILLWAY_C='\n")
+	f.Add("\ufeffexport SPILLWAY_A=b\nSPILLWAY_B=\"v\" # comment\nPASSWORD s3cret=x\n")
 	place := regexp.MustCompile(`^x\.env:\d+: `)
 	f.Fuzz(func(t *testing.T, text string) {
 		vars, errs := parseEnvFile("x.env", text)
@@ -544,7 +589,7 @@ func FuzzEnvFile(f *testing.F) {
 		}
 		again := ""
 		for k, v := range vars {
-			if !strings.HasPrefix(k, prefix) || !strings.HasPrefix(v.origin, "file x.env:") || strings.Contains(v.text, "\n") {
+			if !strings.HasPrefix(k, prefix) || !envName.MatchString(k) || !strings.HasPrefix(v.origin, "file x.env:") || strings.Contains(v.text, "\n") {
 				t.Errorf("%q is %+v", k, v)
 			}
 			again += k + "='" + v.text + "'\n"

@@ -29,7 +29,7 @@ func cmdEnv(_ context.Context, args []string, stdout, stderr io.Writer, environ 
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tVALUE\tDEFAULT\tORIGIN")
 	for _, s := range c.settings {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.shown(), redact(s.Default), s.Origin)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.shown(), redactOf(s.Name, s.Default), s.Origin)
 	}
 	w.Flush()
 	for _, n := range c.Notes {
@@ -65,13 +65,14 @@ and ` + "`spillway check`" + ` says what is wrong with it.
 
 - A name that begins with SPILLWAY_ and is not known is an error at start, with the name that was probably meant. What Kubernetes injects for a service called
   spillway, SPILLWAY_SERVICE_… and SPILLWAY_PORT…, is ignored.
-- An empty value is as good as none.
+- An empty value is as good as none. Where words are to choose from, capitals count as small letters.
 - A size is bytes, or a number with KiB, MiB or GiB. A duration is a number with ms, s, m or h, as in 500ms or 1m30s. A boolean is true or false (also yes, no,
   on, off, 1, 0). A list has commas between its values.
 - Names of inputs, outputs and lanes are 1 to 16 of a-z and 0-9, a letter first; no lane is called failover or large. In a variable the name is in capitals:
   the URL of output hub is SPILLWAY_OUTPUT_HUB_URL.
 - Where a variable is marked *secret*, the same name with _FILE at its end names a file that holds the value.
-- SPILLWAY_ENV_FILE names a file of KEY=VALUE lines with # before comments; a value may stand in quotes, nothing is expanded. The environment wins over it.
+- SPILLWAY_ENV_FILE names a file of KEY=VALUE lines with # before comments, which have lines of their own; a value may stand in quotes, nothing is expanded. The
+  environment wins over it.
 `
 
 // reference is docs/reference.md.

@@ -103,13 +103,18 @@ func readSmall(name string) (string, error) {
 	return string(text), err
 }
 
+// envName is what may be a variable's name. What stands before = and is none is not
+// shown: it may be a part of a secret.
+var envName = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
+
 // parseEnvFile reads lines of KEY=VALUE. Empty lines and lines that begin with #
 // are skipped, blanks around key and value are cut, and a value in ” or "" is
-// taken without them and otherwise as it is: nothing is expanded.
+// taken without them and otherwise as it is: nothing is expanded. A byte order mark
+// at the beginning does not count.
 func parseEnvFile(name, text string) (vars map[string]variable, errs []error) {
 	vars = map[string]variable{}
 	n := 0
-	for line := range strings.Lines(text) {
+	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
 		n++
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
@@ -123,6 +128,12 @@ func parseEnvFile(name, text string) (vars map[string]variable, errs []error) {
 		case !ok:
 			errs = append(errs, fmt.Errorf("%s:%d: want KEY=VALUE, or # before a comment", name, n))
 			continue
+		case strings.HasPrefix(k, "export "):
+			errs = append(errs, fmt.Errorf("%s:%d: begins with export: remove that word, as no shell reads this file", name, n))
+			continue
+		case !envName.MatchString(k):
+			errs = append(errs, fmt.Errorf("%s:%d: no name of a variable stands before =: want KEY=VALUE, or # before a comment", name, n))
+			continue
 		case !strings.HasPrefix(k, prefix):
 			errs = append(errs, fmt.Errorf("%s:%d: %q does not begin with %s: an env file holds Spillway's own names only, set others in the environment", name, n, k, prefix))
 			continue
@@ -132,7 +143,11 @@ func parseEnvFile(name, text string) (vars map[string]variable, errs []error) {
 		}
 		if len(v) > 0 && (v[0] == '"' || v[0] == '\'') {
 			if len(v) < 2 || v[len(v)-1] != v[0] {
-				errs = append(errs, fmt.Errorf("%s:%d: the quote %c before the value of %s is not closed", name, n, v[0], k))
+				what := fmt.Sprintf("the quote %c before the value of %s is not closed", v[0], k)
+				if strings.Contains(v[1:], v[:1]) {
+					what = fmt.Sprintf("something stands behind the value of %s in quotes: remove it; a comment has a line of its own", k)
+				}
+				errs = append(errs, fmt.Errorf("%s:%d: %s", name, n, what))
 				continue
 			}
 			v = v[1 : len(v)-1]
@@ -212,26 +227,69 @@ func (e *environment) subject(name string) string {
 	case s != nil && s.Secret && !s.File:
 		v.text = mask
 	default:
-		v.text = redact(v.text)
+		v.text = redactOf(name, v.text)
 	}
-	text := name + "=" + strconv.Quote(v.text)
-	if file, ok := strings.CutPrefix(v.origin, "file "); ok {
-		text += " (in " + file + ")"
+	return name + "=" + strconv.Quote(v.text) + e.place(name)
+}
+
+// place is where a variable is from, if that is a file: " (in file:line)".
+func (e *environment) place(name string) string {
+	if file, ok := strings.CutPrefix(e.vars[name].origin, "file "); ok {
+		return " (in " + file + ")"
 	}
-	return text
+	return ""
 }
 
 // mask stands for a secret wherever values are shown.
 const mask = "***"
 
-var userinfo = regexp.MustCompile(`://[^,\s]*@`)
+// plainServer is a server without user and password.
+var plainServer = regexp.MustCompile(`^\s*([A-Za-z][A-Za-z0-9+.-]*://)?([A-Za-z0-9._-]*|\[[0-9A-Fa-f:.%]*\])(:[0-9]*)?/?$`)
 
-// redact hides what stands before the @ of a URL: a password, or a token.
+// paths are URLs of paths alone, in which an @ is nothing but an @.
+var paths = regexp.MustCompile(`^(file|unix|unixgram|unixpacket):///`)
+
+// redact hides what stands before the last @ of each server in a URL: a password, or
+// a token. What is no URL stays as it is.
 func redact(v string) string {
-	if strings.HasPrefix(v, "file:") {
+	if !strings.Contains(v, "://") {
 		return v
 	}
-	return userinfo.ReplaceAllString(v, "://"+mask+"@")
+	return redactURL(v)
+}
+
+// redactOf is redact of the value of the variable called name: one that is to be a
+// URL is taken for one, also when its scheme is missing.
+func redactOf(name, v string) string {
+	if strings.HasSuffix(name, "_URL") || strings.HasSuffix(name, "_ENDPOINT") {
+		return redactURL(v)
+	}
+	return redact(v)
+}
+
+func redactURL(v string) string {
+	if paths.MatchString(v) {
+		return v
+	}
+	servers := strings.Split(v, ",")
+	secret := false // behind this one: a comma may be a part of a password
+	for i := len(servers) - 1; i >= 0; i-- {
+		s := servers[i]
+		at := strings.LastIndexByte(s, '@')
+		if at >= 0 {
+			secret = true
+		} else if !secret || plainServer.MatchString(s) {
+			continue
+		} else {
+			at = len(s)
+		}
+		scheme := ""
+		if j := strings.Index(s[:at], "://"); j >= 0 {
+			scheme = s[:j+len("://")]
+		}
+		servers[i] = scheme + mask + s[at:]
+	}
+	return strings.Join(servers, ",")
 }
 
 // shown is the value of s as people may see it.
@@ -239,10 +297,11 @@ func (s *setting) shown() string {
 	if s.Secret && !s.File && s.Value != "" {
 		return mask
 	}
-	if strings.ContainsFunc(s.Value, unicode.IsControl) {
-		return strconv.Quote(redact(s.Value))
+	v := redactOf(s.Name, s.Value)
+	if strings.ContainsFunc(v, unicode.IsControl) {
+		return strconv.Quote(v)
 	}
-	return redact(s.Value)
+	return v
 }
 
 // parse fills dst, a pointer to a struct, from the variables whose names are
@@ -303,8 +362,18 @@ func (e *environment) parse(dst any, under string, defaults map[string]string) {
 			e.problems = append(e.problems, err)
 			continue
 		}
-		e.problem(own[i].Name, "%v", p.Err)
+		e.problem(own[i].Name, "%s", withoutValue(p.Err, own[i].Value))
 	}
+}
+
+// withoutValue is the text of err without value, which stands before it anyway, and
+// may hold a secret.
+func withoutValue(err error, value string) string {
+	text := err.Error()
+	if short := strings.Replace(text, " "+strconv.Quote(value), "", 1); short != text {
+		return short
+	}
+	return strings.Replace(text, " "+strconv.Quote(strings.ToLower(value)), "", 1)
 }
 
 // secretFile takes s from the file that its _FILE form names, and returns that; ""
@@ -342,7 +411,7 @@ func (e *environment) open(name, file string) {
 		return
 	}
 	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Mode()&0o007 != 0 {
-		e.note(name, "mode %04o lets every user of this host at the secret in it: chmod it to 0600", info.Mode().Perm())
+		e.note(name, "mode %04o lets every user of this host at the secret in it: chmod it to 0640 if it belongs to root and to the group of the agent (root:spillway), else to 0600", info.Mode().Perm())
 	}
 }
 
@@ -385,7 +454,7 @@ func (l *list) UnmarshalText(text []byte) error {
 		if v = strings.TrimSpace(v); v == "" {
 			return errors.New("an empty name between commas: remove it")
 		} else if slices.Contains(*l, v) {
-			return fmt.Errorf("%q is there twice: remove one", v)
+			return fmt.Errorf("%q is there twice: remove one", redact(v))
 		}
 		*l = append(*l, v)
 	}
@@ -398,9 +467,14 @@ var parsers = map[reflect.Type]env.ParserFunc{
 	reflect.TypeFor[int]():              asParser(parseInt),
 	reflect.TypeFor[time.Duration]():    asParser(parseDuration),
 	reflect.TypeFor[[]byte]():           asParser(framing.ParseDelimiter),
-	reflect.TypeFor[framing.Mode]():     asParser(framing.ParseMode),
-	reflect.TypeFor[framing.Oversize](): asParser(framing.ParseOversize),
-	reflect.TypeFor[batch.Codec]():      asParser(batch.ParseCodec),
+	reflect.TypeFor[framing.Mode]():     asParser(anyCase(framing.ParseMode)),
+	reflect.TypeFor[framing.Oversize](): asParser(anyCase(framing.ParseOversize)),
+	reflect.TypeFor[batch.Codec]():      asParser(anyCase(batch.ParseCodec)),
+}
+
+// anyCase is a parser of names in lower case that takes capitals too.
+func anyCase[T any](f func(string) (T, error)) func(string) (T, error) {
+	return func(v string) (T, error) { return f(strings.ToLower(v)) }
 }
 
 func asParser[T any](f func(string) (T, error)) env.ParserFunc {
@@ -501,7 +575,8 @@ func (e *environment) unknown(strict bool, listed map[string]list, blind []strin
 		default:
 			what = "no such variable: remove it; `spillway env` prints all there are"
 		}
-		e.complain(strict, e.subject(name)+": "+what)
+		// Not with its value: what nobody knows may be a secret, in a name mistyped or of another kind of output.
+		e.complain(strict, name+e.place(name)+": "+what)
 	}
 	for _, key := range slices.Sorted(maps.Keys(unlisted)) {
 		side, label, _ := strings.Cut(key, "_")

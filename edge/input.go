@@ -340,7 +340,7 @@ func (in *Input) records(e *environment, under string, c *Config) {
 		o.options.Agent = "agent"
 		o.options.Dataset = cmp.Or(o.options.Dataset, "generic")
 		if err := o.options.Validate(); err != nil {
-			e.problem(under+o.variable, "%v", err)
+			e.problem(under+o.variable, "%s", withoutValue(err, e.vars[under+o.variable].text))
 		}
 	}
 	if c.Encoding == "raw" {

@@ -20,7 +20,7 @@ func init() {
 		config: func() any { return new(s3.Config) },
 		url: func(config any, raw string) (err error) {
 			c := config.(*s3.Config)
-			if c.Bucket, c.Prefix, err = s3.ParseURL(raw); err != nil && strings.Contains(raw, "?") {
+			if c.Bucket, c.Prefix, err = s3URL(raw); err != nil && strings.Contains(raw, "?") {
 				return errors.New("want s3://bucket/prefix: options have variables of their own, such as ENDPOINT and REGION")
 			}
 			return err
@@ -36,7 +36,7 @@ func init() {
 // s3Source reads s3://bucket/prefix[?endpoint=…&region=…&path_style=…].
 func s3Source(ctx context.Context, raw string) (outputs.Source, error) {
 	bare, query, _ := strings.Cut(raw, "?")
-	bucket, prefix, err := s3.ParseURL(bare)
+	bucket, prefix, err := s3URL(bare)
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +51,15 @@ func s3Source(ctx context.Context, raw string) (outputs.Source, error) {
 		}
 	}
 	return s3.NewSource(ctx, bucket, prefix, c)
+}
+
+// s3URL splits a URL. Its error does not show it: people put keys there.
+func s3URL(raw string) (bucket, prefix string, err error) {
+	bucket, prefix, err = s3.ParseURL(raw)
+	if err != nil {
+		err = errors.New("want s3://bucket/prefix")
+	}
+	return bucket, prefix, err
 }
 
 // queryOptions reads the query of a source's URL, which may hold the names given.

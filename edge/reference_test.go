@@ -27,7 +27,7 @@ func TestReference(t *testing.T) {
 
 func TestOptionOfAnotherKind(t *testing.T) {
 	_, err := load(t, "SPILLWAY_OUTPUTS=a", "SPILLWAY_OUTPUT_A_URL=file:///tmp/a", "SPILLWAY_OUTPUT_A_PATH_STYLE=true")
-	want := `SPILLWAY_OUTPUT_A_PATH_STYLE="true": an option of s3 outputs, and a is none: see SPILLWAY_OUTPUT_A_URL`
+	want := `SPILLWAY_OUTPUT_A_PATH_STYLE: an option of s3 outputs, and a is none: see SPILLWAY_OUTPUT_A_URL`
 	if err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
