@@ -14,8 +14,9 @@ import (
 )
 
 // class is what an error says about a batch, and what follows. The hint may hold
-// {subject}, {stream} (the configured one, else LOGS), {filter} (a subject filter
-// for such a stream) and {var} (the beginning of the output's variables).
+// {subject}, {stream} (the configured one, else LOGS), {add} (the command that makes
+// it), {inbox} (what acknowledgements come to) and {var} (the beginning of the
+// output's variables).
 type class struct {
 	stored outputs.Stored
 	action outputs.Action
@@ -39,8 +40,9 @@ var (
 const (
 	hintGrant       = "grant publish on {subject} to this user"
 	hintFull        = "raise the limits of stream {stream} (nats stream edit {stream}), or let it discard old messages"
-	hintAuth        = "check {var}CREDS_FILE, _NKEY_FILE, _USER or _TOKEN, and that the server knows this user"
+	hintAuth        = "check {var}CREDS_FILE, _NKEY_FILE, _USER and _PASSWORD, _TOKEN, or the user in _URL, and that the server knows this user"
 	hintConnections = "raise max_connections of the server"
+	hintReach       = "see whether a nats-server listens there, and what is between: names, routes, firewalls"
 	hintTLS         = "check the certificates, {var}TLS_CA_FILE and this host's clock"
 )
 
@@ -61,7 +63,7 @@ var client = []struct {
 	{context.Canceled, class{outputs.StoredMaybe, outputs.Retry, ""}},
 	{context.DeadlineExceeded, class{outputs.StoredMaybe, outputs.Retry, ""}},
 	{jetstream.ErrAsyncPublishTimeout, class{outputs.StoredMaybe, outputs.Retry, ""}},
-	{jetstream.ErrNoStreamResponse, class{outputs.StoredNo, outputs.Retry, "no stream takes {subject}, or its leader is being elected: nats stream add {stream} --subjects '{filter}' --defaults"}},
+	{jetstream.ErrNoStreamResponse, class{outputs.StoredNo, outputs.Retry, "no stream takes {subject}, or its leader is being elected: {add}"}},
 	// A plain responder listens on our subject and answers what is no acknowledgement.
 	{jetstream.ErrInvalidJSAck, class{outputs.StoredMaybe, outputs.Misconfigured, "something that is no stream answers on {subject}: use another subject"}},
 	{nats.ErrReconnectBufExceeded, class{outputs.StoredNo, outputs.Retry, ""}},

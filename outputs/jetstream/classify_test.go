@@ -131,9 +131,9 @@ func TestClassify(t *testing.T) {
 
 // A hint names the subject, the command and the variable, not their fields.
 func TestHints(t *testing.T) {
-	o := &Output{name: "hub", inbox: "_INBOX_gw1"}
+	o := &Output{name: "hub", inbox: "_INBOX_gw1", c: Config{Subject: "acme.{agent}.{lane}"}}
 	e := o.fail("publish to acme.gw1.main", "acme.gw1.main", 0, jetstream.ErrNoStreamResponse)
-	for _, want := range []string{"hub: publish to acme.gw1.main: ", "no stream takes acme.gw1.main", "nats stream add LOGS --subjects 'acme.>'"} {
+	for _, want := range []string{"hub: publish to acme.gw1.main: ", "no stream takes acme.gw1.main", o.addStream("LOGS"), "nats stream add LOGS --subjects 'acme.>' --storage file --replicas 1 "} {
 		if !strings.Contains(e.Error(), want) {
 			t.Errorf("%q lacks %q", e, want)
 		}
@@ -153,6 +153,9 @@ func TestHints(t *testing.T) {
 	}
 	if s := o.fail("x", "logs.a", 0, apiError(10060, 400, "")).Error(); !strings.Contains(s, "SPILLWAY_OUTPUT_HUB_STREAM") {
 		t.Errorf("%q does not name the variable", s)
+	}
+	if s := o.fail("x", "logs.a", 0, nats.ErrAuthorization).Error(); !strings.Contains(s, "_USER and _PASSWORD") || !strings.Contains(s, "the user in _URL") {
+		t.Errorf("%q does not name all ways to log in", s)
 	}
 	if s := o.fail("x", "logs.a", 0, errNoInbox).Error(); !strings.Contains(s, "_INBOX_gw1.>") {
 		t.Errorf("%q does not name the inbox", s)

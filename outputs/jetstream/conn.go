@@ -29,12 +29,16 @@ type link struct {
 	js   jetstream.JetStream
 	dial *dialer
 	log  *slog.Logger
+	// unmet is called with the first failure, unless a connection was made before.
+	unmet func(error)
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every change below
 	up      bool
 	down    error            // why it is not up, nil while it is
 	closed  bool             // nats.go gave up; the link is of no more use
+	met     bool             // it was up, or unmet was called
+	cluster bool             // the server belongs to one, as of the last connect
 	payload int64            // the server's max_payload, as of the last connect
 	denied  map[string]error // subject → the server's refusal to let us publish there
 	noInbox error            // the server's refusal to let us receive acknowledgements
@@ -45,8 +49,8 @@ var errConnecting = errors.New("connecting")
 
 // connect returns a link that connects in the background, for ever, with pauses.
 // It waits for nothing.
-func connect(c *Config, security []nats.Option, name, inbox string, log *slog.Logger) (*link, error) {
-	l := &link{log: log, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}}
+func connect(c *Config, security []nats.Option, name, inbox string, log *slog.Logger, unmet func(error)) (*link, error) {
+	l := &link{log: log, unmet: unmet, changed: make(chan struct{}), down: errConnecting, denied: map[string]error{}}
 	l.dial = newDialer(c.ConnectTimeout, c.AckTimeout, 1+strings.Count(c.Servers, ","))
 	var conn atomic.Pointer[nats.Conn] // l.nc for the callback that may run before Connect returned
 	began := false                     // used by nats.go's reconnecting goroutine alone
@@ -70,7 +74,8 @@ func connect(c *Config, security []nats.Option, name, inbox string, log *slog.Lo
 			// Called when all servers were tried in vain, without nats.go's lock. Only here
 			// can a failed handshake be learnt; failed dials come to ReconnectErrHandler.
 			if nc := conn.Load(); nc != nil {
-				if err := nc.LastError(); err != nil {
+				// At first it is that of Connect's own attempts, which made none.
+				if err := nc.LastError(); err != nil && !errors.Is(err, errNotYet) && !errors.Is(err, nats.ErrNoServers) {
 					l.failed(err)
 				}
 			}
@@ -134,12 +139,12 @@ func (l *link) change(f func()) {
 }
 
 func (l *link) connected(nc *nats.Conn) {
-	payload := nc.MaxPayload()
+	payload, cluster := nc.MaxPayload(), nc.ConnectedClusterName() != ""
 	l.change(func() {
-		l.up, l.down, l.payload, l.noInbox = true, nil, payload, nil
+		l.up, l.met, l.down, l.payload, l.cluster, l.noInbox = true, true, nil, payload, cluster, nil
 		clear(l.denied)
 	})
-	l.log.Info("connected", "server", nc.ConnectedUrlRedacted(), "version", nc.ConnectedServerVersion(), "max_payload", payload)
+	l.log.Info("connected", "server", redacted(nc.ConnectedUrl()), "version", nc.ConnectedServerVersion(), "max_payload", payload)
 }
 
 func (l *link) disconnected(_ *nats.Conn, err error) {
@@ -155,11 +160,17 @@ func (l *link) disconnected(_ *nats.Conn, err error) {
 
 // failed notes why an attempt to connect failed.
 func (l *link) failed(err error) {
+	first := false
 	l.change(func() {
 		if !l.up {
 			l.down = err
 		}
+		first, l.met = !l.met, true
 	})
+	if first && l.dial.ctx.Err() == nil { // not closed by us
+		l.unmet(err)
+		return
+	}
 	l.log.Debug("connect failed", "error", err)
 }
 
@@ -214,12 +225,23 @@ func (l *link) ready(ctx context.Context, subject string, patience time.Duration
 		}
 		select {
 		case <-changed:
+			continue
 		case <-timer.C:
-			return session{}, &notSent{fmt.Errorf("not connected: %w", down)}
 		case <-ctx.Done():
-			return session{}, &notSent{ctx.Err()}
 		}
+		return session{}, &notSent{fmt.Errorf("not connected: %w", down)}
 	}
+}
+
+// nor adds to err, the end of a wait for an answer, why there is no connection over
+// which it could come.
+func (l *link) nor(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.up || l.down == nil {
+		return err
+	}
+	return fmt.Errorf("%w; not connected: %v", err, l.down) // err alone says what follows
 }
 
 func (l *link) isUp() bool {

@@ -39,7 +39,6 @@ type inspection struct {
 	*Output
 	need     outputs.Need
 	subjects []string // of need.Lanes
-	replicas int      // of a stream to make: 3 in a cluster
 	indirect bool     // the stream has no direct get, which was told
 	all      []outputs.Finding
 }
@@ -57,7 +56,7 @@ func (i *inspection) add(level outputs.Level, what, text, hint string) {
 // stream's settings ($JS.API.STREAM.INFO.<stream>), which the agent itself need not
 // see: a user that may not is told so.
 func (o *Output) Inspect(ctx context.Context, need outputs.Need) []outputs.Finding {
-	i := &inspection{Output: o, need: need, replicas: 1}
+	i := &inspection{Output: o, need: need}
 	for _, lane := range need.Lanes {
 		i.subjects = append(i.subjects, o.fill(o.c.Subject, lane))
 	}
@@ -84,16 +83,13 @@ func (i *inspection) connect(ctx context.Context) (s session, ok bool) {
 	if err != nil {
 		f := outputs.FindingOf("connect", i.fail("connect to "+where+", "+outputs.Took(start), i.subjects[0], outputs.StoredNo, err))
 		if f.Hint == "" {
-			f.Hint = "see whether a nats-server listens there, and what is between: names, routes, firewalls"
+			f.Hint = hintReach
 		}
 		i.all = append(i.all, f)
 		return s, false
 	}
 	took := outputs.Took(start)
 	nc := s.l.nc
-	if nc.ConnectedClusterName() != "" {
-		i.replicas = 3
-	}
 	secure := ""
 	if state, err := nc.TLSConnectionState(); err == nil {
 		secure = ", " + tls.VersionName(state.Version)
@@ -223,10 +219,13 @@ func (i *inspection) claims() (c claims) {
 func redacted(servers string) string {
 	list := strings.Split(servers, ",")
 	for n, s := range list {
-		if u, err := url.Parse(s); err == nil {
-			u.User = nil
-			list[n] = u.String()
+		u, err := url.Parse(s)
+		if err != nil {
+			list[n] = "(no URL)"
+			continue
 		}
+		u.User = nil
+		list[n] = u.String()
 	}
 	return strings.Join(list, ",")
 }
@@ -284,11 +283,7 @@ func (i *inspection) find(ctx context.Context, s session) (stream string, info *
 func (i *inspection) noStream(ctx context.Context, s session, err error) {
 	f := outputs.FindingOf("stream", i.fail("look for the stream of "+i.subjects[0], i.subjects[0], outputs.StoredNo, err))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
-		stream := i.c.Stream
-		if stream == "" {
-			stream = "LOGS"
-		}
-		f.Text, f.Hint = "no stream takes "+i.subjects[0], i.addStream(stream)
+		f.Text, f.Hint = "no stream takes "+i.subjects[0], i.addStream(i.streamName())
 		if _, err := s.request(ctx, &nats.Msg{Subject: i.api() + "STREAM.NAMES"}, time.Second); errors.Is(err, nats.ErrNoResponders) {
 			f.Text, f.Hint = "nobody answers on "+i.api()+">", "enable JetStream on the server and for this account"
 			if i.c.Domain != "" {
@@ -297,22 +292,6 @@ func (i *inspection) noStream(ctx context.Context, s session, err error) {
 		}
 	}
 	i.all = append(i.all, f)
-}
-
-// addStream is the command that would make the stream.
-func (i *inspection) addStream(stream string) string {
-	return fmt.Sprintf("nats stream add %s --subjects '%s' --storage file --replicas %d --retention limits --discard old --max-age 30d --dupe-window 1h --allow-direct --defaults",
-		stream, i.filter(), i.replicas)
-}
-
-// filter takes the subjects of all agents: the beginning of ours that has no field,
-// as far as a dot.
-func (i *inspection) filter() string {
-	fixed, _, some := strings.Cut(i.c.Subject, "{")
-	if !some {
-		return i.c.Subject
-	}
-	return fixed[:strings.LastIndex(fixed, ".")+1] + ">"
 }
 
 // stream compares a stream's settings with what delivery needs.

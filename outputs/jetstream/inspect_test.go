@@ -45,8 +45,8 @@ func TestShort(t *testing.T) {
 
 func TestFilter(t *testing.T) {
 	for subject, want := range map[string]string{"logs.{site}.{agent}.{lane}": "logs.>", "a.b.x{agent}": "a.b.>", "{agent}.logs": ">", "logs": "logs"} {
-		i := &inspection{Output: &Output{c: Config{Subject: subject}}}
-		if got := i.filter(); got != want {
+		o := &Output{c: Config{Subject: subject}}
+		if got := o.filter(); got != want {
 			t.Errorf("%s: %s, want %s", subject, got, want)
 		}
 	}
@@ -55,7 +55,7 @@ func TestFilter(t *testing.T) {
 // TestRareStreams judges settings that are tedious to have a server for. The others
 // are in the conformance tests.
 func TestRareStreams(t *testing.T) {
-	i := &inspection{Output: &Output{name: "hub", c: Config{Subject: "logs.{lane}"}}, need: outputs.Need{Lanes: []string{"main"}, Kept: 10 * time.Minute}, subjects: []string{"logs.main"}, replicas: 3}
+	i := &inspection{Output: &Output{name: "hub", c: Config{Subject: "logs.{lane}"}, l: &link{cluster: true}}, need: outputs.Need{Lanes: []string{"main"}, Kept: 10 * time.Minute}, subjects: []string{"logs.main"}}
 	for _, tt := range []struct {
 		name   string
 		change func(*jetstream.StreamConfig)

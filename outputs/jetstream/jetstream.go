@@ -70,6 +70,8 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 	if o.files, err = o.c.files(o.variable, o.log); err != nil {
 		return nil, err
 	}
+	o.mu.Lock() // unmet may be called already
+	defer o.mu.Unlock()
 	if o.l, err = o.connect(); err != nil {
 		return nil, err
 	}
@@ -77,7 +79,16 @@ func New(name, site, agent string, c Config, log *slog.Logger) (*Output, error) 
 }
 
 func (o *Output) connect() (*link, error) {
-	return connect(&o.c, o.files.options, "spillway/"+o.site+"/"+o.agent, o.inbox, o.log)
+	return connect(&o.c, o.files.options, "spillway/"+o.site+"/"+o.agent, o.inbox, o.log, o.unmet)
+}
+
+// unmet tells that no server could be reached, for the reason of err.
+func (o *Output) unmet(err error) {
+	hint := o.hint(classify(err), "")
+	if hint == "" {
+		hint = hintReach
+	}
+	o.log.Warn("can't connect; trying again", "server", redacted(o.c.Servers), "error", err, "hint", hint)
 }
 
 // fill fills in the fields of a subject.
@@ -333,9 +344,9 @@ func (l *link) wait(ctx context.Context, s sent, subject string, patience time.D
 			return nil, err
 		case <-changed:
 		case <-timer.C:
-			return nil, fmt.Errorf("%w within %v", errSilent, patience)
+			return nil, l.nor(fmt.Errorf("%w within %v", errSilent, patience))
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", errEnded, ctx.Err())
+			return nil, l.nor(fmt.Errorf("%w: %w", errEnded, ctx.Err()))
 		}
 	}
 }
@@ -389,14 +400,49 @@ func (o *Output) fail(op, subject string, stored outputs.Stored, err error) erro
 	case errors.As(err, &n):
 		c.stored = outputs.StoredNo
 	}
-	stream := o.c.Stream
-	if stream == "" {
-		stream = "LOGS"
-	}
-	top, _, _ := strings.Cut(subject, ".")
-	hint := strings.NewReplacer("{subject}", subject, "{stream}", stream, "{filter}", top+".>", "{inbox}", o.inbox+".>",
+	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: o.hint(c, subject), Patience: patience(err)}
+}
+
+// hint is c's with its fields filled in.
+func (o *Output) hint(c class, subject string) string {
+	return strings.NewReplacer("{subject}", subject, "{stream}", o.streamName(), "{add}", o.addStream(o.streamName()), "{inbox}", o.inbox+".>",
 		"{var}", o.variable("")).Replace(c.hint)
-	return &outputs.Error{Output: o.name, Op: op, Stored: c.stored, Action: c.action, Err: err, Hint: hint, Patience: patience(err)}
+}
+
+// streamName is the configured stream, or what to call one.
+func (o *Output) streamName() string {
+	if o.c.Stream != "" {
+		return o.c.Stream
+	}
+	return "LOGS"
+}
+
+// addStream is the command that would make the stream, with three replicas if the
+// server belongs to a cluster.
+func (o *Output) addStream(stream string) string {
+	replicas := 1
+	o.mu.Lock()
+	l := o.l
+	o.mu.Unlock()
+	if l != nil {
+		l.mu.Lock()
+		if l.cluster {
+			replicas = 3
+		}
+		l.mu.Unlock()
+	}
+	return fmt.Sprintf("nats stream add %s --subjects '%s' --storage file --replicas %d --retention limits --discard old --max-age 30d --dupe-window 1h --allow-direct --defaults",
+		stream, o.filter(), replicas)
+}
+
+// filter takes the subjects of all agents: the beginning of ours that has no field,
+// as far as a dot.
+func (o *Output) filter() string {
+	fixed, _, some := strings.Cut(o.c.Subject, "{")
+	if !some {
+		return o.c.Subject
+	}
+	return fixed[:strings.LastIndex(fixed, ".")+1] + ">"
 }
 
 // variable returns the name of the variable that sets option.
