@@ -73,6 +73,8 @@ func Explain(address string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		text = address + " is in use: stop what listens there (another spillway?), or choose another port"
+	case errors.Is(err, os.ErrPermission) && filepath.IsAbs(address):
+		text = address + " is not allowed to this user: let it write the directory " + filepath.Dir(address) + ", or choose another path"
 	case errors.Is(err, os.ErrPermission):
 		text = address + " is not allowed to this user: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a higher port"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):

@@ -258,3 +258,16 @@ func TestLocalStopLosesNothing(t *testing.T) {
 		})
 	}
 }
+
+// What helps against "permission denied" depends on what the address is.
+func TestExplainPermission(t *testing.T) {
+	for address, want := range map[string]string{
+		"/run/a.sock":   "/run/a.sock is not allowed to this user: let it write the directory /run, or choose another path",
+		"127.0.0.1:514": "127.0.0.1:514 is not allowed to this user: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a higher port",
+	} {
+		err := Explain(address, &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EACCES)})
+		if err.Error() != want || !errors.Is(err, os.ErrPermission) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
