@@ -3,10 +3,12 @@ package main
 import (
 	"cmp"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -37,7 +39,7 @@ type Input struct {
 	Lane             string           `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
 	MaxMessageSize   outputs.Size     `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
 	Oversize         framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
-	MaxConnections   int              `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; one more is closed at once; 0: no limit"`
+	MaxConnections   int              `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; for one more the oldest that has said nothing yet is closed, else that one; 0: no limit"`
 	IdleTimeout      time.Duration    `env:"IDLE_TIMEOUT" envDefault:"300s" doc:"a connection that sends nothing for so long is closed; 0: never"`
 	KeepAlive        time.Duration    `env:"KEEPALIVE" envDefault:"30s" doc:"a silent peer is asked so often whether it is still there; three times without an answer end the connection; 0: never (tcp, tls)"`
 	Allow            list             `env:"ALLOW" doc:"addresses and networks that may send, as in 10.0.0.0/8,::1; others are closed at once, their datagrams dropped (tcp, tls, udp)" default:"all"`
@@ -54,6 +56,7 @@ type Input struct {
 
 	// Derived.
 	Scheme     string             `env:"-"` // of URL
+	Socket     string             `env:"-"` // Scheme; with fd the scheme of a socket like the first that systemd handed over, and fd if it did not
 	Address    string             `env:"-"` // host:port, path, @name, or name of a socket of systemd's
 	Parse      bool               `env:"-"` // false: the message is the text
 	Format     syslog.Format      `env:"-"` // when Parse
@@ -65,7 +68,7 @@ type Input struct {
 }
 
 // datagram reports whether the input is one of datagrams, not of connections.
-func (in *Input) datagram() bool { return in.Scheme == "udp" || in.Scheme == "unixgram" }
+func (in *Input) datagram() bool { return in.Socket == "udp" || in.Socket == "unixgram" }
 
 // framing are the options of the input's splitters.
 func (in *Input) framing() framing.Options {
@@ -106,18 +109,22 @@ const kindsOfInputs = "tcp://, tls://, udp://, unix://, unixgram://, unixpacket:
 func (c *Config) input(e *environment, name string) Input {
 	under := prefix + "INPUT_" + strings.ToUpper(name) + "_"
 	defaults := map[string]string{"URL": inputURLs[name]}
-	scheme, _, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, inputURLs[name]), "://")
-	if k := inputKinds[scheme]; k.kind != "" {
+	scheme, address, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, inputURLs[name]), "://")
+	socket := scheme
+	if scheme == "fd" {
+		socket = handedOver(address)
+	}
+	if k := inputKinds[socket]; k.kind != "" {
 		defaults["DATASET"], defaults["ON_FULL"] = k.kind+".generic", "block"
 		defaults["SO_RCVBUF"] = ""
-		switch scheme {
+		switch socket {
 		case "udp":
 			defaults["ON_FULL"], defaults["SO_RCVBUF"] = "drop", "8MiB"
 		case "unixgram":
 			defaults["ON_FULL"] = "drop"
 		}
 	}
-	in := Input{Name: name}
+	in := Input{Name: name, Socket: socket}
 	e.parse(&in, under, defaults)
 	if in.URL == "" {
 		e.problem(under+"URL", "not set: say where input %s listens, as in tcp://localhost:5514 or udp://localhost:5514", name)
@@ -135,13 +142,14 @@ func (c *Config) input(e *environment, name string) Input {
 	}
 	in.onFull(e, under)
 	in.records(e, under, c)
+	options, what := in.options()
 	for _, o := range slices.Concat(ofStreams, ofConnections, ofNetwork, ofFiles, ofTLS, []string{"KEEPALIVE"}) {
 		switch {
-		case slices.Contains(inputKinds[in.Scheme].options, o):
+		case slices.Contains(options, o):
 		case in.datagram() || in.Scheme == "unixpacket" && slices.Contains(ofStreams, o):
-			e.idle(under+o, "changes nothing for a %s input, where each datagram is one message: remove it", in.Scheme)
+			e.idle(under+o, "changes nothing for a %s, where each datagram is one message: remove it", what)
 		default:
-			e.idle(under+o, "changes nothing for a %s input: remove it", in.Scheme)
+			e.idle(under+o, "changes nothing for a %s: remove it", what)
 		}
 	}
 	if in.datagram() || in.Scheme == "unixpacket" {
@@ -163,6 +171,56 @@ func (c *Config) input(e *environment, name string) Input {
 	in.socketFile(e, under)
 	in.tls(e, under)
 	return in
+}
+
+// handedOver is the scheme of an input with a socket like the first that systemd
+// handed over by this name; "fd" if it did not.
+func handedOver(name string) string {
+	switch kind, datagrams := listen.HandedOver(name); {
+	case kind == "":
+		return "fd"
+	case kind == "unix" && datagrams:
+		return "unixgram"
+	default:
+		return kind
+	}
+}
+
+// options are those of the input, of all that not every kind has, and what it is.
+func (in *Input) options() (options []string, what string) {
+	switch {
+	case in.Scheme != "fd" || in.Socket == "fd":
+		return inputKinds[in.Scheme].options, in.Scheme + " input"
+	case in.Socket == "tcp":
+		options = inputKinds["tls"].options
+	default: // whose file is systemd's
+		options = slices.DeleteFunc(slices.Clone(inputKinds[in.Socket].options), func(o string) bool { return slices.Contains(ofFiles, o) })
+	}
+	return options, in.Socket + " socket of systemd's"
+}
+
+// leftOver adds a note for sockets that systemd handed over (sd_listen_fds(3)) and that
+// no input has, and returns the names of all that it did.
+func (c *Config) leftOver(e *environment, environ []string) (names []string) {
+	vars := map[string]string{}
+	for _, kv := range environ {
+		if k, v, _ := strings.Cut(kv, "="); strings.HasPrefix(k, "LISTEN_") {
+			vars[k] = v
+		}
+	}
+	if n, err := strconv.Atoi(vars["LISTEN_FDS"]); err != nil || n < 1 || vars["LISTEN_PID"] != strconv.Itoa(os.Getpid()) {
+		return nil
+	}
+	names = strings.Split(vars["LISTEN_FDNAMES"], ":")
+	left := slices.Compact(slices.Sorted(slices.Values(names)))
+	left = slices.DeleteFunc(left, func(n string) bool {
+		return n == "" || slices.ContainsFunc(c.Inputs, func(in Input) bool { return in.Scheme == "fd" && in.Address == n })
+	})
+	if len(left) > 0 {
+		e.notes = append(e.notes, fmt.Sprintf("LISTEN_FDNAMES: systemd handed over sockets called %s, which no input has, so that nobody reads what is sent there: set SPILLWAY_INPUT_<NAME>_URL=fd://%s of an input, or stop the .socket unit",
+			and(left), left[0]))
+	}
+	return names
 }
 
 // url takes the input's URL apart.
@@ -253,6 +311,21 @@ func (in *Input) socketFile(e *environment, under string) {
 		e.problem(under+"SOCKET_MODE", "no permission bits: write them as in 0660")
 	}
 	in.SocketMode = os.FileMode(mode)
+	if who := in.SocketOwner; who != "" && !number(who) {
+		if _, err := user.Lookup(who); err != nil {
+			e.problem(under+"SOCKET_OWNER", "%v: name a user of this host, or give a number", err)
+		}
+	}
+	if who := in.SocketGroup; who != "" && !number(who) {
+		if _, err := user.LookupGroup(who); err != nil {
+			e.problem(under+"SOCKET_GROUP", "%v: name a group of this host, or give a number", err)
+		}
+	}
+}
+
+func number(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 31)
+	return err == nil
 }
 
 // tls checks the TLS options.
@@ -320,6 +393,8 @@ func (in *Input) onFull(e *environment, under string) {
 		in.OnFull = pipeline.Refuse
 		if in.datagram() {
 			e.problem(under+"ON_FULL", "not for datagrams, whose senders would not notice: use drop or block")
+		} else if in.Scheme == "fd" && in.Socket == "unix" {
+			e.problem(under+"ON_FULL", "can't close a unix socket that systemd holds open: use a unix:// URL, or block")
 		}
 	default:
 		e.problem(under+"ON_FULL", "unknown: use block, drop or refuse")
@@ -377,15 +452,7 @@ func (in *Input) listen(log *slog.Logger) listen.Options {
 
 // openInput opens the sockets of an input. memory is shared by the inputs of its lane.
 func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, host string, log *slog.Logger) (*input, error) {
-	kind := inputKinds[ic.Scheme].kind
-	if ic.Scheme == "fd" {
-		var datagrams bool
-		kind, datagrams = listen.HandedOver(ic.Address)
-		ic.Dataset = cmp.Or(ic.Dataset, kind+".generic")
-		if ic.OnFullName == "" && datagrams {
-			ic.OnFull = pipeline.Drop
-		}
-	}
+	kind := inputKinds[ic.Socket].kind
 	in := &input{cfg: ic}
 	in.records = pipeline.NewInput(pipeline.InputOptions{
 		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,

@@ -29,7 +29,7 @@ func (a status) inputStats() (all []admin.InputStats) {
 			ReadBytes: s.Bytes.Load(), EmptyFrames: s.Empty.Load(), Oversize: s.Oversize.Load(), DiscardedBytes: s.Discarded.Load(),
 			FramingErrors: s.Framing.Load(), CutFrames: s.Cut.Load(), MemoryCut: s.MemoryCut.Load(), Denied: s.Denied.Load(),
 			Connections: s.Connections.Load(), OpenConnections: s.Open.Load(), IdleConnections: s.Idle.Load(), Shut: s.Shut.Load(),
-			RefusedConnections: map[string]uint64{"max_connections": n(&s.Refused), "tls_on_plain": n(&s.TLSOnPlain)},
+			RefusedConnections: map[string]uint64{"max_connections": n(&s.Refused), "silent": n(&s.Evicted), "tls_on_plain": n(&s.TLSOnPlain)},
 			HandshakeFailures: map[string]uint64{"plain": n(&s.HandshakePlain), "timeout": n(&s.HandshakeTimeout),
 				"certificate": n(&s.HandshakeCertificate), "other": n(&s.HandshakeOther)},
 			CertificateExpires: time.Unix(s.CertificateExpires.Load(), 0),
@@ -122,7 +122,7 @@ func (a status) refuses() (why []string) {
 		case err != nil:
 			why = append(why, fmt.Sprintf("lane %s: the disk fails: %v", l.name, err))
 		case l.Full():
-			why = append(why, fmt.Sprintf("lane %s: nothing could be stored for a second or longer: the buffer is full, or its disk hangs", l.name))
+			why = append(why, fmt.Sprintf("lane %s: there has been no room for a second or longer: %s", l.name, l.RoomHint()))
 		}
 		for _, in := range a.inputs {
 			switch refuses := in.cfg.Lane == l.name && in.cfg.OnFull == pipeline.Refuse; {

@@ -67,7 +67,7 @@ var inputMetrics = []family[InputStats]{
 var streamMetrics = []family[InputStats]{
 	counter("input", "input_connections_total", "Connections accepted.", func(s *InputStats) float64 { return float64(s.Connections) }),
 	gauge("input", "input_open_connections", "Connections now.", func(s *InputStats) float64 { return float64(s.OpenConnections) }),
-	counters("input", "reason", "input_refused_connections_total", "Connections closed at once: over MAX_CONNECTIONS, or TLS to a port without it.", func(s *InputStats) map[string]uint64 { return s.RefusedConnections }),
+	counters("input", "reason", "input_refused_connections_total", "Connections closed: over MAX_CONNECTIONS, for another at that limit because they had said nothing yet (silent), or TLS to a port without it.", func(s *InputStats) map[string]uint64 { return s.RefusedConnections }),
 	counter("input", "input_idle_connections_total", "Connections closed after IDLE_TIMEOUT.", func(s *InputStats) float64 { return float64(s.IdleConnections) }),
 	counter("input", "input_shut_total", "How often the input stopped accepting because there was no room (ON_FULL=refuse).", func(s *InputStats) float64 { return float64(s.Shut) }),
 }

@@ -199,7 +199,7 @@ func (k *socket) prepare(o Options, rc syscall.RawConn) (err error) {
 			// to more than it will be.
 			err = os.NewSyscallError("fchmod", unix.Fchmod(int(fd), uint32(o.Socket.mode())))
 		case k.kind == stream && o.ReceiveBuffer > 0: // connections inherit it
-			_, err = receiveBuffer(fd, o.ReceiveBuffer)
+			_, err = receiveBuffer(fd, o.ReceiveBuffer, false)
 		}
 	})
 	return errors.Join(cerr, err)
@@ -453,7 +453,7 @@ func handedOver(o Options) (all []*socket, err error) {
 		case o.Gate != nil && (k.local || k.kind == datagrams):
 			return all, fmt.Errorf("%sON_FULL=refuse can't close %s, which systemd holds open: use a unix:// URL, or block", o.Variable, k.name)
 		case k.kind == stream && !k.local && o.ReceiveBuffer > 0:
-			err = k.control(func(fd uintptr) error { _, err := receiveBuffer(fd, o.ReceiveBuffer); return err })
+			err = k.control(func(fd uintptr) error { _, err := receiveBuffer(fd, o.ReceiveBuffer, true); return err })
 			if err != nil {
 				return all, err
 			}
@@ -498,7 +498,16 @@ func (k *socket) adopt() error {
 			k.kind = packets
 		}
 		if listening == 0 {
-			return errors.New("a connection, not a listening socket: set Accept=no in the .socket unit")
+			// An agent that refused and was killed has left it so.
+			err := k.control(func(fd uintptr) error {
+				if _, err := unix.Getpeername(int(fd)); err == nil {
+					return errors.New("a connection, not a listening socket: set Accept=no in the .socket unit")
+				}
+				return os.NewSyscallError("listen", unix.Listen(int(fd), backlog))
+			})
+			if err != nil {
+				return err
+			}
 		}
 		k.hear() // an agent that was killed as it began to refuse has left it so
 		if err := k.listenFile(); err != nil {
@@ -539,6 +548,9 @@ func (k *socket) refuse() {
 	}
 }
 
+// backlog is what the system's limit (net.core.somaxconn) usually is.
+const backlog = 4096
+
 // hear takes the filter of shut off; mostly there is none.
 func (k *socket) hear() {
 	k.control(func(fd uintptr) error { return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
@@ -546,7 +558,6 @@ func (k *socket) hear() {
 
 // listenAgain ends refuse.
 func (k *socket) listenAgain() error {
-	const backlog = 4096 // what the system's limit (net.core.somaxconn) usually is
 	if err := k.control(func(fd uintptr) error { return os.NewSyscallError("listen", unix.Listen(int(fd), backlog)) }); err != nil {
 		return Explain(k.name, err)
 	}

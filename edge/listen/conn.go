@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,12 +38,11 @@ type sock struct {
 	onRead    func(fd uintptr) bool
 	onReceive func(fd uintptr) bool
 
-	head   [3]byte // the first bytes that are there
-	heads  int     // how many
-	parked bool    // the poller has said that there is something
-	buf    []byte  // what onRead reads to
-	n      int
-	err    error
+	head  [3]byte // the first bytes that are there
+	heads int     // how many
+	buf   []byte  // what onRead reads to
+	n     int
+	err   error
 }
 
 func (s *sock) init(c net.Conn) error {
@@ -59,7 +59,6 @@ func (s *sock) init(c net.Conn) error {
 // readable waits until the peer has sent something or has ended, or for the deadline.
 // It leaves in head what there is.
 func (s *sock) readable() error {
-	s.parked = false
 	if err := s.rc.Read(s.onPeek); err != nil {
 		return err
 	}
@@ -86,7 +85,17 @@ func (s *sock) Read(b []byte) (int, error) {
 	return s.take(b, s.onRead)
 }
 
-// ReadPacket reads one packet. A longer one is cut to b; n is its whole length.
+// writeTime bounds a write. Only TLS writes, answers to its peer; one that asks and
+// never reads must hold nobody.
+const writeTime = 5 * time.Second
+
+// Write is net.Conn's, but gives up after writeTime.
+func (s *sock) Write(b []byte) (int, error) {
+	s.Conn.SetWriteDeadline(time.Now().Add(writeTime))
+	return s.Conn.Write(b)
+}
+
+// readPacket reads one packet. A longer one is cut to b; n is its whole length.
 func (s *sock) readPacket(b []byte) (n int, err error) { return s.take(b, s.onReceive) }
 
 func (s *sock) take(b []byte, how func(fd uintptr) bool) (int, error) {
@@ -156,6 +165,7 @@ const (
 	idle     event = 2
 	cut      event = 3 // the lane's memory of unfinished messages is used up, and this one holds most
 	ended    event = 4
+	evicted  event = 5 // it has said nothing, and others want its place
 )
 
 // conn is one connection. One goroutine reads it; kick and the fields that say so
@@ -176,6 +186,8 @@ type conn struct {
 	armed  bool      // a deadline is set
 	failed error     // with ended
 	cutNow atomic.Bool
+	outNow atomic.Bool   // it is evicted
+	place  *list.Element // in Server.silent until the first byte; guarded by Server.mu
 }
 
 // kick wakes the reader, which looks at what it has to look at.
@@ -192,6 +204,9 @@ func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 			} else {
 				c.drain(drainTime)
 			}
+		}
+		if c.outNow.Load() {
+			return evicted
 		}
 		if c.cutNow.Load() {
 			return cut
@@ -217,7 +232,7 @@ func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 			c.Conn.SetReadDeadline(deadline)
 			c.armed = true
 			// Whoever kicked before this said first what for.
-			if c.until.IsZero() && ctx.Err() != nil || c.cutNow.Load() {
+			if c.until.IsZero() && ctx.Err() != nil || c.cutNow.Load() || c.outNow.Load() {
 				continue
 			}
 		}

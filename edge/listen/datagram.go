@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -34,7 +37,7 @@ func (s *Server) widen(k *socket) error {
 		return err
 	}
 	var got int
-	cerr := rc.Control(func(fd uintptr) { got, err = receiveBuffer(fd, want) })
+	cerr := rc.Control(func(fd uintptr) { got, err = receiveBuffer(fd, want, k.file != nil) })
 	if cerr != nil {
 		err = cerr
 	}
@@ -50,13 +53,18 @@ func (s *Server) widen(k *socket) error {
 }
 
 // receiveBuffer asks for want bytes, above the system's limit where the process
-// may (CAP_NET_ADMIN), and returns what the kernel granted. A socket of systemd's may
-// have been given that already, which to ask for again could only lessen.
-func receiveBuffer(fd uintptr, want int) (got int, err error) {
-	if got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && got/2 == want {
-		return want, nil
+// may (CAP_NET_ADMIN), and returns what the kernel granted. What systemd gave a socket
+// of its own is never lessened.
+func receiveBuffer(fd uintptr, want int, given bool) (got int, err error) {
+	if given {
+		if got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && got/2 >= want {
+			return got / 2, nil
+		}
 	}
 	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, want) != nil {
+		if given && got/2 >= systemLimit() {
+			return got / 2, nil
+		}
 		if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, want); err != nil {
 			return 0, err
 		}
@@ -64,6 +72,16 @@ func receiveBuffer(fd uintptr, want int) (got int, err error) {
 	got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
 	// The kernel doubles the value for its own bookkeeping and reports the double.
 	return got / 2, err
+}
+
+// systemLimit is the most that SO_RCVBUF grants, in bytes; 0: unknown.
+func systemLimit() int {
+	text, err := os.ReadFile("/proc/sys/net/core/rmem_max")
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return n
 }
 
 // receive reads the datagrams of k until ctx ends, then what the kernel still holds.
@@ -93,8 +111,19 @@ func (s *Server) receive(ctx, hard context.Context, k *socket) {
 		}
 		return true
 	}
+	// The default buffer holds the datagrams of 3 ms at 50,000 a second, and the queue of
+	// a unix socket ten: they would be full before the wait is over.
+	roomy := !k.local && s.Stats.ReceiveBuffer.Load() >= 1<<20
+	look := func(fd uintptr) { lost.look(fd) }
+	if k.file != nil { // what it lost before is not this agent's to tell
+		rc.Control(look)
+		lost.n = 0
+	}
 	flush := func() bool {
 		held = 0
+		if !k.local {
+			rc.Control(look) // also while the queue is never empty
+		}
 		if lost.n > 0 {
 			s.Stats.KernelDrops.Add(int64(lost.n))
 			if d, ok := sink.(Dropper); ok {
@@ -120,7 +149,7 @@ func (s *Server) receive(ctx, hard context.Context, k *socket) {
 				return
 			}
 			now := time.Now()
-			if wait && now.Sub(last) < 2*gatherDatagrams {
+			if wait && roomy && now.Sub(last) < 2*gatherDatagrams {
 				time.Sleep(gatherDatagrams)
 			}
 			last = now

@@ -7,6 +7,7 @@
 package listen
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"spillway/framing"
 )
@@ -131,6 +134,7 @@ type Stats struct {
 	Connections atomic.Int64 // accepted
 	Open        atomic.Int64 // gauge: connections now
 	Refused     atomic.Int64 // closed at once: over the limit of connections
+	Evicted     atomic.Int64 // closed for another, at the limit: they had said nothing yet
 	Denied      atomic.Int64 // connections closed at once and datagrams dropped: not in Allow
 	Idle        atomic.Int64 // closed for being idle
 	Bytes       atomic.Int64 // read
@@ -170,8 +174,9 @@ type Server struct {
 
 	handshakeTime time.Duration // handshakeTimeout, and less in tests
 
-	mu    sync.Mutex
-	conns map[*conn]struct{} // guarded by mu
+	mu     sync.Mutex
+	conns  map[*conn]struct{} // guarded by mu
+	silent list.List          // of those that have sent nothing yet, the oldest first; guarded by mu
 }
 
 // Listen opens the sockets. It starts no goroutine. Its errors begin with the variable
@@ -248,6 +253,7 @@ func (s *Server) Serve(ctx, hard context.Context) {
 		s.Stats.Refuses.Store(1)
 		s.Stats.Shut.Add(1)
 		if s.o.Gate.Wait(ctx) != nil || !s.bindAgain(ctx) {
+			s.leaveListening()
 			return
 		}
 		s.Stats.Refuses.Store(0)
@@ -298,25 +304,47 @@ func (s *Server) round(ctx, hard context.Context) (refused bool) {
 	return refused
 }
 
-// bindAgain opens the sockets again. It returns false if ctx ended first.
+// bindAgain opens the sockets again, all or none: nobody is served yet by those that
+// are open. It returns false if ctx ended first.
 func (s *Server) bindAgain(ctx context.Context) bool {
-	for _, k := range s.sockets {
-		for {
-			err := k.bind(s.o)
-			if err == nil {
+	for {
+		failed := 0
+		var err error
+		for failed < len(s.sockets) {
+			if err = s.sockets[failed].bind(s.o); err != nil {
 				break
 			}
-			if n, due := s.notices.due("bind"); due {
-				s.o.Log.Error("can't listen again; trying each second", "input", s.o.Name, "address", k.name, "error", err, "times", n)
-			}
-			select {
-			case <-ctx.Done():
-				return false
-			case <-time.After(time.Second):
-			}
+			failed++
+		}
+		if err == nil {
+			return true
+		}
+		if n, due := s.notices.due("bind"); due {
+			s.o.Log.Error("can't listen again; trying each second", "input", s.o.Name, "address", s.sockets[failed].name, "error", err, "times", n)
+		}
+		for _, k := range s.sockets[:failed] {
+			k.close()
+			k.refuse()
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(time.Second):
 		}
 	}
-	return true
+}
+
+// leaveListening ends the refusing of systemd's sockets: whoever connects while no
+// agent runs waits for the next one.
+func (s *Server) leaveListening() {
+	for _, k := range s.sockets {
+		if k.file == nil || k.kind == datagrams {
+			continue
+		}
+		if err := k.control(func(fd uintptr) error { return unix.Listen(int(fd), backlog) }); err != nil {
+			s.o.Log.Error("a socket of systemd's can't be made to listen again", "input", s.o.Name, "address", k.name, "error", err)
+		}
+	}
 }
 
 // allowed reports whether a sender may send.

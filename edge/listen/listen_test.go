@@ -151,7 +151,9 @@ func TestTCPMaxConnections(t *testing.T) {
 	r := newRecorder()
 	s, _ := serve(t, Options{Network: "tcp", Open: r.open, MaxConnections: 2})
 	a, b := dial(t, s), dial(t, s)
-	eventually(t, "two connections", func() bool { return s.Stats.Open.Load() == 2 })
+	fmt.Fprint(a, "first\n")
+	fmt.Fprint(b, "second\n")
+	eventually(t, "two connections that have spoken", func() bool { return r.len() == 2 })
 	if c, err := net.Dial("tcp", s.Addrs()[0].String()); err == nil { // the refusal may come before Dial has looked
 		if _, err := c.Read(make([]byte, 1)); err == nil {
 			t.Error("a third connection was served")
@@ -160,12 +162,45 @@ func TestTCPMaxConnections(t *testing.T) {
 	}
 	eventually(t, "the refusal", func() bool { return s.Stats.Refused.Load() == 1 })
 	fmt.Fprint(a, "still\n")
-	eventually(t, "a message of the first", func() bool { return r.len() == 1 })
+	eventually(t, "a message of the first", func() bool { return r.len() == 3 })
 	b.Close()
 	eventually(t, "room again", func() bool { return s.Stats.Open.Load() == 1 })
 	d := dial(t, s)
 	fmt.Fprint(d, "again\n")
-	eventually(t, "a message of the next", func() bool { return r.len() == 2 })
+	eventually(t, "a message of the next", func() bool { return r.len() == 4 })
+}
+
+// At the limit, connections that have said nothing give way, the oldest first.
+func TestSilentConnectionsGiveWay(t *testing.T) {
+	r := newRecorder()
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, MaxConnections: 8})
+	spoken := dial(t, s)
+	fmt.Fprint(spoken, "early\n")
+	eventually(t, "its message", func() bool { return r.len() == 1 })
+	var silent []net.Conn
+	for i := range 7 {
+		silent = append(silent, dial(t, s))
+		eventually(t, "one more", func() bool { return s.Stats.Open.Load() == int64(i+2) })
+	}
+	for i := range 7 {
+		fmt.Fprintf(dial(t, s), "honest %d\n", i)
+		eventually(t, "an honest sender's message", func() bool { return r.len() == i+2 })
+		if _, err := silent[i].Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("silent connection %d: %v, want a reset", i, err)
+		}
+	}
+	fmt.Fprint(spoken, "late\n")
+	eventually(t, "the first connection's", func() bool { return r.len() == 9 })
+	if n := s.Stats.Evicted.Load(); n != 7 {
+		t.Errorf("%d evicted, want 7", n)
+	}
+	if c, err := net.Dial("tcp", s.Addrs()[0].String()); err == nil {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a connection beyond those that speak was served")
+		}
+		c.Close()
+	}
+	eventually(t, "the refusal", func() bool { return s.Stats.Refused.Load() == 1 })
 }
 
 func TestTCPIdle(t *testing.T) {

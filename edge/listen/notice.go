@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"strings"
 	"sync"
 	"time"
 )
@@ -20,7 +21,7 @@ type notice struct {
 
 const (
 	remind   = time.Minute
-	kindsMax = 256 // kinds may hold a peer's words
+	kindsMax = 64 // from here on kinds with a peer's words ("kind: words") count as their kind
 )
 
 // due counts one more of a kind and reports whether to tell, and of how many.
@@ -39,13 +40,20 @@ func (n *notices) due(kind string) (times int, due bool) {
 					delete(n.m, old)
 				}
 			}
-			if len(n.m) >= kindsMax {
-				return 0, false
+		}
+		if of, _, ok := strings.Cut(kind, ": "); ok && len(n.m) >= kindsMax {
+			kind = of
+			if k = n.m[kind]; k != nil {
+				return k.due(now)
 			}
 		}
 		k = &notice{}
 		n.m[kind] = k
 	}
+	return k.due(now)
+}
+
+func (k *notice) due(now time.Time) (times int, due bool) {
 	k.times++
 	if !k.told.IsZero() && now.Sub(k.told) < remind {
 		return 0, false

@@ -134,7 +134,7 @@ func (s *Server) admit(nc net.Conn, k *socket) *conn {
 	c.uses.c = c
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.o.MaxConnections > 0 && len(s.conns) >= s.o.MaxConnections {
+	if s.o.MaxConnections > 0 && len(s.conns) >= s.o.MaxConnections && !s.evict() {
 		s.Stats.Refused.Add(1)
 		if n, due := s.notices.due("connections"); due {
 			s.o.Log.Warn("too many connections; new ones are closed at once", "input", s.o.Name, "limit", s.o.MaxConnections,
@@ -143,8 +143,49 @@ func (s *Server) admit(nc net.Conn, k *socket) *conn {
 		return nil
 	}
 	s.conns[c] = struct{}{}
+	c.place = s.silent.PushBack(c)
 	s.Stats.Open.Add(1)
 	return c
+}
+
+// evict makes room for a connection by ending the one that has been silent for
+// longest since it began: at the limit, who says nothing must not keep out who
+// does. It returns false if there is none. s.mu is held.
+func (s *Server) evict() bool {
+	front := s.silent.Front()
+	if front == nil {
+		return false
+	}
+	c := front.Value.(*conn)
+	s.silent.Remove(front)
+	c.place = nil
+	delete(s.conns, c)
+	c.outNow.Store(true)
+	c.kick()
+	s.Stats.Evicted.Add(1)
+	if n, due := s.notices.due("evicted"); due {
+		s.o.Log.Warn("too many connections; the oldest that have said nothing yet are closed for new ones", "input", s.o.Name, "limit", s.o.MaxConnections,
+			"peer", c.name(), "times", n, "hint", "see who connects and says nothing, or raise "+s.o.Variable+"MAX_CONNECTIONS")
+	}
+	return true
+}
+
+// speaks notes that c has said something.
+func (s *Server) speaks(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.place != nil {
+		s.silent.Remove(c.place)
+		c.place = nil
+	}
+}
+
+// abort makes the end of the connection a reset, so that its sender notices at its
+// next write.
+func (c *conn) abort() {
+	if t, ok := c.Conn.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
 }
 
 // name is the peer in a log line.
@@ -157,6 +198,7 @@ func (c *conn) name() string {
 
 func (s *Server) gone(c *conn) {
 	c.Close()
+	s.speaks(c)
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
@@ -196,10 +238,14 @@ func (s *Server) greet(ctx context.Context, c *conn) bool {
 				return false
 			}
 			first = false
+		case evicted:
+			c.abort()
+			return false
 		case ended:
 			return false
 		}
 	}
+	s.speaks(c)
 	if c.heads == 0 && !c.packets {
 		return false // connected and gone again: somebody looked whether the port is open
 	}
@@ -263,6 +309,9 @@ func (s *Server) read(ctx, hard context.Context, c *conn) {
 	}
 	r.count()
 	r.end(hard)
+	if r.sp.Err() != nil {
+		c.abort()
+	}
 }
 
 // begin takes a turn, end hands over what it brought and gives it back. They return
@@ -337,7 +386,7 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 			got += n
 		}
 		if !c.more {
-			if got > 0 && got < little && c.last.Sub(empty) < 2*gather && c.until.IsZero() {
+			if got > 0 && got < little && c.last.Sub(empty) < 2*gather && c.until.IsZero() && s.gathers(c) {
 				c.gather()
 			}
 			empty, got = c.last, 0
@@ -349,13 +398,15 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 // socket wakes the runtime's poller, also if nobody waits for it. It is half of the
 // cost at 10,000 messages a second, and the low-water mark (SO_RCVLOWAT) ends it.
 func (c *conn) gather() {
-	if c.local {
-		time.Sleep(gather)
-		return
-	}
 	c.lowWater(gathered)
 	time.Sleep(gather)
 	c.lowWater(1)
+}
+
+// gathers reports whether messages may gather in the socket of c: not in a unix one,
+// which holds few before its sender waits, nor in a small buffer.
+func (s *Server) gathers(c *conn) bool {
+	return !c.local && (s.o.ReceiveBuffer == 0 || s.o.ReceiveBuffer >= 4*gathered)
 }
 
 // lowWater sets how many bytes must be there before the poller hears of them. It is a
@@ -483,15 +534,15 @@ func (r *reader) finish(hard context.Context) (ok bool) {
 	}
 	ok = true
 	r.c.SetReadDeadline(time.Time{})
+	if r.c.tls != nil {
+		r.c.tls.CloseWrite() // says that this is the end; the reset fails the next write
+	}
 	r.c.rc.Control(func(fd uintptr) {
 		for end := time.Now().Add(lastLook); time.Now().Before(end); {
 			if n, err := r.take(hard); n == 0 || err != nil {
 				ok = err != errHard
 				break
 			}
-		}
-		if r.c.tls != nil {
-			r.c.tls.CloseWrite() // says that this is the end; the reset then fails the next write
 		}
 		reset(fd)
 	})

@@ -234,7 +234,7 @@ func (s *Server) handshakeFailed(c *conn, err error) {
 		kind, count, hint = "certificate", &s.Stats.HandshakeCertificate, "give the sender a certificate that is valid now and signed by a CA in "+s.o.Variable+"TLS_CLIENT_CA_FILE"
 		if len(bad.UnverifiedCertificates) > 0 {
 			leaf := bad.UnverifiedCertificates[0]
-			kind += " " + leaf.SerialNumber.String() // each certificate is told
+			kind += ": " + leaf.SerialNumber.String() // each certificate is told
 			attrs = append(attrs, "subject", leaf.Subject.String(), "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter.UTC().Format(time.RFC3339))
 		}
 		err = bad.Err
