@@ -87,7 +87,7 @@ func startIn(t *testing.T, state string, vars ...string) *running {
 // get asks the agent's admin address.
 func (r *running) get(path string) (code int, body string) {
 	r.t.Helper()
-	resp, err := http.Get("http://" + r.admin.Addr().String() + path)
+	resp, err := http.Get("http://" + r.admin[0].Addr().String() + path)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestReadyFull(t *testing.T) {
 		}
 	}()
 	a.until("full", func() bool { code, _ := a.get("/readyz/accept"); return code == http.StatusServiceUnavailable })
-	if _, body := a.get("/readyz"); !strings.Contains(body, "lane main: nothing could be stored for a second or longer: the buffer is full") {
+	if _, body := a.get("/readyz"); !strings.Contains(body, "lane main: there has been no room for a second or longer: see what the output says, or raise SPILLWAY_BUFFER_MAX_BYTES") {
 		t.Errorf("not why: %s", body)
 	}
 	if m := a.metrics(); m[`spillway_lane_full{lane="main"}`] != 1 || m["spillway_ready"] != 0 {

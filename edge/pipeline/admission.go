@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -240,22 +241,42 @@ func (l *Lane) open(d *door) {
 func (l *Lane) tellFull(d *door) {
 	if now := time.Now(); !d.told && (d.toldAt.IsZero() || now.Sub(d.toldAt) >= remind) {
 		d.told, d.toldAt = true, now
-		l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name,
-			"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
+		l.o.Log.Warn("the buffer is full; inputs wait or drop, as ON_FULL says, until there is room", "lane", l.o.Name, "hint", l.RoomHint())
 	}
 }
 
+// RoomHint says what to do when there is no room.
+func (l *Lane) RoomHint() string {
+	switch s := l.o.Buffer.Stats(); {
+	case s.DiskError != nil:
+		return "see to the disk: " + s.DiskError.Error()
+	case l.held.Load() >= l.most(l.ordinary):
+		return "see to the disk, which does not take what was admitted"
+	case s.MaxBytes-s.LiveBytes > s.Room: // the disk has less than MAX_BYTES leaves
+		return fmt.Sprintf("free the disk: %d bytes are left, and SPILLWAY_BUFFER_MIN_FREE are for others; or let the output take what is pending", s.Free)
+	}
+	return "see what the output says, or raise SPILLWAY_BUFFER_MAX_BYTES"
+}
+
 // look is for times when nothing comes: what has room again says so, and what has
-// none any more refuses before records depend on it.
+// none any more says so, and refuses, before records depend on it.
 func (l *Lane) look() {
 	for _, d := range []*door{l.ordinary, l.last} {
-		if d.since.Load() == 0 && !(d.reserve && l.refuses.Load()) {
+		if d.since.Load() == 0 && d.reserve != l.refuses.Load() {
 			continue
 		}
 		select {
 		case d.line <- struct{}{}:
-			if l.room(d, blockSize) && len(l.blocks) < cap(l.blocks) {
-				l.open(d)
+			switch {
+			case l.room(d, blockSize):
+				if len(l.blocks) < cap(l.blocks) {
+					l.open(d)
+				}
+			case !d.reserve && !l.room(d, 1):
+				d.since.CompareAndSwap(0, l.now())
+				if l.stuck(d) {
+					l.tellFull(d)
+				}
 			}
 			<-d.line
 		default: // somebody is looking
@@ -283,8 +304,8 @@ func (l *Lane) sealNow() {
 	}
 }
 
-// Full reports whether there has been no room for a second or longer: the buffer
-// is full, or its disk does not take what was admitted.
+// Full reports whether there has been no room for a second or longer, whether or not
+// something came: the buffer is full, or its disk does not take what was admitted.
 func (l *Lane) Full() bool { return l.stuck(l.ordinary) || l.stuck(l.last) }
 
 // Shut reports whether inputs that refuse do so now.
@@ -325,8 +346,7 @@ func (l *Lane) shut(why string) {
 	}
 	g.since = time.Now()
 	close(g.closed)
-	l.o.Log.Warn("inputs with ON_FULL=refuse stop accepting until there is room", "lane", l.o.Name, "why", why,
-		"hint", "see what the output says, raise SPILLWAY_BUFFER_MAX_BYTES, or free the disk")
+	l.o.Log.Warn("inputs with ON_FULL=refuse stop accepting until there is room", "lane", l.o.Name, "why", why, "hint", l.RoomHint())
 }
 
 // shutIfFailing shuts the gate if the disk answered the last write with an error.

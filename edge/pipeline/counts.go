@@ -114,15 +114,18 @@ func (l *Lane) Rates() (inBytes, outBytes float64) {
 }
 
 // TimeToFull returns when the buffer will be full, or begin to drop the oldest,
-// if records go on to come and to be delivered as lately. While its output fails,
-// none are delivered. ok is false if it does not fill.
+// if records go on to come and to be delivered as lately; 0 if there is no room now.
+// While its output fails, none are delivered. ok is false if it does not fill.
 func (l *Lane) TimeToFull() (d time.Duration, ok bool) {
+	room := l.o.Buffer.Stats().Room - l.o.Reserve - l.onDisk(l.held.Load())
+	if room <= 0 {
+		return 0, true
+	}
 	r := l.meter.look(l)
 	if o := l.o.Chain.Turn(l.o.Name).Output; o == nil || l.o.Chain.Failing(l.o.Name, o) {
 		r.outBytes = 0
 	}
-	room := l.o.Buffer.Stats().Room - l.o.Reserve - l.onDisk(l.held.Load())
-	return until(float64(max(0, room)), r.inBytes, r.outBytes)
+	return until(float64(room), r.inBytes, r.outBytes)
 }
 
 // TimeToDrain returns when all that is pending will have been delivered, if records

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,4 +119,37 @@ func TestUntil(t *testing.T) {
 			t.Errorf("%v at %v against %v: %v, %v", c.n, c.goes, c.comes, d, ok)
 		}
 	}
+}
+
+// A disk that others fill is a full buffer, also before the first record comes, and
+// what is told names it.
+func TestFullOfOthersFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const minFree = 4 << 20
+		disk := newTrouble(t)
+		disk.free.Store(minFree - 1)
+		b := start(t, "", &memory{}, Block, func(o *buffer.Options, _ *LaneOptions) { o.FS, o.MinFree = disk, minFree })
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if !b.lane.Full() {
+			t.Error("the lane is not called full")
+		}
+		if d, ok := b.lane.TimeToFull(); !ok || d != 0 {
+			t.Errorf("full in %v, %v; it is", d, ok)
+		}
+		log := b.log.String()
+		if !strings.Contains(log, "the buffer is full") || !strings.Contains(log, fmt.Sprintf("free the disk: %d bytes are left, and SPILLWAY_BUFFER_MIN_FREE are for others", minFree-1)) || strings.Contains(log, "MAX_BYTES") {
+			t.Errorf("log: %s", log)
+		}
+		disk.free.Store(1 << 30)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if b.lane.Full() || !strings.Contains(b.log.String(), "the buffer has room again") {
+			t.Errorf("full with room; log: %s", b.log.String())
+		}
+		if d, ok := b.lane.TimeToFull(); ok {
+			t.Errorf("an empty lane that gets nothing will be full in %v", d)
+		}
+		b.stop()
+	})
 }
