@@ -30,6 +30,10 @@ func cmdCat(ctx context.Context, args []string, stdout, stderr io.Writer, _ []st
 		fmt.Fprintln(stderr, "  s3://bucket/prefix[?endpoint=…&region=…&path_style=…]   nats://host/STREAM[?subject=…]")
 		return exitUsage
 	}
+	if err := checkSources(args); err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
 	c := newCat(stdout, stderr)
 	for _, source := range args {
 		c.source(ctx, source)
@@ -90,16 +94,38 @@ func (c *cat) source(ctx context.Context, source string) {
 
 // openSource returns what url holds, and the kind of output that stored it.
 func openSource(ctx context.Context, url string) (outputs.Source, *kind, error) {
+	k, err := sourceKind(url)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := k.source(ctx, url)
+	return s, k, err
+}
+
+// sourceKind returns the kind of output that stores at url.
+func sourceKind(url string) (*kind, error) {
 	scheme, _, _ := strings.Cut(url, "://")
 	i := slices.IndexFunc(kinds, func(k kind) bool { return slices.Contains(k.schemes, scheme) })
 	switch {
 	case i >= 0:
-		s, err := kinds[i].source(ctx, url)
-		return s, &kinds[i], err
+		return &kinds[i], nil
 	case schemes[scheme] != "":
-		return nil, nil, fmt.Errorf("this binary was built without %s: use one with it", schemes[scheme])
+		return nil, fmt.Errorf("this binary was built without %s: use one with it", schemes[scheme])
 	}
-	return nil, nil, fmt.Errorf("%s:// is no source: use a path, or %s", scheme, or(examples()))
+	return nil, fmt.Errorf("%s:// is no source: use a path, or %s", scheme, or(examples()))
+}
+
+// checkSources returns an error for the first source with a URL that is none.
+func checkSources(sources []string) error {
+	for _, s := range sources {
+		if !strings.Contains(s, "://") {
+			continue
+		}
+		if _, err := sourceKind(s); err != nil {
+			return fmt.Errorf("%s: %w", redact(s), err)
+		}
+	}
+	return nil
 }
 
 // openDirectory returns the tree of a file output.

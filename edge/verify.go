@@ -50,6 +50,10 @@ func cmdVerify(ctx context.Context, args []string, stdout, stderr io.Writer, _ [
 		fmt.Fprintln(stderr, verifyUsage)
 		return exitUsage
 	}
+	if err := checkSources(sources); err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
 	l := ledger.New(o)
 	for _, s := range sources {
 		verifySource(ctx, l, s)
