@@ -19,6 +19,7 @@ func (a *agent) reload() {
 		}
 	}
 	var done []string
+	failed := false
 	owner := func(key, otherwise string, reload func() error) {
 		what := files[key]
 		if what == "" {
@@ -28,6 +29,7 @@ func (a *agent) reload() {
 			return // it has no files
 		}
 		if err := reload(); err != nil {
+			failed = true
 			for line := range strings.Lines(err.Error()) {
 				a.log.Error("not read again; what was read before stays in use", "error", strings.TrimSpace(line))
 			}
@@ -52,7 +54,14 @@ func (a *agent) reload() {
 			a.log.Warn("SPILLWAY_ENV_FILE is not what it was at the start; a restart uses it", "file", f)
 		}
 	}
-	a.log.Info("certificates and secrets are read again; new connections use them", "files", strings.Join(done, ","))
+	switch {
+	case len(done) > 0:
+		a.log.Info("certificates and secrets are read again; new connections use them", "files", strings.Join(done, ","))
+	case failed:
+		a.log.Warn("nothing was read again")
+	default:
+		a.log.Info("nothing was read again: no input and no output has a file with a certificate or a secret")
+	}
 }
 
 func ownerOf(side, label string) string { return side + "_" + strings.ToUpper(label) + "_" }

@@ -144,8 +144,8 @@ func TestHangup(t *testing.T) {
 	p.await(kept + hub + "TOKEN_FILE: " + token + " is empty: it should hold the secret")
 	p.await(kept + hub + "TLS_CERT_FILE: tls: ")
 	p.await(kept + "AWS settings of output archive: ")
-	if l := p.await("read again; new"); !strings.HasSuffix(l, `files=""`) {
-		t.Errorf("what could not be read is said to be: %s", l)
+	if l := p.await("nothing was read again"); !strings.HasSuffix(l, `level=WARN msg="nothing was read again"`) {
+		t.Errorf("after four errors: %s", l)
 	}
 
 	certificate(t, dir, "hub")
@@ -155,6 +155,19 @@ func TestHangup(t *testing.T) {
 	p.signal(syscall.SIGHUP)
 	p.await(`level=WARN msg="SPILLWAY_ENV_FILE is not what it was at the start; a restart uses it" file=` + env)
 	p.await(`files=` + all)
+	p.signal(syscall.SIGTERM)
+	p.await("msg=stopped")
+	if err := p.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHangupWithoutFiles: there may be nothing to read.
+func TestHangupWithoutFiles(t *testing.T) {
+	p := spillway(t, "SPILLWAY_STATE_DIR="+t.TempDir(), "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_INPUTS=udp", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0")
+	p.await("msg=ready")
+	p.signal(syscall.SIGHUP)
+	p.await(`level=INFO msg="nothing was read again: no input and no output has a file with a certificate or a secret"`)
 	p.signal(syscall.SIGTERM)
 	p.await("msg=stopped")
 	if err := p.cmd.Wait(); err != nil {
