@@ -92,7 +92,7 @@ func (a status) outputStats() (all []admin.OutputStats) {
 		}
 		for _, st := range states {
 			if st.Output == s.Name {
-				l := admin.OutputLane{Lane: st.Lane, State: st.Health.String(), Active: st.Active, Failures: st.Failures}
+				l := admin.OutputLane{Lane: st.Lane, State: st.Health.String(), Active: st.Active, Untried: st.Untried, Failures: st.Failures}
 				if st.Err != nil {
 					l.Error = st.Err.Error()
 				}

@@ -814,6 +814,7 @@ type State struct {
 	Output, Lane string
 	Health       Health
 	Active       bool      // the lane uses it now
+	Untried      bool      // up by presumption: nothing of the lane got through yet, or failed to
 	Failures     int       // in a row
 	Since        time.Time // of the first of them
 	Err          error     // the last of them, nil when up
@@ -835,6 +836,7 @@ func (c *Chain) States() (all []State) {
 			if h := m.lanes[lane]; h != nil && h.state != Up {
 				s.Health, s.Failures, s.Since, s.Err = h.state, h.failures, h.since, h.last
 			}
+			s.Untried = s.Health == Up && (m.lanes[lane] == nil || m.lanes[lane].ok.IsZero())
 			all = append(all, s)
 		}
 	}

@@ -491,6 +491,36 @@ func TestRoundRobinLanes(t *testing.T) {
 	})
 }
 
+// An output is presumed to be up until something was sent to it.
+func TestUntried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub, archive := two()
+		l := world(t, ChainOptions{}, hub, archive)
+		untried := func() (names []string) {
+			for _, s := range l.chain.States() {
+				if s.Untried {
+					names = append(names, s.Output)
+				}
+			}
+			return names
+		}
+		l.chain.Turn(l.name)
+		if got := fmt.Sprint(untried()); got != "[hub archive]" {
+			t.Errorf("before the first run: %s", got)
+		}
+		l.step(t.Context())
+		if got := fmt.Sprint(untried()); got != "[archive]" {
+			t.Errorf("after it: %s", got)
+		}
+		hub.stop(Failover)
+		l.step(t.Context())
+		l.step(t.Context())
+		if got := fmt.Sprint(untried()); got != "[]" {
+			t.Errorf("after a failover: %s", got)
+		}
+	})
+}
+
 // A batch that is unfit goes to who takes it, the others go on as they were; what
 // nobody takes is rejected, and an output that is down is not taken for one.
 func TestUnfit(t *testing.T) {

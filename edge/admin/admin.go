@@ -148,6 +148,7 @@ type OutputLane struct {
 	Lane     string
 	State    string // one of States
 	Active   bool   // the lane uses it now
+	Untried  bool   // up by presumption: nothing of the lane was sent yet
 	Failures int    // in a row
 	Error    string // of the last failure; "" when up
 }
@@ -201,6 +202,9 @@ func (s Sources) answer(w http.ResponseWriter, why []string) {
 	for _, o := range s.Outputs() {
 		for _, l := range o.Lanes {
 			state := l.State
+			if l.Untried {
+				state += " (nothing was sent yet)"
+			}
 			if l.Active {
 				state += ", in use"
 			}

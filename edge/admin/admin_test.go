@@ -134,6 +134,17 @@ func TestConventions(t *testing.T) {
 	}
 }
 
+// An output that nothing was sent to is not praised.
+func TestReadyUntried(t *testing.T) {
+	s := sources()
+	s.Outputs = func() []OutputStats {
+		return []OutputStats{{Name: "hub", Lanes: []OutputLane{{Lane: "main", State: "up", Active: true, Untried: true}}}}
+	}
+	if _, body := get(t, s, "/readyz"); body != "ready\noutput hub for lane main: up (nothing was sent yet), in use\n" {
+		t.Errorf("%q", body)
+	}
+}
+
 func TestReady(t *testing.T) {
 	const states = "output hub for lane main: down, failed 7 times in a row, last: hub: publish to logs.plant.gw1.main: no answer within 5s\n" +
 		"output archive for lane main: up, in use\n"
