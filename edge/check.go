@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -57,7 +58,10 @@ func cmdCheck(ctx context.Context, args []string, stdout, stderr io.Writer, envi
 	for _, p := range k.problems {
 		fmt.Fprintln(stderr, p)
 	}
-	if len(k.problems) > 0 {
+	switch {
+	case k.misconfigured:
+		return exitUsage
+	case len(k.problems) > 0:
 		return exitFailure
 	}
 	fmt.Fprintln(stdout, "ok")
@@ -71,6 +75,8 @@ type check struct {
 	agent    *holder // that runs on the state directory; nil: none
 	warnings []string
 	problems []string
+
+	misconfigured bool // a problem is one for which run ends with exitUsage too
 }
 
 func (k *check) say(what, format string, args ...any) {
@@ -83,6 +89,12 @@ func (k *check) warn(format string, args ...any) {
 
 func (k *check) problem(format string, args ...any) {
 	k.problems = append(k.problems, fmt.Sprintf(format, args...))
+}
+
+// fault is a problem that the agent would end with.
+func (k *check) fault(err error) {
+	k.problem("%v", err)
+	k.misconfigured = k.misconfigured || errors.As(err, new(settingError))
 }
 
 // state looks whether the state directory can be made and written, what is in it,
@@ -101,7 +113,7 @@ func (k *check) state(probe bool) {
 	k.say("state", "%s, %s, %s free", dir, cmp.Or(disk.Kind, "unknown file system"), outputs.Human(disk.Free))
 	most, least, _, err := k.c.sizes()
 	if err != nil {
-		k.problem("SPILLWAY_STATE_DIR=%q: %v", dir, err)
+		k.fault(err)
 		return
 	}
 	var more int64 // that the buffers may take
@@ -133,7 +145,11 @@ func (k *check) state(probe bool) {
 	if k.agent != nil {
 		k.say("", "an agent runs on this state directory: its sockets are its own, and no problem")
 	}
-	if disk.Free-least < more {
+	switch {
+	case disk.Free <= least:
+		k.warn("SPILLWAY_BUFFER_MIN_FREE is %s, and %s has %s free: a buffer takes nothing until more than that is free; free space, or lower SPILLWAY_BUFFER_MIN_FREE",
+			outputs.Human(least), dir, outputs.Human(disk.Free))
+	case disk.Free-least < more:
 		k.warn("%s has %s free, %s of which are left to others (SPILLWAY_BUFFER_MIN_FREE), and the buffers may take %s more (SPILLWAY_BUFFER_MAX_BYTES of each lane): they are full before that; free space, or lower SPILLWAY_BUFFER_MAX_BYTES",
 			dir, outputs.Human(disk.Free), outputs.Human(least), outputs.Human(more))
 	}
@@ -210,14 +226,9 @@ func writable(dir string) error {
 // sockets binds all addresses, as the agent would and all at the same time, and
 // lets them go.
 func (k *check) sockets() {
-	log := slog.New(slog.NewTextHandler(warningWriter{k}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
-			return slog.Attr{}
-		}
-		return a
-	}}))
+	log := slog.New(warner{k})
 	for _, in := range k.c.Inputs {
-		if in.Scheme == "fd" && os.Getenv("LISTEN_FDS") == "" {
+		if in.Scheme == "fd" && k.c.passed == nil {
 			k.say("input "+in.Name, "%s is handed over by systemd, and not looked at; lane %s", in.URL, in.Lane)
 			continue
 		}
@@ -232,13 +243,17 @@ func (k *check) sockets() {
 			k.certificate(in, time.Unix(s.Stats.CertificateExpires.Load(), 0).UTC())
 		}
 	}
-	l, err := net.Listen("tcp", k.c.AdminAddress)
+	all, err := listenAdmin(k.c.AdminAddress)
 	if err != nil {
-		k.busy("admin", "tcp", k.c.AdminAddress, fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", listen.Explain(k.c.AdminAddress, err)))
+		k.busy("admin", "tcp", k.c.AdminAddress, err)
 		return
 	}
-	defer l.Close()
-	k.say("admin", "http://%s", l.Addr())
+	var urls []string
+	for _, l := range all {
+		l.Close()
+		urls = append(urls, "http://"+l.Addr().String())
+	}
+	k.say("admin", "%s", and(urls))
 }
 
 // busy tells of a socket that could not be bound. One that the running agent has is
@@ -249,11 +264,17 @@ func (k *check) busy(what, network, address string, err error) {
 		return
 	}
 	h := portHolder(network, address)
-	if k.agent != nil && (h == *k.agent || h.pid == 0) {
+	if k.ours(h) {
 		k.say(what, "%s %s, held by the running agent", network, address)
 		return
 	}
 	k.problem("%v; %v has it", err, h)
+}
+
+// ours reports whether h is the running agent. One that can't be told is taken for it
+// as long as this user can't see what the agent has.
+func (k *check) ours(h holder) bool {
+	return k.agent != nil && (h == *k.agent || h.pid == 0 && !k.agent.visible())
 }
 
 // certificate tells until when senders trust the certificate of an input.
@@ -273,13 +294,45 @@ func join(addrs []net.Addr) string {
 	return strings.Join(s, " and ")
 }
 
-// warningWriter makes a warning of each log line.
-type warningWriter struct{ k *check }
+// warner is a slog.Handler that makes a warning of what is logged while sockets are
+// opened: once for an input, however many addresses it has.
+type warner struct{ k *check }
 
-func (w warningWriter) Write(p []byte) (int, error) {
-	w.k.warn("%s", strings.TrimSpace(string(p)))
-	return len(p), nil
+// Enabled implements slog.Handler.
+func (w warner) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+// Handle implements slog.Handler. Numbers are sizes in bytes.
+func (w warner) Handle(_ context.Context, r slog.Record) error {
+	text, hint := r.Message, ""
+	var facts []string
+	r.Attrs(func(a slog.Attr) bool {
+		switch v := a.Value; {
+		case a.Key == "input":
+			text = "input " + v.String() + ": " + text
+		case a.Key == "hint":
+			hint = ": " + v.String()
+		case a.Key == "address": // the input says it
+		case v.Kind() == slog.KindInt64:
+			facts = append(facts, a.Key+" "+outputs.Human(v.Int64()))
+		default:
+			facts = append(facts, a.Key+" "+v.String())
+		}
+		return true
+	})
+	if len(facts) > 0 {
+		text += " (" + strings.Join(facts, ", ") + ")"
+	}
+	if text += hint; !slices.Contains(w.k.warnings, text) {
+		w.k.warn("%s", text)
+	}
+	return nil
 }
+
+// WithAttrs implements slog.Handler.
+func (w warner) WithAttrs([]slog.Attr) slog.Handler { return w }
+
+// WithGroup implements slog.Handler.
+func (w warner) WithGroup(string) slog.Handler { return w }
 
 // outputs looks at what the outputs take; with probe it also asks the far sides.
 func (k *check) outputs(ctx context.Context, probe bool) {
@@ -291,9 +344,18 @@ func (k *check) outputs(ctx context.Context, probe bool) {
 			largest = max(largest, oc.Largest)
 		}
 		k.say("output "+oc.Name, "%s %s", oc.Kind, redact(oc.URL))
-		if probe {
-			k.inspect(ctx, oc)
+		if !probe && !oc.Quiet {
+			continue
 		}
+		o, err := oc.Open(OpenEnv{Site: k.c.Site, Agent: k.c.Agent, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			k.fault(err)
+			continue
+		}
+		if probe {
+			k.inspect(ctx, oc, o)
+		}
+		o.Close()
 	}
 	for _, in := range k.c.Inputs {
 		if largest > 0 && in.MaxMessageSize > largest && !in.datagram() { // no datagram is that large
@@ -304,13 +366,7 @@ func (k *check) outputs(ctx context.Context, probe bool) {
 }
 
 // inspect asks the far side of an output.
-func (k *check) inspect(ctx context.Context, oc OutputConfig) {
-	o, err := oc.Open(OpenEnv{Site: k.c.Site, Agent: k.c.Agent, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		k.problem("output %s: %v", oc.Name, err)
-		return
-	}
-	defer o.Close()
+func (k *check) inspect(ctx context.Context, oc OutputConfig, o outputs.Inspector) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	for _, f := range o.Inspect(ctx, outputs.Need{Lanes: laneNames(k.c), Sealing: int64(k.c.Batch.MaxBytes), Kept: k.c.Buffer.KeepAcked, Repeat: max(k.c.Buffer.KeepAcked, k.c.Failover.After)}) {

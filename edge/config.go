@@ -40,7 +40,7 @@ type Config struct {
 
 	MessageMemory outputs.Size `env:"MESSAGE_MEMORY" envDefault:"64MiB" doc:"what the unfinished messages of all connections of a lane may take together; at the bound the largest is treated as too large. Raised to the largest MAX_MESSAGE_SIZE and 1MiB"`
 
-	AdminAddress  string        `env:"ADMIN_ADDRESS" envDefault:"localhost:8514" doc:"host:port of /metrics, /healthz, /readyz and /debug/pprof/"`
+	AdminAddress  string        `env:"ADMIN_ADDRESS" envDefault:"localhost:8514" doc:"host:port of /metrics, /healthz, /readyz and /debug/pprof/; localhost (also no host) is 127.0.0.1 and ::1"`
 	LogLevelName  string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error"`
 	LogFormat     string        `env:"LOG_FORMAT" envDefault:"text" doc:"text or json"`
 	ShutdownGrace time.Duration `env:"SHUTDOWN_GRACE" envDefault:"10s" doc:"how long a stop goes on sending; what is left waits in the buffer"`
@@ -55,6 +55,7 @@ type Config struct {
 	Notes    []string   `env:"-"` // to be said at start: what was changed, what stands idle
 
 	settings []*setting // every variable with its value and origin
+	passed   []string   // names of the sockets that systemd handed over
 	envText  string     // what EnvFile held
 }
 
@@ -64,7 +65,7 @@ type FailoverConfig struct {
 	Failback bool          `env:"FAILBACK" envDefault:"true" doc:"true: go back to an output of higher rank once it works again; false: stay, and take the next one in turn when this one fails too"`
 	Interval time.Duration `env:"FAILBACK_INTERVAL" envDefault:"60s" doc:"time between two probes of an output that was left"`
 	Probes   int           `env:"FAILBACK_PROBES" envDefault:"3" doc:"probes that must succeed in a row before it is used again"`
-	Dwell    time.Duration `env:"FAILBACK_DWELL" envDefault:"60s" doc:"how long it is left at least"`
+	Dwell    time.Duration `env:"FAILBACK_DWELL" envDefault:"60s" doc:"how long it is left at least; INTERVAL times PROBES passes anyway, so that only a longer time changes anything"`
 }
 
 // BufferConfig is SPILLWAY_BUFFER_*: the limits of each lane's buffer.
@@ -90,7 +91,7 @@ type BatchConfig struct {
 	MaxRaw     outputs.Size  `env:"MAX_RAW" envDefault:"4MiB" doc:"size before compression"`
 	MaxRecords int           `env:"MAX_RECORDS" envDefault:"5000" doc:"records"`
 	MaxAge     time.Duration `env:"MAX_AGE" envDefault:"1s" doc:"time since its first record"`
-	MaxAgeHeld time.Duration `env:"MAX_AGE_HELD" envDefault:"5s" doc:"the same while the output fails, or gathers for longer than this anyway"`
+	MaxAgeHeld time.Duration `env:"MAX_AGE_HELD" envDefault:"5s" doc:"the same while the output fails, or gathers for longer than this anyway; at least MAX_AGE"`
 }
 
 var (
@@ -107,7 +108,8 @@ const (
 )
 
 // loadConfig reads the configuration from environ ("KEY=VALUE"). It looks at the
-// host name and at files that variables name, and at nothing else. Its error has
+// host name, at files, users and groups that variables name, at the kind of sockets
+// that systemd handed over, and at nothing else. Its error has
 // one line for each problem, and each begins with the variable.
 func loadConfig(environ []string) (*Config, error) {
 	e := newEnvironment(environ)
@@ -136,6 +138,8 @@ func loadConfig(environ []string) (*Config, error) {
 	}
 	c.failover(e, len(outs))
 	c.acrossInputs(e)
+	c.acrossOutputs(e)
+	c.passed = c.leftOver(e, environ)
 	e.unknown(c.Strict || e.bad[prefix+"STRICT"], map[string]list{"INPUT": inputs, "OUTPUT": outs}, blind)
 	e.secretsInFile()
 	c.settings, c.Notes, c.envText = e.settings, e.notes, e.fileText
@@ -168,8 +172,10 @@ func (c *Config) general(e *environment) {
 	if err := c.LogLevel.UnmarshalText([]byte(e.oneOf(prefix+"LOG_LEVEL", c.LogLevelName, "debug", "info", "warn", "error"))); err != nil {
 		e.problem(prefix+"LOG_LEVEL", "%v", err)
 	}
-	if _, err := checkAddress(c.AdminAddress); err != nil {
+	if address, err := checkAddress(c.AdminAddress); err != nil {
 		e.problem(prefix+"ADMIN_ADDRESS", "%v", err)
+	} else {
+		c.AdminAddress = address
 	}
 }
 
@@ -206,6 +212,10 @@ func (c *Config) failover(e *environment, n int) {
 		case !f.Failback && strings.HasPrefix(name, "FAILBACK_"):
 			e.idle(prefix+name, "changes nothing with SPILLWAY_FAILBACK=false: remove it")
 		}
+	}
+	// The first probe comes after half an interval at the earliest (outputs.Chain).
+	if anyway := f.Interval*time.Duration(f.Probes) - f.Interval/2; n > 1 && f.Failback && e.has(prefix+"FAILBACK_DWELL") && f.Dwell <= anyway && f.Probes <= 1000 {
+		e.note(prefix+"FAILBACK_DWELL", "changes nothing: %d probes (SPILLWAY_FAILBACK_PROBES), one in %v (SPILLWAY_FAILBACK_INTERVAL), take %v at least: use a longer time, or remove it", f.Probes, f.Interval, anyway)
 	}
 }
 
@@ -249,6 +259,8 @@ func (c *Config) limits(e *environment) {
 	if c.Batch.MaxAgeHeld < c.Batch.MaxAge {
 		if e.has(bat + "MAX_AGE_HELD") {
 			e.problem(bat+"MAX_AGE_HELD", "less than SPILLWAY_BATCH_MAX_AGE (%v): raise it, or lower that", c.Batch.MaxAge)
+		} else {
+			e.follow(bat+"MAX_AGE_HELD", c.Batch.MaxAge.String())
 		}
 		c.Batch.MaxAgeHeld = c.Batch.MaxAge
 	}
@@ -276,8 +288,22 @@ func (c *Config) acrossInputs(e *environment) {
 	switch {
 	case !refuse:
 		e.idle(reserve, "changes nothing as no input has ON_FULL=refuse: remove it")
-	case b.Reserve != nil && e.has(prefix+"BUFFER_MAX_BYTES") && *b.Reserve > b.MaxBytes/2:
+	case b.Reserve != nil && e.has(prefix+"BUFFER_MAX_BYTES") && *b.Reserve > b.MaxBytes/2: // the default is for sizes to judge
 		e.problem(reserve, "more than half of SPILLWAY_BUFFER_MAX_BYTES (%v): lower it, or raise that", b.MaxBytes)
+	}
+}
+
+// acrossOutputs checks that no two outputs are one, and that none is in the buffer.
+func (c *Config) acrossOutputs(e *environment) {
+	buffers := filepath.Join(c.StateDir, "buffer")
+	for i, o := range c.Outputs {
+		name := prefix + "OUTPUT_" + strings.ToUpper(o.Name) + "_URL"
+		if j := slices.IndexFunc(c.Outputs, func(other OutputConfig) bool { return other.Kind == o.Kind && other.Place == o.Place }); j < i {
+			e.problem(name, "output %s sends to the same place: a failover from one to the other would change nothing; remove one", c.Outputs[j].Name)
+		}
+		if rel, err := filepath.Rel(buffers, o.Place); o.Kind == "file" && err == nil && filepath.IsLocal(rel) {
+			e.problem(name, "%s is in the directory of the buffers, %s: choose one beside it", o.Place, buffers)
+		}
 	}
 }
 
@@ -308,18 +334,30 @@ func (b *BufferConfig) options(c *Config) buffer.Options {
 }
 
 // sizes are the limits of each lane's buffer in bytes, with the defaults that depend
-// on the file system. reserve is 0 when no input refuses.
+// on the file system. reserve is 0 when no input refuses. An error begins with the
+// variable that it is about.
 func (c *Config) sizes() (maxBytes, minFree, reserve int64, err error) {
 	maxBytes, minFree, err = c.Buffer.options(c).Sizes(filepath.Join(c.StateDir, "buffer"))
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("%sSTATE_DIR=%q: %w", prefix, c.StateDir, err)
+	}
 	switch {
 	case !slices.ContainsFunc(c.Inputs, func(in Input) bool { return in.refuses() }):
-	case c.Buffer.Reserve != nil:
-		reserve = int64(*c.Buffer.Reserve)
-	default:
+	case c.Buffer.Reserve == nil:
 		reserve = min(8<<20, maxBytes/8)
+	default:
+		if reserve = int64(*c.Buffer.Reserve); reserve > maxBytes/2 {
+			err = settingError{fmt.Errorf("%sBUFFER_RESERVE=\"%v\": more than half of SPILLWAY_BUFFER_MAX_BYTES (%s here): lower it, or raise that", prefix, *c.Buffer.Reserve, outputs.Human(maxBytes))}
+		}
 	}
 	return maxBytes, minFree, reserve, err
 }
+
+// settingError is an error of configuration that shows only on this host.
+type settingError struct{ error }
+
+// Unwrap returns what is wrong.
+func (e settingError) Unwrap() error { return e.error }
 
 // strays are lanes with segments on disk that no input has: nobody sends what is in
 // them. Each is told with what to do.

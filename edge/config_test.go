@@ -195,6 +195,8 @@ func TestProblems(t *testing.T) {
 			[]string{`SPILLWAY_FAILBACK_DWELL="5s": changes nothing with SPILLWAY_FAILBACK=false: remove it`}},
 		{"password in a URL", []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=ftp://me:s3cret@h"},
 			[]string{`SPILLWAY_OUTPUT_HUB_URL="ftp://***@h": ftp is no kind of output: use ` + or(examples())}},
+		{"two outputs, one place", []string{"SPILLWAY_OUTPUTS=a,b", "SPILLWAY_OUTPUT_A_URL=file:///tmp/a", "SPILLWAY_OUTPUT_B_URL=file:///tmp/x/../a/"},
+			[]string{`SPILLWAY_OUTPUT_B_URL="file:///tmp/x/../a/": output a sends to the same place: a failover from one to the other would change nothing; remove one`}},
 		{"password in a server without a scheme", []string{"SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=user:s3cr3t@127.0.0.1:4222"},
 			[]string{`SPILLWAY_OUTPUT_HUB_URL="***@127.0.0.1:4222": has no scheme: write it as in ` + or(examples())}},
 		{"URL for a name", []string{"SPILLWAY_OUTPUTS=nats://u:s3cr3t@h"}, []string{`SPILLWAY_OUTPUTS="nats://***@h": "nats://***@h" is no name: use 1 to 16 of a-z and 0-9, a letter first`}},
@@ -242,6 +244,8 @@ func TestNotes(t *testing.T) {
 		{"memory below the largest message", "SPILLWAY_MESSAGE_MEMORY=1MiB", `SPILLWAY_MESSAGE_MEMORY="1MiB": 21MiB is used, so that the largest message of an input (MAX_MESSAGE_SIZE 20MiB) and 1MiB fit`},
 		{"largest message above the memory", "SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE=64MiB", `SPILLWAY_MESSAGE_MEMORY="64MiB": 65MiB is used, so that the largest message of an input (MAX_MESSAGE_SIZE 64MiB) and 1MiB fit`},
 		{"small batches", "SPILLWAY_BATCH_MAX_BYTES=4KiB", `SPILLWAY_BATCH_MAX_BYTES="4KiB": small batches compress badly, and each costs a message and a write of its own: use 32KiB or more`},
+		{"dwell that passes anyway", strings.Join(append(twoOutputs, "SPILLWAY_FAILBACK_DWELL=2m30s"), "\n"),
+			`SPILLWAY_FAILBACK_DWELL="2m30s": changes nothing: 3 probes (SPILLWAY_FAILBACK_PROBES), one in 1m0s (SPILLWAY_FAILBACK_INTERVAL), take 2m30s at least: use a longer time, or remove it`},
 		{"few segments to drop", "SPILLWAY_BUFFER_FULL=drop_oldest\nSPILLWAY_BUFFER_MAX_BYTES=4MiB",
 			`SPILLWAY_BUFFER_MAX_BYTES="4MiB": with SPILLWAY_BUFFER_FULL=drop_oldest a full buffer loses a whole segment of 1MiB at a time, here a large part of all that it holds: use 32MiB or more`},
 	} {
@@ -330,6 +334,27 @@ func TestFailover(t *testing.T) {
 	}
 	if want := (FailoverConfig{5 * time.Second, true, time.Minute, 1, time.Minute}); c.Failover != want || len(c.Notes) != 0 {
 		t.Errorf("got %+v, notes %q", c.Failover, c.Notes)
+	}
+}
+
+// TestDwell: a longer one is worth setting.
+func TestDwell(t *testing.T) {
+	c, err := load(t, append(twoOutputs, "SPILLWAY_FAILBACK_DWELL=151s")...)
+	if err != nil || len(c.Notes) != 0 {
+		t.Errorf("%v, notes %q", err, c.Notes)
+	}
+}
+
+// TestOutputInBuffer refuses a file output where segments are.
+func TestOutputInBuffer(t *testing.T) {
+	dir := t.TempDir()
+	for rel, bad := range map[string]bool{"buffer": true, "buffer/main": true, "buffers": false, "outbox": false} {
+		url := "file://" + filepath.Join(dir, rel)
+		_, err := loadConfig([]string{"SPILLWAY_STATE_DIR=" + dir, "SPILLWAY_OUTPUT_OUTBOX_URL=" + url})
+		want := fmt.Sprintf("SPILLWAY_OUTPUT_OUTBOX_URL=%q: %s is in the directory of the buffers, %s: choose one beside it", url, filepath.Join(dir, rel), filepath.Join(dir, "buffer"))
+		if bad && fmt.Sprint(err) != want || !bad && err != nil {
+			t.Errorf("%s: %v", rel, err)
+		}
 	}
 }
 

@@ -191,11 +191,17 @@ func (e *environment) idle(name, format string, args ...any) {
 // adjust says that value is used instead of what was set, or of the default, and
 // why.
 func (e *environment) adjust(name, value, format string, args ...any) {
-	s := e.setting(name)
-	if value == s.Value {
+	if value == e.setting(name).Value {
 		return
 	}
 	e.note(name, format, args...)
+	e.follow(name, value)
+}
+
+// follow is adjust of a default that only follows another setting: that is not worth
+// a note.
+func (e *environment) follow(name, value string) {
+	s := e.setting(name)
 	s.Value, s.Origin = value, s.Origin+", adjusted"
 }
 
@@ -523,11 +529,16 @@ func (e *environment) oneOf(name, v string, choices ...string) string {
 }
 
 // or is "a, b or c".
-func or(s []string) string {
+func or(s []string) string { return enumerate(s, " or ") }
+
+// and is "a, b and c".
+func and(s []string) string { return enumerate(s, " and ") }
+
+func enumerate(s []string, last string) string {
 	if len(s) < 2 {
 		return strings.Join(s, "")
 	}
-	return strings.Join(s[:len(s)-1], ", ") + " or " + s[len(s)-1]
+	return strings.Join(s[:len(s)-1], ", ") + last + s[len(s)-1]
 }
 
 // between adds a problem unless low ≤ v ≤ high.

@@ -32,6 +32,12 @@ func (h holder) String() string {
 	return fmt.Sprintf("%s (pid %d)", h.name, h.pid)
 }
 
+// visible reports whether this user can see which files and sockets h has.
+func (h holder) visible() bool {
+	_, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", h.pid))
+	return err == nil
+}
+
 func newHolder(pid int) holder {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil {

@@ -3,10 +3,12 @@ package main
 import (
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,7 +90,7 @@ func TestCheckBesideAgent(t *testing.T) {
 	r := start(t, "SPILLWAY_AGENT=gw1")
 	self := newHolder(os.Getpid())
 	tcp := r.inputs[0].server.Addrs()[0].String()
-	vars := []string{"SPILLWAY_AGENT=gw1", "SPILLWAY_STATE_DIR=" + r.state, "SPILLWAY_ADMIN_ADDRESS=" + r.admin.Addr().String(),
+	vars := []string{"SPILLWAY_AGENT=gw1", "SPILLWAY_STATE_DIR=" + r.state, "SPILLWAY_ADMIN_ADDRESS=" + r.admin[0].Addr().String(),
 		"SPILLWAY_INPUT_TCP_URL=tcp://" + tcp, "SPILLWAY_INPUT_UDP_URL=udp://" + r.inputs[1].server.Addrs()[0].String()}
 	check := func(vars ...string) (code int, out, errs string) {
 		var o, e strings.Builder
@@ -100,7 +102,7 @@ func TestCheckBesideAgent(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, errs)
 	}
 	for _, want := range []string{", in use by " + self.String() + "; may take ", "an agent runs on this state directory",
-		"\ninput tcp        tcp " + tcp + ", held by the running agent\n", "\nadmin            tcp " + r.admin.Addr().String() + ", held by the running agent\n"} {
+		"\ninput tcp        tcp " + tcp + ", held by the running agent\n", "\nadmin            tcp " + r.admin[0].Addr().String() + ", held by the running agent\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -109,6 +111,79 @@ func TestCheckBesideAgent(t *testing.T) {
 	code, _, errs = check(vars...)
 	if code != exitFailure || strings.Count(errs, "; "+self.String()+" has it\n") != 3 {
 		t.Errorf("exit code %d, and not each of three sockets in use is told with its holder:\n%s", code, errs)
+	}
+}
+
+// TestOurs: a holder that can't be seen is the agent as long as that can't be seen either.
+func TestOurs(t *testing.T) {
+	self, parent := newHolder(os.Getpid()), newHolder(os.Getppid())
+	for _, tt := range []struct {
+		name   string
+		agent  *holder
+		holder holder
+		want   bool
+	}{
+		{"no agent", nil, holder{}, false},
+		{"the agent", &self, self, true},
+		{"another process", &self, parent, false},
+		{"nobody knows", &holder{}, holder{}, true},
+		{"another user's", &self, holder{}, false},
+		{"the agent is another user's, the holder is not", &holder{}, self, false},
+	} {
+		if got := (&check{agent: tt.agent}).ours(tt.holder); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+}
+
+// TestWarner holds that what a server logs is told once, in words.
+func TestWarner(t *testing.T) {
+	k := &check{}
+	log := slog.New(warner{k})
+	for _, a := range []string{"127.0.0.1:514", "[::1]:514"} {
+		log.Info("nothing")
+		log.Warn("the kernel grants less", "input", "udp", "address", a, "asked", 8<<20, "granted", 425984, "hint", "raise it")
+	}
+	if want := []string{"input udp: the kernel grants less (asked 8.0 MiB, granted 416 KiB): raise it"}; !slices.Equal(k.warnings, want) {
+		t.Errorf("%q, want %q", k.warnings, want)
+	}
+}
+
+// TestListenAdmin holds that localhost is both loopback addresses, with one port, and
+// that no host is localhost.
+func TestListenAdmin(t *testing.T) {
+	for _, address := range []string{"localhost:0", ":0"} {
+		c, err := load(t, "SPILLWAY_ADMIN_ADDRESS="+address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := listenAdmin(c.AdminAddress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"127.0.0.1", "::1"}
+		if l, err := net.Listen("tcp6", "[::1]:0"); absent(t, err) {
+			want = want[:1]
+		} else {
+			l.Close()
+		}
+		var hosts, ports []string
+		for _, l := range all {
+			host, port, _ := net.SplitHostPort(l.Addr().String())
+			hosts, ports = append(hosts, host), append(ports, port)
+			l.Close()
+		}
+		if !slices.Equal(hosts, want) || len(slices.Compact(ports)) != 1 {
+			t.Errorf("%s: %v with ports %v, want %v with one", address, hosts, ports, want)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := listenAdmin(l.Addr().String()); !errors.Is(err, unix.EADDRINUSE) || !strings.HasPrefix(err.Error(), "SPILLWAY_ADMIN_ADDRESS: ") {
+		t.Errorf("in use: %v", err)
 	}
 }
 

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"io"
+	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -41,7 +46,7 @@ func TestInputKinds(t *testing.T) {
 func TestInputOptions(t *testing.T) {
 	c, err := load(t, "SPILLWAY_INPUTS=tls,unix,udp", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE=/c", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=/k", "SPILLWAY_INPUT_TLS_TLS_CLIENT_CA_FILE=/ca",
 		"SPILLWAY_INPUT_TLS_TLS_MIN_VERSION=1.3", "SPILLWAY_INPUT_TLS_ALLOW=10.1.2.3/8, ::1,::ffff:192.0.2.7", "SPILLWAY_INPUT_TLS_KEEPALIVE=1m", "SPILLWAY_INPUT_TLS_SO_RCVBUF=64KiB",
-		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=vault", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
+		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +55,7 @@ func TestInputOptions(t *testing.T) {
 		!slices.Equal(o.Allow, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("192.0.2.7/32")}) {
 		t.Errorf("%+v %+v", o, o.TLS)
 	}
-	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Group: "vault"}) || o.KeepAlive != 30*time.Second {
+	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Group: "root"}) || o.KeepAlive != 30*time.Second {
 		t.Errorf("%+v", o)
 	}
 	if o := c.Inputs[2].listen(nil); o.ReceiveBuffer != 8<<20 || len(o.Allow) != 1 {
@@ -75,6 +80,8 @@ func TestInputProblems(t *testing.T) {
 		{"no name", in + "fd://", `SPILLWAY_INPUT_A_URL="fd://": names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog`},
 		{"http", in + "http://:1", `SPILLWAY_INPUT_A_URL="http://:1": this version has no http inputs: use ` + kindsOfInputs},
 		{"mode", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_MODE=888", `SPILLWAY_INPUT_A_SOCKET_MODE="888": no permission bits: write them as in 0660`},
+		{"owner", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_OWNER=nosuch", `SPILLWAY_INPUT_A_SOCKET_OWNER="nosuch": user: unknown user nosuch: name a user of this host, or give a number`},
+		{"group", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_GROUP=nosuch", `SPILLWAY_INPUT_A_SOCKET_GROUP="nosuch": group: unknown group nosuch: name a group of this host, or give a number`},
 		{"mode of no file", in + "unix:///@x SPILLWAY_INPUT_A_SOCKET_MODE=0600", `SPILLWAY_INPUT_A_SOCKET_MODE="0600": changes nothing for an abstract socket, which is no file and open to every local program: remove it`},
 		{"senders of a local socket", in + "unix:///x SPILLWAY_INPUT_A_ALLOW=::1", `SPILLWAY_INPUT_A_ALLOW="::1": changes nothing for a unix input: remove it`},
 		{"no network", in + "tcp://:1 SPILLWAY_INPUT_A_ALLOW=10.0.0.0/33", `SPILLWAY_INPUT_A_ALLOW="10.0.0.0/33": "10.0.0.0/33" is neither an address nor a network: write them as in 192.0.2.7 and 10.0.0.0/8`},
@@ -88,5 +95,66 @@ func TestInputProblems(t *testing.T) {
 				t.Errorf("got\n%v\nwant\n%s", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestHandedOver runs `spillway check` as systemd would start it, with sockets of three
+// kinds.
+func TestHandedOver(t *testing.T) {
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "spillway")
+	if err := os.Symlink(must(os.Executable())(t), binary); err != nil {
+		t.Fatal(err)
+	}
+	tcp := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	udp := must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
+	local := must(net.Listen("unix", filepath.Join(dir, "log.sock")))(t)
+	var files []*os.File
+	for _, s := range []interface{ File() (*os.File, error) }{tcp.(*net.TCPListener), udp.(*net.UDPConn), local.(*net.UnixListener)} {
+		f := must(s.File())(t)
+		t.Cleanup(func() { f.Close() })
+		files = append(files, f)
+	}
+	for _, c := range []io.Closer{tcp, udp, local} {
+		t.Cleanup(func() { c.Close() })
+	}
+	const in = "SPILLWAY_INPUT_A_"
+	for _, tt := range []struct {
+		name, env string
+		code      int
+		want      string // on one of its lines
+	}{
+		{"tcp", in + "URL=fd://tcp " + in + "ON_FULL=refuse " + in + "FRAMING=nul", exitOK, "input a          fd 127.0.0.1:"},
+		{"udp", in + "URL=fd://udp " + in + "ALLOW=::1", exitOK, "input a          fd 127.0.0.1:"},
+		{"others are left", in + "URL=fd://udp", exitOK, "warning: LISTEN_FDNAMES: systemd handed over sockets called tcp and unix, which no input has, so that nobody reads what is sent there: set SPILLWAY_INPUT_<NAME>_URL=fd://tcp of an input, or stop the .socket unit"},
+		{"unknown", in + "URL=fd://none", exitFailure, `SPILLWAY_INPUT_A_URL: no socket called "none" was handed over`},
+		{"unix refuses", in + "URL=fd://unix " + in + "ON_FULL=refuse", exitUsage, in + `ON_FULL="refuse": can't close a unix socket that systemd holds open: use a unix:// URL, or block`},
+		{"udp refuses", in + "URL=fd://udp " + in + "ON_FULL=refuse", exitUsage, in + `ON_FULL="refuse": not for datagrams, whose senders would not notice: use drop or block`},
+		{"framing of datagrams", in + "URL=fd://udp " + in + "FRAMING=nul", exitUsage, in + `FRAMING="nul": changes nothing for a udp socket of systemd's, where each datagram is one message: remove it`},
+		{"connections of datagrams", in + "URL=fd://udp " + in + "MAX_CONNECTIONS=9", exitUsage, in + `MAX_CONNECTIONS="9": changes nothing for a udp socket of systemd's, where each datagram is one message: remove it`},
+		{"idle datagrams", in + "URL=fd://udp " + in + "IDLE_TIMEOUT=9s", exitUsage, in + `IDLE_TIMEOUT="9s": changes nothing for a udp socket of systemd's, where each datagram is one message: remove it`},
+		{"split datagrams", in + "URL=fd://udp " + in + "OVERSIZE=split", exitUsage, in + `OVERSIZE="split": not for datagrams: use truncate or drop`},
+		{"senders of a local socket", in + "URL=fd://unix " + in + "ALLOW=::1", exitUsage, in + `ALLOW="::1": changes nothing for a unix socket of systemd's: remove it`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" check`, binary)
+			cmd.Env = append(strings.Fields(tt.env), "LISTEN_FDS=3", "LISTEN_FDNAMES=tcp:udp:unix", "SPILLWAY_INPUTS=a", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_STATE_DIR="+filepath.Join(dir, "state"))
+			cmd.ExtraFiles = files
+			out, _ := cmd.CombinedOutput()
+			if !strings.Contains("\n"+string(out), "\n"+tt.want) || cmd.ProcessState.ExitCode() != tt.code {
+				t.Errorf("exit code %d, want %d and %q in\n%s", cmd.ProcessState.ExitCode(), tt.code, tt.want, out)
+			}
+		})
+	}
+}
+
+// must returns v, or ends the test with err.
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
 	}
 }

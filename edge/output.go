@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/url"
 	"path/filepath"
@@ -17,9 +19,11 @@ type OutputConfig struct {
 	URL  string // as it was set: it may hold a password
 	Kind string // jetstream, s3 or file
 
+	Place   string       // what no other output of its kind may have
 	Largest outputs.Size // batch that it takes as a rule; 0: any
+	Quiet   bool         // Open talks to nobody and changes nothing
 
-	// Open makes the output. It waits for nobody.
+	// Open makes the output. It waits for nobody: an error is one of the settings.
 	Open func(OpenEnv) (outputs.Inspector, error)
 }
 
@@ -44,8 +48,14 @@ type kind struct {
 	config func() any
 	// url puts the output's URL into config.
 	url func(config any, url string) error
+	// fit adjusts defaults to what was set; nil: there is nothing to adjust.
+	fit func(e *environment, under string, config any)
+	// place says where config sends to: no two outputs send to one place.
+	place func(config any) string
 	// largest is the largest batch that such an output takes as a rule; 0: any.
 	largest func(config any) outputs.Size
+	// quiet: open talks to nobody and changes nothing.
+	quiet bool
 	// open makes an output. It waits for nobody.
 	open func(config any, name string, env OpenEnv) (outputs.Inspector, error)
 	// source reads back what such outputs stored.
@@ -113,6 +123,9 @@ func (c *Config) open(e *environment, k *kind, name, url string) OutputConfig {
 	under := prefix + "OUTPUT_" + strings.ToUpper(name) + "_"
 	config, before := k.config(), len(e.problems)
 	e.parse(config, under, nil)
+	if k.fit != nil {
+		k.fit(e, under, config)
+	}
 	if err := k.url(config, url); err != nil {
 		e.problem(under+"URL", "%v", err)
 	} else if v, ok := config.(validator); ok && len(e.problems) == before {
@@ -122,7 +135,24 @@ func (c *Config) open(e *environment, k *kind, name, url string) OutputConfig {
 			e.problem(under+option, "%s", what)
 		}
 	}
-	return OutputConfig{Name: name, URL: url, Kind: k.name, Largest: k.largest(config), Open: func(env OpenEnv) (outputs.Inspector, error) { return k.open(config, name, env) }}
+	return OutputConfig{Name: name, URL: url, Kind: k.name, Place: k.place(config), Largest: k.largest(config), Quiet: k.quiet, Open: func(env OpenEnv) (outputs.Inspector, error) {
+		o, err := k.open(config, name, env)
+		if err != nil {
+			return nil, settingError{k.named(err, name)}
+		}
+		return o, nil
+	}}
+}
+
+// named begins the text of err with the variable that it is about, if it begins with
+// an option, as those of Validate do.
+func (k *kind) named(err error, name string) error {
+	text := strings.TrimPrefix(err.Error(), "output "+name+": ")
+	option, what, _ := strings.Cut(text, ": ")
+	if slices.ContainsFunc(k.options(""), func(s *setting) bool { return s.Name == option }) {
+		return errors.New(prefix + "OUTPUT_" + strings.ToUpper(name) + "_" + option + ": " + what)
+	}
+	return fmt.Errorf("output %s: %s", name, text)
 }
 
 // validator is an output's Config that can judge itself. Its error has a line

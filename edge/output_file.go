@@ -19,6 +19,13 @@ func init() {
 			config.(*file.Config).Dir, err = fileDir(raw)
 			return err
 		},
+		fit: func(e *environment, under string, config any) {
+			if c := config.(*file.Config); c.MaxBytes > 0 && c.RollBytes > c.MaxBytes && !e.has(under+"ROLL_BYTES") {
+				c.RollBytes = c.MaxBytes
+				e.follow(under+"ROLL_BYTES", c.RollBytes.String())
+			}
+		},
+		place:   func(config any) string { return config.(*file.Config).Dir },
 		largest: func(config any) outputs.Size { return config.(*file.Config).MaxBytes },
 		open: func(config any, name string, env OpenEnv) (outputs.Inspector, error) {
 			return file.New(name, env.Site, *config.(*file.Config))

@@ -18,6 +18,10 @@ func init() {
 			config.(*jetstream.Config).Servers = raw
 			return nil // Validate looks at it
 		},
+		place: func(config any) string { // servers of one name may lead to several domains and streams
+			c := config.(*jetstream.Config)
+			return c.Servers + " " + c.Domain + " " + c.Stream + " " + c.Subject
+		},
 		largest: func(any) outputs.Size { return batch.MaxPayload },
 		open: func(config any, name string, env OpenEnv) (outputs.Inspector, error) {
 			return jetstream.New(name, env.Site, env.Agent, *config.(*jetstream.Config), env.Log)

@@ -25,7 +25,12 @@ func init() {
 			}
 			return err
 		},
+		place: func(config any) string {
+			c := config.(*s3.Config)
+			return c.Endpoint + " " + c.Bucket + "/" + c.Prefix
+		},
 		largest: func(any) outputs.Size { return 0 },
+		quiet:   true,
 		open: func(config any, name string, env OpenEnv) (outputs.Inspector, error) {
 			return s3.New(name, env.Site, env.Agent, *config.(*s3.Config), env.Log)
 		},

@@ -62,6 +62,9 @@ func cmdRun(ctx context.Context, args []string, stdout, stderr io.Writer, enviro
 	if err := a.open(); err != nil {
 		a.close()
 		fmt.Fprintln(stderr, "spillway:", err)
+		if errors.As(err, new(settingError)) {
+			return exitUsage
+		}
 		return exitFailure
 	}
 	return a.run(ctx, signals)
@@ -76,7 +79,7 @@ type agent struct {
 	chain   *outputs.Chain
 	lanes   []*lane
 	inputs  []*input
-	admin   net.Listener
+	admin   []net.Listener
 	hangups <-chan os.Signal // SIGHUP: reload
 	ending  atomic.Bool      // the stop has begun
 }
@@ -105,7 +108,7 @@ func (a *agent) open() error {
 	byName := map[string]*lane{}
 	_, _, reserve, err := c.sizes()
 	if err != nil {
-		return fmt.Errorf("SPILLWAY_STATE_DIR: %w", err)
+		return err
 	}
 	for _, name := range laneNames(c) {
 		dir := filepath.Join(c.StateDir, "buffer", name)
@@ -141,10 +144,41 @@ func (a *agent) open() error {
 		}
 		a.inputs = append(a.inputs, in)
 	}
-	if a.admin, err = net.Listen("tcp", c.AdminAddress); err != nil {
-		return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", listen.Explain(c.AdminAddress, err))
+	a.admin, err = listenAdmin(c.AdminAddress)
+	return err
+}
+
+// listenAdmin listens on every address that address stands for: localhost is both
+// loopback addresses (whichever exist), as it is for inputs.
+func listenAdmin(address string) (all []net.Listener, err error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", err)
 	}
-	return nil
+	one := func(network, address string) error {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return fmt.Errorf("SPILLWAY_ADMIN_ADDRESS: %w", listen.Explain(address, err))
+		}
+		all = append(all, l)
+		return nil
+	}
+	if host != "localhost" {
+		return all, one("tcp", address)
+	}
+	if err := one("tcp4", net.JoinHostPort("127.0.0.1", port)); err != nil {
+		return nil, err
+	}
+	_, port, _ = net.SplitHostPort(all[0].Addr().String()) // the same on both
+	err = one("tcp6", net.JoinHostPort("::1", port))
+	switch {
+	case errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT):
+		err = nil
+	case err != nil:
+		all[0].Close()
+		all = nil
+	}
+	return all, err
 }
 
 // run starts all goroutines, waits for the stop, and waits for all of them.
@@ -165,8 +199,12 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		a.log.Info("listening", "input", in.cfg.Name, "address", fmt.Sprint(in.server.Addrs()), "lane", in.cfg.Lane)
 	}
 	srv := admin.Server(a.sources(), a.log)
-	adm.Go(func() { srv.Serve(a.admin) })
-	a.log.Info("ready", "version", version, "agent", a.cfg.Agent, "output", a.outs[0].Name(), "standing_by", names(a.outs[1:]), "admin", a.admin.Addr().String())
+	var admins []net.Addr
+	for _, l := range a.admin {
+		adm.Go(func() { srv.Serve(l) })
+		admins = append(admins, l.Addr())
+	}
+	a.log.Info("ready", "version", version, "agent", a.cfg.Agent, "output", a.outs[0].Name(), "standing_by", names(a.outs[1:]), "admin", join(admins))
 	manager := &notifier{log: a.log}
 	manager.status(a.summary())
 	manager.ready()

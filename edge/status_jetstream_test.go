@@ -22,7 +22,7 @@ func TestReadyStream(t *testing.T) {
 	defer l.Close()
 	vars := []string{"SPILLWAY_OUTPUTS=a,b", "SPILLWAY_FAILOVER_AFTER=200ms"}
 	for _, name := range []string{"A", "B"} {
-		vars = append(vars, "SPILLWAY_OUTPUT_"+name+"_URL=nats://"+l.Addr().String())
+		vars = append(vars, "SPILLWAY_OUTPUT_"+name+"_URL=nats://"+l.Addr().String(), "SPILLWAY_OUTPUT_"+name+"_STREAM="+name)
 	}
 	a := start(t, vars...)
 	time.Sleep(time.Second) // longer than a stall: twice FAILOVER_AFTER
