@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// refused are names that people may expect, from other programs and from plans for
-// this one, and that change nothing here. A variable that changes nothing must not
+// refused are names that people may expect, from other programs or from the names
+// that are there, and that change nothing here. A variable that changes nothing must not
 // be taken in silence: each is told with the one to use instead, or with why there
 // is none. The first pattern (path.Match) that fits counts; INPUT/*/ and OUTPUT/*/
 // stand for SPILLWAY_INPUT_<NAME>_ and SPILLWAY_OUTPUT_<NAME>_.
