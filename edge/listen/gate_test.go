@@ -60,8 +60,8 @@ func (g *testGate) reopen() {
 type auditor struct {
 	addr    net.Addr
 	c       net.Conn
-	written int // entries that the kernel took
-	failed  int // both attempts
+	written int          // entries that the kernel took
+	failed  atomic.Int64 // both attempts
 }
 
 func (a *auditor) send() {
@@ -82,7 +82,22 @@ func (a *auditor) send() {
 		a.c.Close()
 		a.c = nil
 	}
-	a.failed++
+	a.failed.Add(1)
+}
+
+// lowAddress is one that no other program gets by asking for any port: while the
+// input refuses, somebody else could take the port and the sender's entries.
+func lowAddress(t *testing.T) string {
+	t.Helper()
+	for port := 9000; port < 9999; port++ {
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
+	}
+	t.Fatal("no port from 9000 to 9998 is free")
+	return ""
 }
 
 // An input that refuses takes what was sent, refuses what comes, and comes back where
@@ -95,6 +110,8 @@ func TestRefuse(t *testing.T) {
 			o := Options{Network: network, Gate: g, Open: r.open, Log: log.logger()}
 			if network != "tcp" {
 				o.Address = filepath.Join(t.TempDir(), "s")
+			} else {
+				o.Address = lowAddress(t)
 			}
 			s, stop := serve(t, o)
 			addr := s.Addrs()[0]
@@ -115,6 +132,8 @@ func TestRefuse(t *testing.T) {
 				eventually(t, "messages", func() bool { return r.len() > n+50 })
 				g.close()
 				eventually(t, "refusal", func() bool { return s.Stats.Shut.Load() == int64(i+1) })
+				failed := a.failed.Load()
+				eventually(t, "an entry that is refused", func() bool { return a.failed.Load() > failed })
 				if c, err := net.Dial(addr.Network(), addr.String()); err == nil {
 					t.Error("a connection while the input refuses")
 					c.Close()
@@ -127,12 +146,9 @@ func TestRefuse(t *testing.T) {
 			end.Store(true)
 			rest.Wait()
 			lost := a.written - r.len()
-			t.Logf("%d written, %d failed, %d lost in %d closes", a.written, a.failed, lost, rounds+1)
+			t.Logf("%d written, %d failed, %d lost in %d closes", a.written, a.failed.Load(), lost, rounds+1)
 			if network == "tcp" && lost > rounds+1 || network != "tcp" && lost != 0 {
 				t.Errorf("%d of %d lost", lost, a.written)
-			}
-			if a.failed == 0 {
-				t.Error("nothing was refused")
 			}
 			if strings.Count(log.String(), "refused until there is") != rounds || strings.Count(log.String(), "has room again") != rounds {
 				t.Errorf("log\n%s", log)
