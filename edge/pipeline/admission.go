@@ -54,6 +54,7 @@ type door struct {
 	line    chan struct{} // held by the one whose turn it is; guards told and toldAt
 	freed   chan struct{} // signalled when held has become less
 	since   atomic.Int64  // since when nothing has got through although something was to, since began; 0: it is open
+	wants   atomic.Int64  // bytes that the one whose turn it is finds no room for; 0: it does not wait for room
 	told    bool          // that the buffer is full
 	toldAt  time.Time     // when, last
 }
@@ -73,19 +74,21 @@ func (l *Lane) admit(ctx context.Context, b *block, policy OnFull) lost {
 	select {
 	case d.line <- struct{}{}:
 	default:
+		if l.pass(d, b) {
+			return lostNone
+		}
 		if policy != Block {
 			if l.stuck(d) {
 				return lostFull
 			}
 			until = time.Now().Add(fullAfter)
 		}
-		if why := d.queue(ctx, until); why != lostNone {
+		if passed, why := l.queue(ctx, until, d, b); passed || why != lostNone {
 			return why
 		}
 	}
 	defer func() { <-d.line }()
-	if l.room(d, n) {
-		l.held.Add(n)
+	if l.take(d, n) {
 		select {
 		case l.blocks <- b:
 			l.open(d)
@@ -106,21 +109,59 @@ func (l *Lane) admit(ctx context.Context, b *block, policy OnFull) lost {
 	return l.wait(ctx, until, d, b)
 }
 
-// queue waits for d's line.
-func (d *door) queue(ctx context.Context, until time.Time) lost {
-	var late <-chan time.Time
-	if !until.IsZero() {
-		t := time.NewTimer(time.Until(until))
-		defer t.Stop()
-		late = t.C
+// take takes room for n bytes through d, if there is. What is taken and not handed
+// over goes back by held.
+func (l *Lane) take(d *door, n int64) bool {
+	l.taking.Lock()
+	defer l.taking.Unlock()
+	if !l.room(d, n) {
+		return false
+	}
+	l.held.Add(n)
+	return true
+}
+
+// pass hands over b out of turn, if it fits where the larger one whose turn it is does
+// not: that one waits as long as it must, and nobody waits for it.
+func (l *Lane) pass(d *door, b *block) bool {
+	n := int64(len(b.lines))
+	if d.wants.Load() <= n || !l.take(d, n) {
+		return false
 	}
 	select {
-	case d.line <- struct{}{}:
-		return lostNone
-	case <-late:
-		return lostFull
-	case <-ctx.Done():
-		return lostStopped
+	case l.blocks <- b:
+		return true
+	default:
+	}
+	t := time.NewTimer(lookAgain) // fill is about to take the next one
+	defer t.Stop()
+	select {
+	case l.blocks <- b:
+		return true
+	case <-t.C:
+		l.held.Add(-n)
+		return false
+	}
+}
+
+// queue waits for d's line, or until b gets through without.
+func (l *Lane) queue(ctx context.Context, until time.Time, d *door, b *block) (passed bool, why lost) {
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
+	for {
+		select {
+		case d.line <- struct{}{}:
+			return false, lostNone
+		case <-look.C:
+			if l.pass(d, b) {
+				return true, lostNone
+			}
+			if !until.IsZero() && !time.Now().Before(until) {
+				return false, lostFull
+			}
+		case <-ctx.Done():
+			return false, lostStopped
+		}
 	}
 }
 
@@ -132,10 +173,10 @@ func (l *Lane) wait(stop context.Context, until time.Time, d *door, b *block) lo
 		ctx, cancel = context.WithDeadline(stop, until)
 		defer cancel()
 	}
+	defer d.wants.Store(0)
 	for ctx.Err() == nil {
 		switch {
-		case l.room(d, n):
-			l.held.Add(n)
+		case l.take(d, n):
 			l.stall()
 			select {
 			case l.blocks <- b:
@@ -156,6 +197,7 @@ func (l *Lane) wait(stop context.Context, until time.Time, d *door, b *block) lo
 				hurried = true
 				defer l.hurry()()
 			}
+			d.wants.Store(n)
 			l.sealNow() // what has been admitted does not wait in memory for the room of others
 			// Not for longer: held gets less as Append takes what it is made of.
 			wait, cancel := context.WithTimeout(ctx, lookAgain)
@@ -179,7 +221,7 @@ func (l *Lane) wait(stop context.Context, until time.Time, d *door, b *block) lo
 // room beside the reserve shuts the gate.
 func (l *Lane) room(d *door, n int64) bool {
 	held := l.held.Load()
-	if l.refuses.Load() && l.passed(l.stalled.Load()) {
+	if l.refuses.Load() && held > 0 && l.passed(l.stalled.Load()) {
 		l.shut("the disk takes nothing")
 	}
 	if held >= l.most(l.ordinary) {
@@ -367,7 +409,7 @@ func (l *Lane) reopen() bool {
 	switch held := l.held.Load(); {
 	case g.since.IsZero():
 		return true
-	case l.o.Buffer.Stats().DiskError != nil, l.stalled.Load() != 0, !l.o.Buffer.Fits(l.onDisk(held), l.onDisk(2*blockSize), l.o.Reserve):
+	case l.o.Buffer.Stats().DiskError != nil, held > 0 && l.stalled.Load() != 0, !l.o.Buffer.Fits(l.onDisk(held), l.onDisk(2*blockSize), l.o.Reserve):
 		return false
 	}
 	l.o.Log.Info("inputs with ON_FULL=refuse accept again", "lane", l.o.Name, "refused_for", time.Since(g.since).Round(time.Millisecond))

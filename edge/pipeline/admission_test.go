@@ -396,3 +396,68 @@ func TestKernelDrops(t *testing.T) {
 		t.Errorf("told %d, counted %v of %d messages", told, d, b.in.Messages.Load())
 	}
 }
+
+// A record for which there is no room keeps no smaller one out that fits, whatever
+// the policy of its input.
+func TestSmallerOnesPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{}
+		m.setFail(errDown)
+		b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
+			o.MaxBytes, l.Codec = 4<<20, batch.None
+			patiently(l, m)
+		})
+		drops, blocks := b.another("udp", Drop), b.another("tcp2", Block)
+		send := func(in *Input, text string) {
+			s := in.Open(peer)
+			s.Message(msg(text), peer, time.Now())
+			if err := s.Flush(t.Context()); err != nil {
+				t.Error(err)
+			}
+			s.Close()
+		}
+		send(b.in, noise(2<<20))
+		time.Sleep(10 * time.Second)
+		large := make(chan struct{})
+		go func() {
+			defer close(large)
+			send(b.in, noise(3<<20))
+		}()
+		time.Sleep(time.Minute)
+		for range 5 {
+			began := time.Now()
+			send(drops, "small")
+			send(blocks, "small")
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("two small records took %v", took)
+			}
+		}
+		if d := drops.Dropped()["buffer_full"]; d != 0 {
+			t.Errorf("%d records dropped that would have fitted", d)
+		}
+		select {
+		case <-large:
+			t.Error("there was room for the large one")
+		default:
+		}
+		m.setFail(nil)
+		<-large
+		time.Sleep(time.Minute)
+		b.stop()
+	})
+}
+
+// A lane that holds nothing waits for no disk, whatever was noted before.
+func TestNothingHeldIsNoStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{}
+		b := start(t, t.TempDir(), m, Refuse, func(o *buffer.Options, l *LaneOptions) { o.MaxBytes, l.Reserve = 64<<20, 1<<20 })
+		time.Sleep(5 * time.Second)
+		b.lane.stall() // by one who saw what was held a moment before it was durable
+		time.Sleep(time.Minute)
+		if b.lane.Shut() {
+			t.Error("the gate shut")
+		}
+		b.stop()
+	})
+}

@@ -65,6 +65,7 @@ type Lane struct {
 	ordinary *door         // of inputs that block or drop
 	last     *door         // of inputs that refuse
 	press    chan struct{} // tells fill to seal
+	taking   sync.Mutex    // held while room is looked for and taken
 	held     atomic.Int64  // bytes of lines that are admitted and not durable yet
 	stalled  atomic.Int64  // since when inputs have waited for the disk to take what is held, since began; 0: none does
 	gate     gate
