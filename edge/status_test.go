@@ -131,19 +131,28 @@ func (r *running) until(what string, f func() bool) {
 // dial connects to the input called name.
 func (r *running) dial(name string) net.Conn {
 	r.t.Helper()
+	c, err := r.tryDial(name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return c
+}
+
+// tryDial is dial, for an input that may refuse.
+func (r *running) tryDial(name string) (net.Conn, error) {
+	r.t.Helper()
 	for _, in := range r.inputs {
 		if in.cfg.Name == name {
 			a := in.server.Addrs()[0]
 			c, err := net.Dial(a.Network(), a.String())
-			if err != nil {
-				r.t.Fatal(err)
+			if err == nil {
+				r.t.Cleanup(func() { c.Close() })
 			}
-			r.t.Cleanup(func() { c.Close() })
-			return c
+			return c, err
 		}
 	}
 	r.t.Fatalf("no input %s", name)
-	return nil
+	return nil, nil
 }
 
 // away are two outputs that can't be used until mend is called: files stand where
