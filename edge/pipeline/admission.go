@@ -228,7 +228,8 @@ func (l *Lane) room(d *door, n int64) bool {
 		l.stall()
 	} else if l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), l.o.Reserve) {
 		return true
-	} else if l.refuses.Load() {
+	} else if l.refuses.Load() && !l.o.Buffer.Fits(l.onDisk(max(0, held-l.appending.Load())), l.onDisk(n), l.o.Reserve) {
+		// What Append has may be in held and in the buffer, and full for that moment only.
 		l.shut("the buffer is full but for the reserve")
 	}
 	return d.reserve && held < l.most(d) && l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), 0)

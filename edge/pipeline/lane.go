@@ -62,24 +62,25 @@ type Lane struct {
 	jobs   chan *job   // to the encoders
 	order  chan *job   // the same jobs, to store, in the order of their numbers
 
-	ordinary *door         // of inputs that block or drop
-	last     *door         // of inputs that refuse
-	press    chan struct{} // tells fill to seal
-	taking   sync.Mutex    // held while room is looked for and taken
-	held     atomic.Int64  // bytes of lines that are admitted and not durable yet
-	stalled  atomic.Int64  // since when inputs have waited for the disk to take what is held, since began; 0: none does
-	gate     gate
-	refuses  atomic.Bool  // the lane has an input that refuses
-	ratio    atomic.Int64 // recent compression ratio × 1024
-	began    time.Time
-	moved    atomic.Int64                       // when fill or store last got on, since began
-	sealed   atomic.Int32                       // batches that fill has sealed and store is not done with
-	waiting  atomic.Int32                       // doors and store, while they wait for room
-	urge     atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
-	admitted atomic.Uint64
-	durable  atomic.Uint64 // number of the last record that Append returned for
-	cut      atomic.Uint64 // records that the stop kept from being stored
-	resent   atomic.Uint64 // records sent again because a far side lost them
+	ordinary  *door         // of inputs that block or drop
+	last      *door         // of inputs that refuse
+	press     chan struct{} // tells fill to seal
+	taking    sync.Mutex    // held while room is looked for and taken
+	held      atomic.Int64  // bytes of lines that are admitted and not durable yet
+	appending atomic.Int64  // bytes of lines of held that Append has, or has just had
+	stalled   atomic.Int64  // since when inputs have waited for the disk to take what is held, since began; 0: none does
+	gate      gate
+	refuses   atomic.Bool  // the lane has an input that refuses
+	ratio     atomic.Int64 // recent compression ratio × 1024
+	began     time.Time
+	moved     atomic.Int64                       // when fill or store last got on, since began
+	sealed    atomic.Int32                       // batches that fill has sealed and store is not done with
+	waiting   atomic.Int32                       // doors and store, while they wait for room
+	urge      atomic.Pointer[context.CancelFunc] // ends ship's waiting for more batches
+	admitted  atomic.Uint64
+	durable   atomic.Uint64 // number of the last record that Append returned for
+	cut       atomic.Uint64 // records that the stop kept from being stored
+	resent    atomic.Uint64 // records sent again because a far side lost them
 
 	before buffer.Stats // of the buffer, when the lane began
 	meter  meter
@@ -515,6 +516,7 @@ func (l *Lane) store(ctx context.Context) {
 				j = nil
 			}
 		}
+		l.appending.Store(raw)
 		if len(group) > 0 {
 			if err := l.append(ctx, group); err == nil {
 				l.told(gaps, group[0].First)
@@ -531,6 +533,7 @@ func (l *Lane) store(ctx context.Context) {
 		l.reuse(mems)
 		l.sealed.Add(-int32(len(mems)))
 		l.unhold(raw)
+		l.appending.Store(0)
 		if j == nil {
 			j = <-l.order // nil when it is closed
 		}
