@@ -72,7 +72,7 @@ func testDeb(h *host) {
 	h.step("reload")
 	pid := h.sh("systemctl show -P MainPID spillway")
 	h.sh("systemctl reload spillway")
-	h.until("reloaded", "journalctl -u spillway -o cat | grep -q 'are read again' && systemctl is-active spillway")
+	h.until("reloaded", "journalctl -u spillway -o cat | grep -q 'nothing was read again' && systemctl is-active spillway")
 	h.want("systemctl show -P MainPID spillway", pid)
 
 	h.step("an agent that stands still is restarted, and keeps what it took")
