@@ -47,7 +47,8 @@ func TestTimeToFullAndToDrain(t *testing.T) {
 		in, out := b.lane.Rates()
 		about("the rate in", in, 4*each, 0.05)
 		about("the rate out", out, 4*each, 0.05)
-		if d, ok := b.lane.TimeToFull(); ok {
+		// The rates may differ by what came in the last second, one part in sixty.
+		if d, ok := b.lane.TimeToFull(); ok && d < 4*time.Hour {
 			t.Errorf("full in %v, although all is delivered", d)
 		}
 		m.setFail(errDown)
