@@ -568,7 +568,7 @@ func (b *Buffer) dropOldest() (int64, error) {
 	if next.epoch != s.epoch {
 		last = b.ending(s).last // numbers need not join here
 	}
-	behind, ok := b.firstBatch(next)
+	behind, ok := b.batchBehind(next, 0, 0)
 
 	b.mu.Lock()
 	g := Gap{Reason: ReasonFull, Epoch: s.epoch, First: max(s.first, b.pos.committed+1), Last: last}
@@ -675,25 +675,6 @@ func (b *Buffer) sealBefore(s *segment) (batch.Seal, time.Time) {
 		return b.tail.seal, instant(b.tail.since)
 	}
 	return batch.Seal{}, time.Time{}
-}
-
-// firstBatch reads the header of the first batch of s.
-func (b *Buffer) firstBatch(s *segment) (h batch.Header, ok bool) {
-	f, err := b.fs.Open(s.name(), false)
-	if err != nil {
-		return h, false
-	}
-	defer f.Close()
-	b.mu.Lock()
-	end := s.end
-	b.mu.Unlock()
-	scan := scanner{r: f, end: end, salt: s.salt}
-	for range 3 { // the header, damage, the batch
-		if e, ok := scan.next(); ok && e.Kind == KindBatch {
-			return e.Batch.Header, true
-		}
-	}
-	return h, false
 }
 
 // Maintain does what is due at now: interval sync, saving the cursor, removing
