@@ -28,7 +28,8 @@ func (again) Timeout() bool   { return false }
 func (again) Temporary() bool { return true }
 
 // sock is one connected socket. Waiting for its peer is one call and reading what is
-// there another, so that a connection holds no memory for reading while it waits.
+// there another, so that a connection holds no memory for reading while it waits (TLS
+// keeps its own: up to a record, after one came in pieces).
 // Its closures are made once: a read allocates nothing.
 type sock struct {
 	net.Conn

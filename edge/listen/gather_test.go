@@ -1,10 +1,41 @@
 package listen
 
 import (
+	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 )
+
+// flushes counts the hand-overs that brought something.
+type flushes struct {
+	countSink
+	n atomic.Int64
+}
+
+func (f *flushes) Flush(ctx context.Context) error {
+	if f.held.Load() > 0 {
+		f.n.Add(1)
+	}
+	return f.countSink.Flush(ctx)
+}
+
+// A trickle is not read message by message.
+func TestTrickleGathers(t *testing.T) {
+	sink := &flushes{}
+	s, _ := serve(t, Options{Network: "tcp", Open: func() Sink { return sink }})
+	c := dial(t, s)
+	const n = 500
+	for i := range n {
+		fmt.Fprintf(c, "message %d\n", i)
+		time.Sleep(time.Millisecond)
+	}
+	eventually(t, "all messages", func() bool { return sink.flushed.Load() == n })
+	if f := sink.n.Load(); f > n/4 {
+		t.Errorf("%d messages, a millisecond apart, were handed over %d times", n, f)
+	}
+}
 
 // A connection whose messages are left to gather in the socket goes on when its
 // sender stops sending, be it far below what would wake the reader, or ends.

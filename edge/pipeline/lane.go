@@ -1,6 +1,6 @@
 // Package pipeline is what happens to messages between a socket and a far side:
 //
-//	Sink (one per connection)  parse, encode            ── block of lines ──┐
+//	Sink (in turn, see listen) parse, encode            ── block of lines ──┐
 //	Lane.fill                  number, gather           ── open batch ──────┤ one goroutine per lane
 //	Lane.encode                compress, hash           ── batches ─────────┤ a few per lane, results in order
 //	Lane.store                 seal, Append (fsync)     ── durable ─────────┤ one per lane
