@@ -460,7 +460,7 @@ func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, hos
 	})
 	o := ic.listen(log)
 	o.Memory, o.Gate = memory, in.records.Gate()
-	o.Open = func() listen.Sink { return in.records.Open(netip.AddrPort{}) } // each message names its sender
+	o.Open = in.records.Open
 	var err error
 	in.server, err = listen.Listen(o)
 	if err != nil {

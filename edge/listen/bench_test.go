@@ -3,7 +3,6 @@ package listen
 import (
 	"context"
 	"net"
-	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,7 +14,7 @@ import (
 // counter is a sink that only counts.
 type counter struct{ bytes, messages int64 }
 
-func (c *counter) Message(m framing.Message, _ netip.AddrPort, _ time.Time) {
+func (c *counter) Message(m framing.Message, _ Sender, _ time.Time) {
 	c.bytes += int64(len(m.Data))
 	c.messages++
 }

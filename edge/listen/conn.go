@@ -175,6 +175,7 @@ type conn struct {
 	sock
 	tls     *tls.Conn // nil: plain
 	peer    netip.AddrPort
+	about   Conn
 	local   bool // a unix socket
 	packets bool // SOCK_SEQPACKET
 	uses    use  // of the lane's memory
@@ -190,6 +191,9 @@ type conn struct {
 	outNow atomic.Bool   // it is evicted
 	place  *list.Element // in Server.silent until the first byte; guarded by Server.mu
 }
+
+// sender is who sends the messages of c.
+func (c *conn) sender() Sender { return Sender{Addr: c.peer, Conn: &c.about} }
 
 // kick wakes the reader, which looks at what it has to look at.
 func (c *conn) kick() { c.Conn.SetReadDeadline(longAgo) }

@@ -193,13 +193,13 @@ func (s *Server) datagrams(sink Sink, b *mbatch, n int) (held int) {
 			s.deny(from.String(), "its datagrams are dropped")
 			continue
 		}
-		s.datagram(sink, data, b.truncated(i), from, now)
+		s.datagram(sink, data, b.truncated(i), Sender{Addr: from}, now)
 	}
 	return held
 }
 
 // datagram hands one datagram, or one packet, to sink.
-func (s *Server) datagram(sink Sink, data []byte, truncated bool, from netip.AddrPort, now time.Time) {
+func (s *Server) datagram(sink Sink, data []byte, truncated bool, from Sender, now time.Time) {
 	s.Stats.Bytes.Add(int64(len(data)))
 	m, ok := framing.Datagram(data, s.o.Framing)
 	if truncated {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -243,8 +242,8 @@ type blockedSink struct {
 	wait    chan struct{}
 }
 
-func (s *blockedSink) Message(framing.Message, netip.AddrPort, time.Time) {}
-func (s *blockedSink) Close()                                             {}
+func (s *blockedSink) Message(framing.Message, Sender, time.Time) {}
+func (s *blockedSink) Close()                                     {}
 func (s *blockedSink) Flush(ctx context.Context) error {
 	if s.blocked.Load() {
 		select {

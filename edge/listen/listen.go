@@ -9,6 +9,7 @@ package listen
 import (
 	"container/list"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,9 +39,9 @@ type deadliner interface{ SetDeadline(time.Time) error }
 
 // Sink takes messages. It is used by one goroutine at a time.
 type Sink interface {
-	// Message takes one message of from (not valid: a local program), received at now.
-	// m.Data is valid during the call only.
-	Message(m framing.Message, from netip.AddrPort, now time.Time)
+	// Message takes one message of from, received at now. m.Data is valid during the
+	// call only.
+	Message(m framing.Message, from Sender, now time.Time)
 
 	// Flush hands over what Message took. It waits while there is no room and the
 	// input's policy is to wait; an error means that the connection must end.
@@ -48,6 +49,27 @@ type Sink interface {
 
 	// Close gives the sink back. What was not flushed is flushed before.
 	Close()
+}
+
+// Sender is who sent a message.
+type Sender struct {
+	Addr netip.AddrPort // not valid: a local program
+	Conn *Conn          // nil: of a datagram
+}
+
+// Conn is what is known of a connection. It is made once for each, is not changed
+// from its first message on, and its address tells it from others.
+type Conn struct {
+	Since time.Time      // accepted
+	Proxy netip.AddrPort // who told the address of the sender (PROXY protocol); not valid: nobody, it is the peer's
+	TLS   *TLSFacts      // nil: plain
+}
+
+// TLSFacts are what a finished handshake says of a connection.
+type TLSFacts struct {
+	Version string            // 1.2 or 1.3
+	Cipher  string            // name of the suite, as IANA lists it
+	Client  *x509.Certificate // nil: the client showed none
 }
 
 // Dropper is a Sink that is told of messages that were lost before they could be

@@ -30,10 +30,10 @@ type recSink struct {
 	held []string
 }
 
-func (s *recSink) Message(m framing.Message, from netip.AddrPort, _ time.Time) {
+func (s *recSink) Message(m framing.Message, from Sender, _ time.Time) {
 	s.held = append(s.held, string(m.Data))
 	s.r.mu.Lock()
-	s.r.from[from]++
+	s.r.from[from.Addr]++
 	s.r.mu.Unlock()
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -23,7 +22,7 @@ type countSink struct {
 	pause                     time.Duration // of each Flush
 }
 
-func (s *countSink) Message(framing.Message, netip.AddrPort, time.Time) { s.held.Add(1) }
+func (s *countSink) Message(framing.Message, Sender, time.Time) { s.held.Add(1) }
 
 func (s *countSink) Flush(ctx context.Context) error {
 	n := s.held.Swap(0)

@@ -119,7 +119,8 @@ func (s *Server) hintAccept(err error) string {
 
 // admit returns nil if the connection is not wanted.
 func (s *Server) admit(nc net.Conn, k *socket) *conn {
-	c := &conn{local: k.local, packets: k.kind == packets, last: time.Now()}
+	now := time.Now()
+	c := &conn{local: k.local, packets: k.kind == packets, last: now, about: Conn{Since: now}}
 	if c.sock.init(nc) != nil {
 		return nil
 	}
@@ -305,7 +306,7 @@ func (s *Server) read(ctx, hard context.Context, c *conn) {
 		return
 	}
 	for m, ok := r.sp.End(); ok; m, ok = r.sp.End() {
-		r.sink.Message(m, c.peer, c.last)
+		r.sink.Message(m, c.sender(), c.last)
 	}
 	r.count()
 	r.end(hard)
@@ -434,7 +435,7 @@ func (r *reader) take(hard context.Context) (n int, err error) {
 	r.s.Stats.Bytes.Add(int64(n))
 	now, held := time.Now(), 0
 	for m, ok := r.sp.Next(); ok; m, ok = r.sp.Next() {
-		r.sink.Message(m, r.c.peer, now)
+		r.sink.Message(m, r.c.sender(), now)
 		if held += len(m.Data) + perMessage; held >= handOver {
 			held = 0
 			if r.sink.Flush(hard) != nil {
@@ -466,7 +467,7 @@ func (r *reader) takePackets() (n int, err error) {
 			}
 			return n, err
 		}
-		r.s.datagram(r.sink, buf[:min(size, localMax)], size > localMax, r.c.peer, now)
+		r.s.datagram(r.sink, buf[:min(size, localMax)], size > localMax, r.c.sender(), now)
 		n += size + perMessage
 	}
 	r.c.more = true
@@ -482,10 +483,10 @@ func (r *reader) cut(hard context.Context) bool {
 	was := r.sp.Stats().Oversize
 	now := time.Now()
 	if m, ok := r.sp.Cut(); ok {
-		r.sink.Message(m, r.c.peer, now)
+		r.sink.Message(m, r.c.sender(), now)
 	}
 	for m, ok := r.sp.Next(); ok; m, ok = r.sp.Next() { // it is what lets go of the rest
-		r.sink.Message(m, r.c.peer, now)
+		r.sink.Message(m, r.c.sender(), now)
 	}
 	if !r.end(hard) {
 		return false

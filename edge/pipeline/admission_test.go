@@ -86,8 +86,8 @@ func TestABlockedInputStopsNoOther(t *testing.T) {
 		big := noise(32 << 10)
 		sent := 0
 		send := func(in *Input) time.Duration {
-			s, began := in.Open(peer), time.Now()
-			s.Message(msg(fmt.Sprint(sent, " ", big)), peer, began)
+			s, began := in.Open(), time.Now()
+			s.Message(msg(fmt.Sprint(sent, " ", big)), from, began)
 			sent++
 			if err := s.Flush(t.Context()); err != nil {
 				t.Error(err)
@@ -209,10 +209,10 @@ func TestGate(t *testing.T) {
 		in   *Input
 	}
 	send := func(w *world, n int) {
-		s := w.in.Open(peer)
+		s := w.in.Open()
 		big := noise(64 << 10)
 		for range n {
-			s.Message(msg(big), peer, time.Now())
+			s.Message(msg(big), from, time.Now())
 			s.Flush(w.t.Context())
 		}
 		s.Close()
@@ -344,10 +344,10 @@ func TestSmallBatchesDoNotWaitForTheGap(t *testing.T) {
 		const gap, records = time.Hour, 1000
 		m := &memory{}
 		b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) { o.SyncGap, l.Batch.Records = gap, 1 })
-		s := b.in.Open(peer)
+		s := b.in.Open()
 		began := time.Now()
 		for i := range records {
-			s.Message(msg(fmt.Sprint("line ", i)), peer, time.Now())
+			s.Message(msg(fmt.Sprint("line ", i)), from, time.Now())
 			s.Flush(t.Context())
 		}
 		if took := time.Since(began); took > 2*gap {
@@ -359,7 +359,7 @@ func TestSmallBatchesDoNotWaitForTheGap(t *testing.T) {
 			t.Errorf("%d batches with %d syncs", n.AppendedBatches, n.Syncs)
 		}
 		for range 5 {
-			s.Message(msg("later"), peer, time.Now())
+			s.Message(msg("later"), from, time.Now())
 			s.Flush(t.Context())
 			time.Sleep(time.Minute)
 		}
@@ -379,9 +379,9 @@ func TestSmallBatchesDoNotWaitForTheGap(t *testing.T) {
 func TestKernelDrops(t *testing.T) {
 	m := &memory{}
 	b := start(t, t.TempDir(), m, Drop, nil)
-	s := b.in.Open(peer).(*sink)
+	s := b.in.Open().(*sink)
 	s.Dropped(7, time.Now())
-	s.Message(msg("one"), peer, time.Now())
+	s.Message(msg("one"), from, time.Now())
 	s.Flush(t.Context())
 	s.Close()
 	b.stop()
@@ -409,8 +409,8 @@ func TestSmallerOnesPass(t *testing.T) {
 		})
 		drops, blocks := b.another("udp", Drop), b.another("tcp2", Block)
 		send := func(in *Input, text string) {
-			s := in.Open(peer)
-			s.Message(msg(text), peer, time.Now())
+			s := in.Open()
+			s.Message(msg(text), from, time.Now())
 			if err := s.Flush(t.Context()); err != nil {
 				t.Error(err)
 			}

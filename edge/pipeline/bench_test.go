@@ -50,9 +50,9 @@ func BenchmarkLane(b *testing.B) {
 			var conns sync.WaitGroup
 			for k := range 2 {
 				conns.Go(func() {
-					s := in.Open(peer)
+					s := in.Open()
 					for i := k; i < b.N; i += 2 {
-						s.Message(m, peer, time.Now())
+						s.Message(m, from, time.Now())
 						if i/2%c.each == c.each-1 {
 							s.Flush(context.Background())
 						}

@@ -21,11 +21,11 @@ func TestTimeToFullAndToDrain(t *testing.T) {
 			o.FS, o.MaxBytes, l.Codec = &lazyFS{newDirFS(t)}, maxBytes, batch.None
 			patiently(l, m)
 		})
-		s, text := b.in.Open(peer), noise(each)
+		s, text := b.in.Open(), noise(each)
 		send := func(a int, d time.Duration) {
 			for range d / time.Second {
 				for range a {
-					s.Message(msg(text), peer, time.Now())
+					s.Message(msg(text), from, time.Now())
 				}
 				s.Flush(t.Context())
 				time.Sleep(time.Second)

@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -62,27 +61,24 @@ func (in *Input) Dropped() map[string]uint64 {
 	return m
 }
 
-// Open returns the sink of one connection from peer, or without a peer that of a
-// datagram or local socket. Each message may name another sender.
-func (in *Input) Open(peer netip.AddrPort) listen.Sink {
+// Open returns a sink. Each message may name another sender.
+func (in *Input) Open() listen.Sink {
 	s := &sink{in: in, raw: in.o.Lane.o.Raw, enc: ecs.NewEncoder(in.o.Records)}
 	if in.o.Parse {
 		s.parser = syslog.NewParser(in.o.Format, in.o.Zone)
 	}
-	if peer.IsValid() {
-		s.setPeer(peer)
-	}
 	return s
 }
 
-// sink encodes the messages of one connection. Used by one goroutine.
+// sink encodes messages, in turn those of several connections. Used by one goroutine
+// at a time.
 type sink struct {
 	in     *Input
 	raw    bool
 	enc    *ecs.Encoder
 	parser *syslog.Parser // nil: PARSE=none
 	msg    syslog.Message
-	peer   netip.AddrPort
+	from   listen.Sender // of the last message
 
 	block *block // nil: nothing since the last Flush
 	n     counts // since the last Flush
@@ -90,13 +86,8 @@ type sink struct {
 
 type counts struct{ messages, bytes, failures, truncated int64 }
 
-func (s *sink) setPeer(peer netip.AddrPort) {
-	s.peer = peer
-	s.enc.SetSource(ecs.Source{Addr: peer})
-}
-
 // Message encodes one message into the block.
-func (s *sink) Message(m framing.Message, from netip.AddrPort, now time.Time) {
+func (s *sink) Message(m framing.Message, from listen.Sender, now time.Time) {
 	b := s.block
 	if b == nil {
 		b = s.in.o.Lane.block()
@@ -105,8 +96,8 @@ func (s *sink) Message(m framing.Message, from netip.AddrPort, now time.Time) {
 	}
 	s.n.messages++
 	s.n.bytes += int64(len(m.Data))
-	if from != s.peer {
-		s.setPeer(from)
+	if from != s.from {
+		s.setSender(from)
 	}
 	start := len(b.lines)
 	b.lines = s.append(b.lines, m, now)

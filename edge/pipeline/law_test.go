@@ -215,7 +215,7 @@ func (w *world) begin() (*life, error) {
 	hard, l.hard = context.WithCancel(context.Background())
 	for i, in := range l.ins {
 		l.conns.Go(func() {
-			s := in.Open(peer)
+			s := in.Open()
 			defer s.Close()
 			for c := range l.work[i] {
 				for range c.N {
@@ -223,7 +223,7 @@ func (w *world) begin() (*life, error) {
 					if ctx.Err() != nil {
 						return
 					}
-					s.Message(msg(fmt.Sprintf("%d %s", w.sent.Add(1), w.text[:c.Size])), peer, time.Now())
+					s.Message(msg(fmt.Sprintf("%d %s", w.sent.Add(1), w.text[:c.Size])), from, time.Now())
 					if s.Flush(ctx) != nil {
 						return
 					}

@@ -93,8 +93,8 @@ func TestStopWithSyncInterval(t *testing.T) {
 	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.Sync, o.SyncInterval, l.BufferKeeps = buffer.SyncInterval, 200*time.Millisecond, true
 	})
-	s := b.in.Open(peer)
-	s.Message(msg("the last one"), peer, time.Now())
+	s := b.in.Open()
+	s.Message(msg("the last one"), from, time.Now())
 	s.Flush(context.Background())
 	b.stopWithin(stopBound)
 	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
@@ -109,8 +109,8 @@ func TestStopTriesAPausedOutput(t *testing.T) {
 	b := start(t, t.TempDir(), m, Block, func(_ *buffer.Options, l *LaneOptions) {
 		l.Chain = outputs.NewChain(outputs.ChainOptions{RetryMin: time.Hour, RetryMax: time.Hour}, m)
 	})
-	s := b.in.Open(peer)
-	s.Message(msg("one"), peer, time.Now())
+	s := b.in.Open()
+	s.Message(msg("one"), from, time.Now())
 	s.Flush(context.Background())
 	waitFor(t, "the first attempt", func() bool { return m.attempts() == 1 })
 	m.setFail(nil)
@@ -127,12 +127,12 @@ func TestFullShipsAtOnce(t *testing.T) {
 	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.MaxBytes, l.Codec = 1<<20, batch.None
 	})
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	big := strings.Repeat("x", 64<<10)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for i := range 100 {
-		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
+		s.Message(msg(fmt.Sprint(i, big)), from, time.Now())
 		if err := s.Flush(ctx); err != nil {
 			t.Fatalf("message %d: %v", i, err)
 		}
@@ -232,7 +232,7 @@ func hardStopWhileFull(t *testing.T, codec batch.Codec, slow time.Duration) {
 		o.FS = disk
 		o.MaxBytes, l.Codec, l.Batch.Age, l.AgeHeld = 1<<20, codec, time.Hour, time.Hour
 	})
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	rng := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 32<<10) // that no codec compresses by much
 	for i := range noise {
@@ -246,7 +246,7 @@ func hardStopWhileFull(t *testing.T, codec batch.Codec, slow time.Duration) {
 	go func() {
 		sent := 0
 		for {
-			s.Message(msg(fmt.Sprint(sent, big)), peer, time.Now())
+			s.Message(msg(fmt.Sprint(sent, big)), from, time.Now())
 			if s.Flush(ctx) != nil {
 				flushed <- sent
 				return
@@ -282,10 +282,10 @@ func testDropAtOnceWhileTheDiskFails(t *testing.T) {
 		o.FS, l.Batch.Records = disk, 1
 	})
 	disk.bad.Store(true)
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	began := time.Now()
 	for b.in.dropped[lostFull].Load() < 30 && time.Since(began) < 30*fullAfter {
-		s.Message(msg("x"), peer, time.Now())
+		s.Message(msg("x"), from, time.Now())
 		s.Flush(context.Background())
 	}
 	if took := time.Since(began); took < fullAfter || took > 15*fullAfter {
@@ -315,10 +315,10 @@ func TestEstimateFollowsBadRatio(t *testing.T) {
 	b := start(t, t.TempDir(), m, Block, func(_ *buffer.Options, l *LaneOptions) {
 		l.Codec, l.Batch.Age, l.AgeHeld = batch.None, time.Hour, time.Hour
 	})
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	line := strings.Repeat("x", 1000)
 	for range 20_000 {
-		s.Message(msg(line), peer, time.Now())
+		s.Message(msg(line), from, time.Now())
 		s.Flush(context.Background())
 	}
 	b.stop()
@@ -337,13 +337,13 @@ func TestEstimateFollowsBadRatio(t *testing.T) {
 func TestHugeRecordMemory(t *testing.T) {
 	m := &memory{}
 	b := start(t, t.TempDir(), m, Block, nil)
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	rng := rand.New(rand.NewPCG(1, 2))
 	huge := make([]byte, 20<<20)
 	for i := range huge {
 		huge[i] = byte('a' + rng.IntN(26))
 	}
-	s.Message(msg(string(huge)), peer, time.Now())
+	s.Message(msg(string(huge)), from, time.Now())
 	s.Flush(context.Background())
 	b.stop()
 	for range openBatches() {
@@ -365,7 +365,7 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 		o.FS, o.MaxBytes, o.Full = disk, 4<<20, buffer.DropOldest
 		l.Codec, l.Batch.Records, l.Batch.Age, l.AgeHeld = batch.None, 10, time.Hour, time.Hour
 	})
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	big := strings.Repeat("y", 48<<10)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -383,7 +383,7 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 			// One by one: what shares a sync shares a segment, and the newest is not dropped.
 			waitFor(t, "the batch to be stored", func() bool { return b.buf.Stats().Next == uint64(i+1) })
 		}
-		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
+		s.Message(msg(fmt.Sprint(i, big)), from, time.Now())
 		if s.Flush(ctx) != nil {
 			t.Fatalf("record %d: no gap is being told: %+v", i, b.buf.Stats())
 		}
@@ -411,19 +411,19 @@ func TestDropsAreToldAgain(t *testing.T) {
 		o.MaxBytes, o.Full, l.Codec = 4<<20, buffer.DropOldest, batch.None
 	})
 	b.lane.drops.add("udp", "buffer_full", 7, time.Now())
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	big := strings.Repeat("y", 8<<10)
 	for i := range 2000 {
 		if i == 1000 {
 			b.lane.drops.add("udp", "buffer_full", 5, time.Now())
 		}
-		s.Message(msg(fmt.Sprint(i, big)), peer, time.Now())
+		s.Message(msg(fmt.Sprint(i, big)), from, time.Now())
 		s.Flush(context.Background())
 	}
 	waitFor(t, "all stored", func() bool { n := b.lane.Admitted(); return n >= 2000 && b.lane.durable.Load() == n })
 	m.setFail(nil)
 	waitFor(t, "delivery", func() bool { return b.buf.Stats().PendingRecords == 0 })
-	s.Message(msg("after"), peer, time.Now())
+	s.Message(msg("after"), from, time.Now())
 	s.Flush(context.Background())
 	b.stopWithin(stopBound)
 	told := uint64(0)
@@ -458,8 +458,8 @@ func TestLongestLineFits(t *testing.T) {
 func TestRecordLongerThanABatch(t *testing.T) {
 	l, take := still(t)
 	in := NewInput(InputOptions{Name: "tcp", Lane: l, Parse: true, Format: syslog.RFC5424, Zone: time.UTC, Records: ecs.Options{Dataset: "d", Agent: "a"}})
-	s := in.Open(peer)
-	s.Message(msg(strings.Repeat("\x01", 20<<20)), peer, time.Now()) // six bytes each
+	s := in.Open()
+	s.Message(msg(strings.Repeat("\x01", 20<<20)), from, time.Now()) // six bytes each
 	s.Flush(context.Background())
 	if n := take(); n > maxLine || n < maxLine/4 {
 		t.Errorf("a line of %d bytes", n)
@@ -482,10 +482,10 @@ func testHugeRecordsWait(t *testing.T) {
 	defer cancel()
 	const size = 8 << 20
 	data := bytes.Repeat([]byte("x"), size)
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	taken := 0
-	for s.Message(framing.Message{Data: data}, peer, time.Now()); s.Flush(ctx) == nil; taken++ {
-		s.Message(framing.Message{Data: data}, peer, time.Now())
+	for s.Message(framing.Message{Data: data}, from, time.Now()); s.Flush(ctx) == nil; taken++ {
+		s.Message(framing.Message{Data: data}, from, time.Now())
 	}
 	// Up to the bound, and the one that passed it.
 	if n, most := int64(taken)*size, b.lane.most(b.lane.ordinary); n < most || n > most+2*size {
@@ -503,8 +503,8 @@ func testPlanFailureIsToldOnce(t *testing.T) {
 	m, disk := &planned{}, newDirFS(t)
 	disk.badCursor.Store(true)
 	b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) { o.FS = disk })
-	s := b.in.Open(peer)
-	s.Message(msg("one"), peer, time.Now())
+	s := b.in.Open()
+	s.Message(msg("one"), from, time.Now())
 	s.Flush(context.Background())
 	waitFor(t, "three attempts", func() bool { return b.buf.Stats().CursorErrors >= 3 })
 	if n := m.attempts(); n != 0 {

@@ -16,6 +16,7 @@ import (
 
 	"spillway/buffer"
 	"spillway/buffer/batch"
+	"spillway/edge/listen"
 	"spillway/framing"
 	"spillway/framing/ecs"
 	"spillway/outputs"
@@ -174,7 +175,7 @@ func (b *bench) stop() {
 
 func msg(s string) framing.Message { return framing.Message{Data: []byte(s)} }
 
-var peer = netip.MustParseAddrPort("192.0.2.7:44214")
+var from = listen.Sender{Addr: netip.MustParseAddrPort("192.0.2.7:44214")}
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -197,9 +198,9 @@ func TestLane(t *testing.T) {
 		var wg sync.WaitGroup
 		for k := range conns {
 			wg.Go(func() {
-				s := b.in.Open(peer)
+				s := b.in.Open()
 				for i := range each {
-					s.Message(msg(fmt.Sprintf("<13>1 - - - - - - conn %d line %d", k, i)), peer, time.Now())
+					s.Message(msg(fmt.Sprintf("<13>1 - - - - - - conn %d line %d", k, i)), from, time.Now())
 					if i%17 == 0 {
 						if err := s.Flush(context.Background()); err != nil {
 							t.Error(err)
@@ -240,9 +241,9 @@ func TestOutputDown(t *testing.T) {
 	m := &memory{}
 	m.setFail(&outputs.Error{Output: "memory", Op: "publish", Stored: outputs.StoredMaybe, Action: outputs.Retry, Err: errors.New("down")})
 	b := start(t, dir, m, Block, nil)
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	for i := range 100 {
-		s.Message(msg(fmt.Sprintf("line %d", i)), peer, time.Now())
+		s.Message(msg(fmt.Sprintf("line %d", i)), from, time.Now())
 	}
 	s.Flush(context.Background())
 	waitFor(t, "several attempts", func() bool { return m.attempts() > 3 })
@@ -281,12 +282,12 @@ func TestFull(t *testing.T) {
 		o.MaxBytes, l.Codec = 1<<20, batch.None
 	})
 	waiting := NewInput(InputOptions{Name: "waits", Lane: b.lane, Records: ecs.Options{Dataset: "d", Agent: "a"}})
-	w := waiting.Open(peer)
-	d := b.in.Open(peer)
+	w := waiting.Open()
+	d := b.in.Open()
 	big := strings.Repeat("x", 32<<10)
 	sent := 0
 	for b.in.dropped[lostFull].Load() < 20 {
-		d.Message(msg(fmt.Sprintf("drop %d %s", sent, big)), peer, time.Now())
+		d.Message(msg(fmt.Sprintf("drop %d %s", sent, big)), from, time.Now())
 		if err := d.Flush(context.Background()); err != nil {
 			t.Fatal(err)
 		}
@@ -294,7 +295,7 @@ func TestFull(t *testing.T) {
 	}
 	held := make(chan struct{})
 	go func() {
-		w.Message(msg("the patient one"+big), peer, time.Now())
+		w.Message(msg("the patient one"+big), from, time.Now())
 		w.Flush(context.Background())
 		close(held)
 	}()
@@ -335,11 +336,11 @@ func TestDropOldestIsTold(t *testing.T) {
 	b := start(t, t.TempDir(), m, Block, func(o *buffer.Options, l *LaneOptions) {
 		o.MaxBytes, o.Full, l.Codec = 4<<20, buffer.DropOldest, batch.None
 	})
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	big := strings.Repeat("y", 8<<10)
 	const sent = 2000
 	for i := range sent {
-		s.Message(msg(fmt.Sprintf("line %d %s", i, big)), peer, time.Now())
+		s.Message(msg(fmt.Sprintf("line %d %s", i, big)), from, time.Now())
 		s.Flush(context.Background())
 	}
 	// Only when nothing is dropped any more: what is dropped while it is handed over
@@ -349,7 +350,7 @@ func TestDropOldestIsTold(t *testing.T) {
 	waitFor(t, "what was in hand then is tried", func() bool { return m.attempts() > tried })
 	m.setFail(nil)
 	waitFor(t, "delivery", func() bool { return b.buf.Stats().PendingRecords == 0 })
-	s.Message(msg("after"), peer, time.Now())
+	s.Message(msg("after"), from, time.Now())
 	s.Flush(context.Background())
 	b.stop()
 	have, told := map[uint64]bool{}, map[uint64]bool{}
@@ -399,12 +400,12 @@ func still(t testing.TB) (l *Lane, take func() int) {
 func TestSinkAllocations(t *testing.T) {
 	l, take := still(t)
 	in := NewInput(InputOptions{Name: "tcp", Lane: l, Parse: true, Zone: time.UTC, Records: ecs.Options{Dataset: "tcp.generic", Agent: "a", InputType: "tcp"}})
-	s := in.Open(peer)
+	s := in.Open()
 	m := msg(`<165>1 2026-11-20T12:00:00.123456Z host app 12 ID - message text`)
 	now := time.Now()
 	round := func() {
 		for range 100 {
-			s.Message(m, peer, now)
+			s.Message(m, from, now)
 		}
 		s.Flush(context.Background())
 		take()
@@ -418,13 +419,13 @@ func TestSinkAllocations(t *testing.T) {
 func BenchmarkSink(b *testing.B) {
 	l, take := still(b)
 	in := NewInput(InputOptions{Name: "tcp", Lane: l, Parse: true, Zone: time.UTC, Records: ecs.Options{Dataset: "tcp.generic", Agent: "a", InputType: "tcp"}})
-	s := in.Open(peer)
+	s := in.Open()
 	m := msg(`<165>1 2026-11-20T12:00:00.123456Z gw-0117.plant4.example.net sshd 4711 - - Failed password for invalid user user17 from 192.0.2.77 port 50122 ssh2: connection reset by authenticating peer after 3 attempts, preauth`)
 	now := time.Now()
 	b.ReportAllocs()
 	b.SetBytes(int64(len(m.Data)))
 	for i := 0; b.Loop(); i++ {
-		s.Message(m, peer, now)
+		s.Message(m, from, now)
 		if i%500 == 499 {
 			s.Flush(context.Background())
 			take()

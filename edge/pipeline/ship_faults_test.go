@@ -314,10 +314,10 @@ func TestShipStaleUnfit(t *testing.T) {
 	b, _ := chainedO(t, func(*outputs.ChainOptions) {}, func(o *buffer.Options, l *LaneOptions) {
 		o.MaxBytes, o.Full, l.Codec = 4<<20, buffer.DropOldest, batch.None
 	}, hub, archive)
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	big := strings.Repeat("x", 60000)
 	for range 600 {
-		s.Message(msg(big), peer, time.Now())
+		s.Message(msg(big), from, time.Now())
 		s.Flush(context.Background())
 		time.Sleep(time.Millisecond)
 	}

@@ -105,9 +105,9 @@ func chained(t *testing.T, dir string, outs ...outputs.Output) *bench {
 
 // send sends n messages, each flushed.
 func (b *bench) send(n int) {
-	s := b.in.Open(peer)
+	s := b.in.Open()
 	for range n {
-		s.Message(msg("x"), peer, time.Now())
+		s.Message(msg("x"), from, time.Now())
 		s.Flush(context.Background())
 	}
 	s.Close()

@@ -76,14 +76,14 @@ func TestStuck(t *testing.T) {
 				if c.begin != nil {
 					c.begin(disk, m, hang)
 				}
-				s := b.in.Open(peer)
+				s := b.in.Open()
 				ctx, cancel := context.WithCancel(t.Context())
 				sent := make(chan struct{})
 				go func() { // more than a buffer that is full takes, a few seconds apart
 					defer close(sent)
 					big := strings.Repeat("x", 64<<10)
 					for range 40 {
-						s.Message(msg(big), peer, time.Now())
+						s.Message(msg(big), from, time.Now())
 						if s.Flush(ctx) != nil {
 							return
 						}
