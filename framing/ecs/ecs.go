@@ -114,7 +114,7 @@ type Options struct {
 	Dataset   string   // event.dataset and data_stream.dataset
 	Agent     string   // agent.name
 	Host      string   // host.name, and the host of messages from a local socket that name none; "": left out
-	InputType string   // input.type: tcp (TLS too), udp or unix; "" for an encoder that only writes gap records
+	InputType string   // input.type: tcp (TLS too), udp, unix or http; "" for an encoder that only writes gap records
 	Pipeline  string   // labels.pipeline, handed on and not interpreted; "": left out
 	Tags      []string // the first members of tags
 
@@ -152,9 +152,9 @@ func (o Options) Validate() error {
 		return errors.New("agent has no name")
 	}
 	switch o.InputType {
-	case "", "tcp", "udp", "unix":
+	case "", "tcp", "udp", "unix", "http":
 	default:
-		return fmt.Errorf("input type %q is none of tcp, udp, unix", o.InputType)
+		return fmt.Errorf("input type %q is none of tcp, udp, unix, http", o.InputType)
 	}
 	for _, t := range o.Tags {
 		if t == "" {

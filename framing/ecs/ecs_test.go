@@ -696,6 +696,20 @@ func TestValidate(t *testing.T) {
 			t.Errorf("dataset %q: %v", d, err)
 		}
 	}
+	for _, in := range []string{"", "tcp", "udp", "unix", "http"} {
+		o := options
+		o.InputType = in
+		if err := o.Validate(); err != nil {
+			t.Errorf("input type %q: %v", in, err)
+		}
+		got, err := decode(line(NewEncoder(o), framing.Message{}, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, _ := member(got, "input/type").(string); v != in {
+			t.Errorf("input.type is %q, want %q", v, in)
+		}
+	}
 	bad := map[string]func(*Options){
 		"101 characters":  func(o *Options) { o.Dataset = strings.Repeat("a", 101) },
 		"upper case":      func(o *Options) { o.Dataset = "Tcp" },
