@@ -2,16 +2,10 @@ package main
 
 import (
 	"cmp"
-	"crypto/tls"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"net/url"
 	"os"
-	"os/user"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -75,11 +69,6 @@ func (in *Input) framing() framing.Options {
 	return framing.Options{Mode: in.Framing, Delimiter: in.Delimiter, MaxMessageSize: int(in.MaxMessageSize), Oversize: in.Oversize, NonSyslog: !in.Parse}
 }
 
-// inputURLs are the URLs of inputs whose name says all.
-var inputURLs = map[string]string{
-	"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514", "tls": "tls://localhost:6514", "unix": "unix:///run/spillway/syslog.sock",
-}
-
 // inputKinds says of each kind of input what its records are called after and which
 // options, of those that not all kinds have, it has.
 var inputKinds = map[string]struct {
@@ -102,8 +91,6 @@ var (
 	ofFiles       = []string{"SOCKET_MODE", "SOCKET_OWNER", "SOCKET_GROUP"}
 	ofTLS         = []string{"TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH", "TLS_MIN_VERSION"}
 )
-
-const kindsOfInputs = "tcp://, tls://, udp://, unix://, unixgram://, unixpacket:// or fd://"
 
 // input reads SPILLWAY_INPUT_<NAME>_*.
 func (c *Config) input(e *environment, name string) Input {
@@ -173,19 +160,6 @@ func (c *Config) input(e *environment, name string) Input {
 	return in
 }
 
-// handedOver is the scheme of an input with a socket like the first that systemd
-// handed over by this name; "fd" if it did not.
-func handedOver(name string) string {
-	switch kind, datagrams := listen.HandedOver(name); {
-	case kind == "":
-		return "fd"
-	case kind == "unix" && datagrams:
-		return "unixgram"
-	default:
-		return kind
-	}
-}
-
 // options are those of the input, of all that not every kind has, and what it is.
 func (in *Input) options() (options []string, what string) {
 	switch {
@@ -197,189 +171,6 @@ func (in *Input) options() (options []string, what string) {
 		options = slices.DeleteFunc(slices.Clone(inputKinds[in.Socket].options), func(o string) bool { return slices.Contains(ofFiles, o) })
 	}
 	return options, in.Socket + " socket of systemd's"
-}
-
-// leftOver adds a note for sockets that systemd handed over (sd_listen_fds(3)) and that
-// no input has, and returns the names of all that it did.
-func (c *Config) leftOver(e *environment, environ []string) (names []string) {
-	vars := map[string]string{}
-	for _, kv := range environ {
-		if k, v, _ := strings.Cut(kv, "="); strings.HasPrefix(k, "LISTEN_") {
-			vars[k] = v
-		}
-	}
-	if n, err := strconv.Atoi(vars["LISTEN_FDS"]); err != nil || n < 1 || vars["LISTEN_PID"] != strconv.Itoa(os.Getpid()) {
-		return nil
-	}
-	names = strings.Split(vars["LISTEN_FDNAMES"], ":")
-	left := slices.Compact(slices.Sorted(slices.Values(names)))
-	left = slices.DeleteFunc(left, func(n string) bool {
-		return n == "" || slices.ContainsFunc(c.Inputs, func(in Input) bool { return in.Scheme == "fd" && in.Address == n })
-	})
-	if len(left) > 0 {
-		e.notes = append(e.notes, fmt.Sprintf("LISTEN_FDNAMES: systemd handed over sockets called %s, which no input has, so that nobody reads what is sent there: set SPILLWAY_INPUT_<NAME>_URL=fd://%s of an input, or stop the .socket unit",
-			and(left), left[0]))
-	}
-	return names
-}
-
-// url takes the input's URL apart.
-func (in *Input) url(e *environment, under string) bool {
-	name := under + "URL"
-	u, err := url.Parse(in.URL)
-	if err != nil {
-		e.problem(name, "%v: write it as in tcp://localhost:5514", urlCause(err))
-		return false
-	}
-	switch in.Scheme = u.Scheme; u.Scheme {
-	case "tcp", "tls", "udp":
-		if u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
-			e.problem(name, "has more than a host and a port: write it as in %s://localhost:5514", u.Scheme)
-			return false
-		}
-		if in.Address, err = checkAddress(u.Host); err != nil {
-			e.problem(name, "%v", err)
-			return false
-		}
-	case "unix", "unixgram", "unixpacket":
-		switch {
-		case u.Host != "" || u.User != nil:
-			e.problem(name, "%q stands where a host would: write three slashes, as in %s:///run/spillway/syslog.sock", u.Host, u.Scheme)
-			return false
-		case u.RawQuery != "" || u.Fragment != "":
-			e.problem(name, "has more than a path: write ? and # in it as %%3F and %%23")
-			return false
-		case len(u.Path) < 2 || u.Path == "/@":
-			e.problem(name, "names no socket: write it as in %s:///run/spillway/syslog.sock", u.Scheme)
-			return false
-		case strings.ContainsRune(u.Path, 0):
-			e.problem(name, "a path has no NUL in it: write an abstract name as in %s:///@spillway", u.Scheme)
-			return false
-		}
-		if in.Address = filepath.Clean(u.Path); strings.HasPrefix(u.Path, "/@") {
-			in.Address = u.Path[1:]
-		}
-	case "fd":
-		if in.Address = strings.TrimPrefix(in.URL, "fd://"); in.Address == "" || strings.ContainsAny(in.Address, "/?#:") {
-			e.problem(name, "names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog")
-			return false
-		}
-	case "http":
-		e.problem(name, "this version has no http inputs: use %s", kindsOfInputs)
-		return false
-	case "":
-		e.problem(name, "has no scheme: write it as in tcp://localhost:5514")
-		return false
-	default:
-		e.problem(name, "%s is no kind of input: use %s", u.Scheme, kindsOfInputs)
-		return false
-	}
-	return true
-}
-
-// allow reads ALLOW.
-func (in *Input) allow(e *environment, under string) {
-	for _, a := range in.Allow {
-		p, err := netip.ParsePrefix(a)
-		if err != nil {
-			var addr netip.Addr
-			if addr, err = netip.ParseAddr(a); err == nil {
-				p = netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen())
-			}
-		}
-		if err != nil || p.Addr().Zone() != "" {
-			e.problem(under+"ALLOW", "%q is neither an address nor a network: write them as in 192.0.2.7 and 10.0.0.0/8", a)
-			return
-		}
-		in.AllowFrom = append(in.AllowFrom, p.Masked())
-	}
-}
-
-// socketFile checks the options of the file of a unix socket.
-func (in *Input) socketFile(e *environment, under string) {
-	if !strings.HasPrefix(in.Scheme, "unix") {
-		return
-	}
-	if in.Address[0] == '@' {
-		for _, o := range ofFiles {
-			e.idle(under+o, "changes nothing for an abstract socket, which is no file and open to every local program: remove it")
-		}
-		return
-	}
-	mode, err := strconv.ParseUint(in.SocketModeText, 8, 32)
-	if err != nil || mode > 0o777 || mode == 0 {
-		e.problem(under+"SOCKET_MODE", "no permission bits: write them as in 0660")
-	}
-	in.SocketMode = os.FileMode(mode)
-	if who := in.SocketOwner; who != "" && !number(who) {
-		if _, err := user.Lookup(who); err != nil {
-			e.problem(under+"SOCKET_OWNER", "%v: name a user of this host, or give a number", err)
-		}
-	}
-	if who := in.SocketGroup; who != "" && !number(who) {
-		if _, err := user.LookupGroup(who); err != nil {
-			e.problem(under+"SOCKET_GROUP", "%v: name a group of this host, or give a number", err)
-		}
-	}
-}
-
-func number(s string) bool {
-	_, err := strconv.ParseUint(s, 10, 31)
-	return err == nil
-}
-
-// tls checks the TLS options.
-func (in *Input) tls(e *environment, under string) {
-	const cert, key, ca, auth, version = "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH", "TLS_MIN_VERSION"
-	switch {
-	case in.Scheme != "tls" && in.Scheme != "fd":
-		return
-	case in.Scheme == "fd" && in.TLSCertFile == "" && in.TLSKeyFile == "":
-		for _, o := range []string{ca, auth, version} {
-			e.idle(under+o, "changes nothing without %s: set that, or remove it", under+cert)
-		}
-		return
-	case in.TLSCertFile == "":
-		e.problem(under+cert, "not set: a tls input needs a certificate: name its PEM file")
-	case in.TLSKeyFile == "":
-		e.problem(under+key, "not set: a tls input needs the key of its certificate: name its PEM file")
-	}
-	o := &listen.TLSOptions{CertFile: in.TLSCertFile, KeyFile: in.TLSKeyFile, ClientCAFile: in.TLSClientCAFile, MinVersion: tls.VersionTLS12}
-	if e.oneOf(under+version, in.TLSMinVersion, "1.2", "1.3") == "1.3" {
-		o.MinVersion = tls.VersionTLS13
-	}
-	if in.TLSClientAuth == "" {
-		if in.TLSClientCAFile != "" {
-			o.ClientAuth = listen.ClientRequired
-		}
-	} else if err := o.ClientAuth.UnmarshalText([]byte(in.TLSClientAuth)); err != nil {
-		e.problem(under+auth, "unknown: use none, optional or required")
-	} else if o.ClientAuth != listen.ClientNone && in.TLSClientCAFile == "" {
-		e.problem(under+auth, "needs %s: without it no client could be believed", under+ca)
-	} else if o.ClientAuth == listen.ClientNone && in.TLSClientCAFile != "" {
-		e.problem(under+ca, "changes nothing with %s=none: remove one of them", under+auth)
-	}
-	in.TLS = o
-}
-
-func (in *Input) parseOptions(e *environment, under string) {
-	switch p := strings.ToLower(in.ParseName); p {
-	case "none":
-	case "vault":
-		e.problem(under+"PARSE", "this version does not know Vault's entries: use none, and the entries are kept as they are")
-	default:
-		f, err := syslog.ParseFormat(p)
-		if err != nil {
-			e.problem(under+"PARSE", "unknown: use auto, rfc3164, rfc5424 or none")
-		}
-		in.Parse, in.Format = true, f
-	}
-	loc, err := time.LoadLocation(in.TimezoneName)
-	if err != nil {
-		e.problem(under+"TIMEZONE", "%v: use Local, UTC or a name such as Europe/Berlin (names need the system's tzdata)", err)
-		loc = time.Local
-	}
-	in.Timezone = loc
 }
 
 func (in *Input) onFull(e *environment, under string) {
@@ -398,34 +189,6 @@ func (in *Input) onFull(e *environment, under string) {
 		}
 	default:
 		e.problem(under+"ON_FULL", "unknown: use block, drop or refuse")
-	}
-}
-
-// records checks what goes into the records.
-func (in *Input) records(e *environment, under string, c *Config) {
-	// Each is looked at alone, so that the problem has a name.
-	for _, o := range []struct {
-		variable string
-		options  ecs.Options
-	}{
-		{"DATASET", ecs.Options{Dataset: in.Dataset}},
-		{"TAGS", ecs.Options{Tags: in.Tags}},
-		{"PIPELINE", ecs.Options{Pipeline: in.Pipeline}},
-	} {
-		o.options.Agent = "agent"
-		o.options.Dataset = cmp.Or(o.options.Dataset, "generic")
-		if err := o.options.Validate(); err != nil {
-			e.problem(under+o.variable, "%s", withoutValue(err, e.vars[under+o.variable].text))
-		}
-	}
-	if c.Encoding == "raw" {
-		for _, o := range []string{"PARSE", "DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL"} {
-			if e.has(under+o) && !(o == "PARSE" && !in.Parse) { // PARSE=none says the same
-				e.problem(under+o, "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it")
-			}
-		}
-	} else if !in.Parse && e.has(under+"TIMEZONE") {
-		e.problem(under+"TIMEZONE", "changes nothing with %sPARSE=none: remove it", under)
 	}
 }
 
