@@ -370,7 +370,7 @@ func (e *Encoder) AppendRecord(dst []byte, msg framing.Message, m *syslog.Messag
 
 	unparsed := m != nil && m.Err != ""
 	if unparsed || msg.Err != "" {
-		dst = appendError(dst, msg, m)
+		dst = e.appendError(dst, msg, m)
 	}
 
 	start := len(dst)
@@ -533,8 +533,12 @@ func (e *Encoder) appendMember(dst []byte, name string, value []byte) []byte {
 }
 
 // appendError appends error.message: a string, an array when both the framing
-// and the header were wrong.
-func appendError(dst []byte, msg framing.Message, m *syslog.Message) []byte {
+// and the header were wrong. Of a header one fault is told, and with it the word
+// that no other member holds:
+//
+//	"framing: octet count is not a number"
+//	"syslog failed to process field \"message\": parsing error at position 8: invalid timestamp: 10-11-2003T22:14:15Z"
+func (e *Encoder) appendError(dst []byte, msg framing.Message, m *syslog.Message) []byte {
 	unparsed, both := m != nil && m.Err != "", false
 	dst = append(dst, `,"error":{"message":`...)
 	if msg.Err != "" {
@@ -553,6 +557,10 @@ func appendError(dst []byte, msg framing.Message, m *syslog.Message) []byte {
 		dst = strconv.AppendInt(dst, int64(m.Pos), 10)
 		dst = append(dst, `: `...)
 		dst, _ = appendText(dst, []byte(m.Err))
+		if len(m.Fault) > 0 {
+			dst = append(dst, `: `...)
+			dst = e.appendText(dst, m.Fault)
+		}
 		dst = append(dst, '"')
 		if both {
 			dst = append(dst, ']')

@@ -259,10 +259,10 @@ var goldens = []struct {
 		raw: `<165>1 10-11-2003T22:14:15.003Z mymachine.example.com evntslog - ID47 - hi`,
 		header: &syslog.Message{
 			Priority: 165, Version: []byte("1"), Hostname: []byte("mymachine.example.com"), AppName: []byte("evntslog"), MsgID: []byte("ID47"),
-			Text: []byte("hi"), Err: "invalid timestamp", Pos: 8,
+			Text: []byte("hi"), Err: "invalid timestamp", Pos: 8, Fault: []byte("10-11-2003T22:14:15.003Z"),
 		},
 		want: `{"@timestamp":"2026-11-20T12:00:00Z",` + common + `,"message":"hi",
-			"error":{"message":"syslog failed to process field \"message\": parsing error at position 8: invalid timestamp"},
+			"error":{"message":"syslog failed to process field \"message\": parsing error at position 8: invalid timestamp: 10-11-2003T22:14:15.003Z"},
 			"log":{"syslog":{"priority":165,"facility":{"code":20,"name":"local4"},"severity":{"code":5,"name":"Notice"},"version":"1",
 			"hostname":"mymachine.example.com","appname":"evntslog","msgid":"ID47"}}}`,
 		absent: []string{"log/syslog/procid", "log/syslog/structured_data"},

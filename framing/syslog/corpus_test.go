@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,7 +86,7 @@ func readCorpus(t testing.TB, file string) (cases []corpusCase) {
 			c.in, err = unescape(value)
 		case "pri", "time", "flags", "error":
 			c.want = append(c.want, line)
-		case "version", "host", "app", "pid", "msgid", "seq", "text", "sd":
+		case "version", "host", "app", "pid", "msgid", "seq", "text", "sd", "fault":
 			var b []byte
 			if b, err = unescape(value); err == nil {
 				c.want = append(c.want, fmt.Sprintf("%s %q", key, b))
@@ -106,8 +107,15 @@ func readCorpus(t testing.TB, file string) (cases []corpusCase) {
 	return cases
 }
 
-// unescape resolves Go escapes; quotes stand for themselves.
+var repeat = regexp.MustCompile(`\{(.)\*([0-9]+)\}`)
+
+// unescape resolves {x*255} and Go escapes; quotes stand for themselves.
 func unescape(s string) ([]byte, error) {
+	s = repeat.ReplaceAllStringFunc(s, func(m string) string {
+		part := repeat.FindStringSubmatch(m)
+		n, _ := strconv.Atoi(part[2]) // digits
+		return strings.Repeat(part[1], n)
+	})
 	b := []byte{}
 	for s != "" {
 		if s[0] == '"' || s[0] == '\'' {
@@ -156,7 +164,7 @@ func describe(m *Message) (lines []string) {
 		b   []byte
 	}{
 		{"version", m.Version}, {"host", m.Hostname}, {"app", m.AppName}, {"pid", m.ProcID}, {"msgid", m.MsgID},
-		{"seq", m.Sequence}, {"text", m.Text},
+		{"seq", m.Sequence}, {"text", m.Text}, {"fault", m.Fault},
 	} {
 		if f.b != nil {
 			add("%s %q", f.key, f.b)

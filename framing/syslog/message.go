@@ -37,11 +37,15 @@ type Message struct {
 
 	// Err is what was wrong, "" for nothing; constant texts only, so that a
 	// failure does not allocate. Pos is the 1-based offset in the input at
-	// which it was found: that of the word at fault if it is a timestamp or a
-	// version, which is in no other field. The first fault is told; fields that
-	// could be parsed, before or behind it, are kept.
+	// which it was found. One fault is told: the one that Fault is about, else
+	// the first. Fields that could be parsed, before or behind it, are kept.
 	Err string
 	Pos int
+
+	// Fault is the timestamp or version that Err is about, as it was sent; it is
+	// in no other field, unless Text is the whole line. nil: Err is about
+	// something else.
+	Fault []byte
 }
 
 // fail records the first fault; i is the 0-based offset.
@@ -49,6 +53,12 @@ func (m *Message) fail(text string, i int) {
 	if m.Err == "" {
 		m.Err, m.Pos = text, i+1
 	}
+}
+
+// failWord records that b[i:end] is at fault, which no other field holds. It
+// goes before a fault that lost nothing.
+func (m *Message) failWord(text string, b []byte, i, end int) {
+	m.Err, m.Pos, m.Fault = text, i+1, b[i:end]
 }
 
 // Flags of a parsed header.

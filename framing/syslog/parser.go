@@ -131,7 +131,7 @@ func (p *Parser) Parse(m *Message, data []byte, received time.Time) {
 			return
 		}
 		if v := oddVersion(b, i); v > 0 {
-			m.fail(errVersion, i)
+			m.failWord(errVersion, b, i, v)
 			if !p.parse5424(m, b, v+1) {
 				m.setText(b, start)
 			}
@@ -157,6 +157,9 @@ func skipBOM(b []byte, i int) int {
 	return i
 }
 
+// mark is what syslogd sends to say that it is alive.
+const mark = "-- MARK --"
+
 // setText makes b[i:] the text.
 func (m *Message) setText(b []byte, i int) {
 	if i < len(b) && b[i] == bom[0] {
@@ -164,6 +167,9 @@ func (m *Message) setText(b []byte, i int) {
 	}
 	if i < len(b) {
 		m.Text = b[i:]
+		if b[i] == '-' && hasPrefix(b, i, mark) {
+			m.Flags |= Mark
+		}
 	}
 }
 
@@ -277,7 +283,7 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) bool {
 		m.fail(errEnd[0], len(b))
 		return false
 	}
-	if b[i] == '-' && i+1 < len(b) && b[i+1] == ' ' {
+	if b[i] == '-' && (i+1 == len(b) || b[i+1] == ' ') {
 		i++
 	} else {
 		var st stamp
@@ -285,8 +291,8 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) bool {
 		if ok {
 			p.setTime(m, &st, 0)
 		} else {
-			m.fail(errTime, i)
 			end = tokenEnd(m, b, max(i, end))
+			m.failWord(errTime, b, i, end)
 		}
 		i = end
 	}

@@ -70,8 +70,7 @@ func (m *Message) body(b []byte, i int, needTag bool) {
 	case ':':
 		at = skipColon(b, at)
 	case '-':
-		if hasPrefix(b, at, "-- MARK --") {
-			m.Flags |= Mark
+		if hasPrefix(b, at, mark) {
 			m.setText(b, at)
 			return
 		}
@@ -82,7 +81,11 @@ func (m *Message) body(b []byte, i int, needTag bool) {
 		}
 	case 'M':
 		if n := len("Message forwarded from "); hasPrefix(b, at, "Message forwarded from ") {
-			if end := hostEnd(b, at+n); end > at+n && end < len(b) && b[end] == ':' {
+			end := hostEnd(b, at+n)
+			if ip := ipEnd(b, at+n); ip > end && b[ip-1] == ':' {
+				end = ip - 1 // an IPv6 address and the colon behind it
+			}
+			if end > at+n && end < len(b) && b[end] == ':' {
 				m.Hostname = b[at+n : end]
 				i, at = end+1, skipSpaces(b, end+1)
 			}
@@ -113,9 +116,6 @@ func (m *Message) body(b []byte, i int, needTag bool) {
 				return
 			}
 			i = end
-			if hasPrefix(b, at, "-- MARK --") {
-				m.Flags |= Mark
-			}
 		}
 	}
 	m.setText(b, skipSpace(b, i))
@@ -391,6 +391,7 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 	if end == len(b) || b[end] != ' ' || end+1 < len(b) && maybeTail[b[end+1]] {
 		end = st.tail(b, end)
 	}
+	word := end
 	if end < len(b) && b[end] == ':' {
 		end++
 	}
@@ -398,7 +399,7 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 		return 0
 	}
 	if st.bad {
-		m.fail(errTime, i)
+		m.failWord(errTime, b, i, word)
 		return end
 	}
 	p.setTime(m, &st, received)
