@@ -125,7 +125,8 @@ func (o *Output) Limits() batch.Limits {
 //
 // A server that refuses one batch and takes the next one, already on its way (it
 // is smaller, or a limit was raised in between), stores them out of order, as the
-// refused one follows later. Readers order by number.
+// refused one follows later; so may a cluster whose leader goes. Readers order by
+// number. What is sent again begins with one batch alone, until that is acknowledged.
 //
 // All of a run goes over the connection over which Last was asked for its lane.
 // When that is gone, or the stream was without a leader since, Publish returns
@@ -153,6 +154,9 @@ func (o *Output) Publish(ctx context.Context, run *batch.Run) (accepted int, err
 			n := int64(len(run.Batches[next].Payload))
 			if len(flight) > 0 && (len(flight) >= o.c.MaxInflight || bytes+n > int64(o.c.MaxInflightBytes)) {
 				break
+			}
+			if next == 1 && accepted == 0 && run.Attempt > 1 {
+				break // of a stream that nobody led the first would be lost, and the rest stored before it
 			}
 			if n > most.BatchBytes {
 				stopped = &notSent{fmt.Errorf("%w: %d bytes, and max_payload leaves %d", errTooLarge, n, most.BatchBytes)}

@@ -17,8 +17,8 @@ import (
 
 // A stream of three replicas: the probe is answered as by one; replicas that lag, as
 // one in three does right after an acknowledgement, do not make Last say that
-// something is missing; and when the leader is killed nothing is lost, doubled or out
-// of order.
+// something is missing; and when the leader is killed nothing is lost or doubled, and
+// what is out of order says that it was sent again.
 func TestJetStreamCluster(t *testing.T) {
 	var routes []string
 	ports := []string{freePort(t), freePort(t), freePort(t)}

@@ -2,10 +2,12 @@ package conformance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,16 +115,34 @@ func messages(t *testing.T, n *servers.NATS) (count uint64) {
 	return count
 }
 
+// What is sent again goes alone until it is acknowledged, so that nothing is stored
+// before it that belongs behind it.
+func TestJetStreamSentAgain(t *testing.T) {
+	for attempt, want := range map[int]uint64{1: 2, 2: 0} {
+		n := servers.StartNATS(t, t.TempDir())
+		servers.CreateStream(t, n.URL, stream(func(c *servers.StreamConfig) { c.MaxMsgSize = 5000 }))
+		run := newFeed().run(9000, 100, 100)
+		run.Attempt = attempt
+		if accepted, err := outputtest.Publish(t.Context(), hub(t, n), run); accepted != 0 || err == nil {
+			t.Errorf("attempt %d: %d accepted, %v", attempt, accepted, err)
+		}
+		if got := messages(t, n); got != want {
+			t.Errorf("attempt %d: the stream holds %d messages behind one that it refused, want %d", attempt, got, want)
+		}
+	}
+}
+
 // stored reads LOGS back and fails unless it holds the records 1 to last, each
-// once, in order, chained by their seals, with the bytes that were sealed.
+// once, chained by their seals, with the bytes that were sealed, and in order but for
+// those that say that they were sent again.
 func stored(t *testing.T, n *servers.NATS, last uint64) {
 	t.Helper()
 	src, err := jetstream.NewSource(t.Context(), n.URL+"/LOGS", jetstream.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var next uint64 = 1
-	var seal batch.Seal
+	var all []*outputs.Object
+	var high uint64
 	for o, err := range src.Objects(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
@@ -131,9 +151,21 @@ func stored(t *testing.T, n *servers.NATS, last uint64) {
 		if _, err := body.ReadFrom(o.Body); err != nil {
 			t.Fatal(err)
 		}
-		if o.First != next || o.Before != seal || batch.CRC32C(body.Bytes()) != o.CRC {
-			t.Fatalf("%s %s: records %d-%d after %d, CRC %08x of %08x, seal before %s, want %s",
-				o.Duplicate, o.Name, o.First, o.Last, next-1, batch.CRC32C(body.Bytes()), o.CRC, o.Before, seal)
+		if crc := batch.CRC32C(body.Bytes()); crc != o.CRC {
+			t.Fatalf("%s %s: CRC %08x of %08x", o.Duplicate, o.Name, crc, o.CRC)
+		}
+		if o.First <= high && o.Attempt < 2 {
+			t.Errorf("%s %s: records %d-%d come after %d, and were sent once", o.Duplicate, o.Name, o.First, o.Last, high)
+		}
+		high = max(high, o.Last)
+		all = append(all, o)
+	}
+	slices.SortFunc(all, func(a, b *outputs.Object) int { return cmp.Compare(a.First, b.First) })
+	var next uint64 = 1
+	var seal batch.Seal
+	for _, o := range all {
+		if o.First != next || o.Before != seal {
+			t.Fatalf("%s %s: records %d-%d after %d, seal before %s, want %s", o.Duplicate, o.Name, o.First, o.Last, next-1, o.Before, seal)
 		}
 		next, seal = o.Last+1, o.Seal
 	}
