@@ -38,6 +38,8 @@ type Config struct {
 	Compression      batch.Codec `env:"COMPRESSION" envDefault:"zstd" doc:"zstd, gzip or none"`
 	CompressionLevel int         `env:"COMPRESSION_LEVEL" envDefault:"1" doc:"1 (fast) to 4 for zstd, to 9 for gzip"`
 
+	SyslogNames string `env:"SYSLOG_NAMES" envDefault:"elastic" doc:"names of facilities and severities in records: elastic (security/authorization, Warning) or short (auth, warning)"`
+
 	MessageMemory outputs.Size `env:"MESSAGE_MEMORY" envDefault:"64MiB" doc:"what the unfinished messages of all connections of a lane may take together; at the bound the largest is treated as too large. Raised to the largest MAX_MESSAGE_SIZE and 1MiB"`
 
 	AdminAddress  string        `env:"ADMIN_ADDRESS" envDefault:"localhost:8514" doc:"host:port of /metrics, /healthz, /readyz and /debug/pprof/; localhost (also no host) is 127.0.0.1 and ::1"`
@@ -161,6 +163,7 @@ func (c *Config) general(e *environment) {
 		e.problem(prefix+"SITE", "not a name: use 1 to 64 of A-Z, a-z, 0-9, _ and -")
 	}
 	c.Encoding = e.oneOf(prefix+"ENCODING", c.Encoding, "ndjson", "raw")
+	c.SyslogNames = e.oneOf(prefix+"SYSLOG_NAMES", c.SyslogNames, "elastic", "short")
 	const level = prefix + "COMPRESSION_LEVEL"
 	switch most := map[batch.Codec]int{batch.Zstd: 4, batch.Gzip: 9}[c.Compression]; {
 	case most == 0:
@@ -283,6 +286,13 @@ func (c *Config) acrossInputs(e *environment) {
 	} else if c.MessageMemory < least {
 		e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest)
 		c.MessageMemory = least
+	}
+	const names = prefix + "SYSLOG_NAMES"
+	switch {
+	case c.Encoding == "raw":
+		e.idle(names, "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it")
+	case !slices.ContainsFunc(c.Inputs, func(in Input) bool { return in.Parse }):
+		e.idle(names, "changes nothing as no input reads headers of syslog (PARSE): remove it")
 	}
 	b := &c.Buffer
 	switch {

@@ -577,6 +577,8 @@ func (e *environment) unknown(strict bool, listed map[string]list, blind []strin
 		case isLabelled && side == "OUTPUT" && slices.Contains(blind, label):
 			continue
 		case what != "":
+		case ofInputs(strings.TrimPrefix(name, prefix)):
+			what = "an option of inputs: set " + prefix + "INPUT_<NAME>_" + strings.TrimPrefix(name, prefix)
 		case near != "":
 			what = "no such variable: did you mean " + near + "?"
 		case isLabelled && side == "OUTPUT" && otherKind(name, label) != "":
@@ -601,6 +603,12 @@ func (e *environment) unknown(strict bool, listed map[string]list, blind []strin
 		e.complain(strict && !idle, fmt.Sprintf("%s: no %s is called %s: %s=%s does not list it; add it there, or remove what is set for it",
 			strings.Join(unlisted[key], ", "), strings.ToLower(side), label, lists, strings.Join(listed[side], ",")))
 	}
+}
+
+// ofInputs reports whether inputs have this option.
+func ofInputs(option string) (is bool) {
+	walk(reflect.TypeFor[Input](), "", func(_ reflect.StructField, name string) { is = is || name == option })
+	return is
 }
 
 func (e *environment) complain(strict bool, text string) {

@@ -75,44 +75,51 @@ var inputKinds = map[string]struct {
 	kind    string // input.type, and the beginning of the default dataset; "": known when the socket is
 	options []string
 }{
-	"tcp":        {"tcp", slices.Concat(ofStreams, ofConnections, ofNetwork, []string{"KEEPALIVE"})},
-	"tls":        {"tcp", slices.Concat(ofStreams, ofConnections, ofNetwork, ofTLS, []string{"KEEPALIVE"})},
-	"udp":        {"udp", ofNetwork},
-	"unix":       {"unix", slices.Concat(ofStreams, ofConnections, ofFiles)},
-	"unixpacket": {"unix", slices.Concat(ofConnections, ofFiles)},
-	"unixgram":   {"unix", ofFiles},
-	"fd":         {"", slices.Concat(ofStreams, ofConnections, ofNetwork, ofTLS, []string{"KEEPALIVE"})},
+	"tcp":        {"tcp", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP)},
+	"tls":        {"tcp", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofTLS)},
+	"udp":        {"udp", slices.Concat(ofSockets, ofNetwork)},
+	"unix":       {"unix", slices.Concat(ofSockets, ofStreams, ofConnections, ofFiles)},
+	"unixpacket": {"unix", slices.Concat(ofSockets, ofConnections, ofFiles)},
+	"unixgram":   {"unix", slices.Concat(ofSockets, ofFiles)},
+	"fd":         {"", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofTLS)},
 }
 
 var (
+	ofSockets     = []string{"OVERSIZE", "ON_FULL"}
 	ofStreams     = []string{"FRAMING", "DELIMITER"}
 	ofConnections = []string{"MAX_CONNECTIONS", "IDLE_TIMEOUT"}
 	ofNetwork     = []string{"ALLOW", "SO_RCVBUF"}
+	ofTCP         = []string{"KEEPALIVE"}
 	ofFiles       = []string{"SOCKET_MODE", "SOCKET_OWNER", "SOCKET_GROUP"}
 	ofTLS         = []string{"TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH", "TLS_MIN_VERSION"}
 )
 
+// defaults are the defaults of the variables that depend on others: on the name of the
+// input and on the kind of its socket, which are known then.
+func (in *Input) defaults(e *environment, under string) map[string]string {
+	d := map[string]string{"URL": inputURLs[in.Name]}
+	scheme, address, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, d["URL"]), "://")
+	in.Socket = scheme
+	if scheme == "fd" {
+		in.Socket = handedOver(address)
+	}
+	if k := inputKinds[in.Socket]; k.kind != "" {
+		d["DATASET"], d["ON_FULL"], d["SO_RCVBUF"] = k.kind+".generic", "block", ""
+		switch in.Socket {
+		case "udp":
+			d["ON_FULL"], d["SO_RCVBUF"] = "drop", "8MiB"
+		case "unixgram":
+			d["ON_FULL"] = "drop"
+		}
+	}
+	return d
+}
+
 // input reads SPILLWAY_INPUT_<NAME>_*.
 func (c *Config) input(e *environment, name string) Input {
 	under := prefix + "INPUT_" + strings.ToUpper(name) + "_"
-	defaults := map[string]string{"URL": inputURLs[name]}
-	scheme, address, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, inputURLs[name]), "://")
-	socket := scheme
-	if scheme == "fd" {
-		socket = handedOver(address)
-	}
-	if k := inputKinds[socket]; k.kind != "" {
-		defaults["DATASET"], defaults["ON_FULL"] = k.kind+".generic", "block"
-		defaults["SO_RCVBUF"] = ""
-		switch socket {
-		case "udp":
-			defaults["ON_FULL"], defaults["SO_RCVBUF"] = "drop", "8MiB"
-		case "unixgram":
-			defaults["ON_FULL"] = "drop"
-		}
-	}
-	in := Input{Name: name, Socket: socket}
-	e.parse(&in, under, defaults)
+	in := Input{Name: name}
+	e.parse(&in, under, in.defaults(e, under))
 	if in.URL == "" {
 		e.problem(under+"URL", "not set: say where input %s listens, as in tcp://localhost:5514 or udp://localhost:5514", name)
 	} else if !in.url(e, under) {
@@ -127,27 +134,10 @@ func (c *Config) input(e *environment, name string) Input {
 	if in.URL == "" {
 		return in // what follows depends on the scheme
 	}
+	in.applies(e, under)
 	in.onFull(e, under)
 	in.records(e, under, c)
-	options, what := in.options()
-	for _, o := range slices.Concat(ofStreams, ofConnections, ofNetwork, ofFiles, ofTLS, []string{"KEEPALIVE"}) {
-		switch {
-		case slices.Contains(options, o):
-		case in.datagram() || in.Scheme == "unixpacket" && slices.Contains(ofStreams, o):
-			e.idle(under+o, "changes nothing for a %s, where each datagram is one message: remove it", what)
-		default:
-			e.idle(under+o, "changes nothing for a %s: remove it", what)
-		}
-	}
-	if in.datagram() || in.Scheme == "unixpacket" {
-		if in.Oversize == framing.Split || in.Oversize == framing.Close {
-			e.problem(under+"OVERSIZE", "not for datagrams: use truncate or drop")
-		}
-	} else if in.Framing == framing.Octet || in.Framing == framing.NUL {
-		if e.has(under + "DELIMITER") {
-			e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
-		}
-	}
+	in.messages(e, under)
 	if in.SoRcvbuf != 0 {
 		e.between(under+"SO_RCVBUF", in.SoRcvbuf, 4<<10, 1<<30)
 	}
@@ -158,6 +148,33 @@ func (c *Config) input(e *environment, name string) Input {
 	in.socketFile(e, under)
 	in.tls(e, under)
 	return in
+}
+
+// applies refuses the options that inputs of this kind do not have.
+func (in *Input) applies(e *environment, under string) {
+	options, what := in.options()
+	for _, o := range slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofFiles, ofTLS) {
+		switch {
+		case slices.Contains(options, o):
+		case in.datagram() || in.Scheme == "unixpacket" && slices.Contains(ofStreams, o):
+			e.idle(under+o, "changes nothing for a %s, where each datagram is one message: remove it", what)
+		default:
+			e.idle(under+o, "changes nothing for a %s: remove it", what)
+		}
+	}
+}
+
+// messages checks how a stream or a datagram becomes messages.
+func (in *Input) messages(e *environment, under string) {
+	if in.datagram() || in.Scheme == "unixpacket" {
+		if in.Oversize == framing.Split || in.Oversize == framing.Close {
+			e.problem(under+"OVERSIZE", "not for datagrams: use truncate or drop")
+		}
+		return
+	}
+	if (in.Framing == framing.Octet || in.Framing == framing.NUL) && e.has(under+"DELIMITER") {
+		e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
+	}
 }
 
 // options are those of the input, of all that not every kind has, and what it is.
@@ -219,7 +236,7 @@ func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, hos
 	in := &input{cfg: ic}
 	in.records = pipeline.NewInput(pipeline.InputOptions{
 		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,
-		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: kind, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal},
+		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: kind, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal, ShortNames: c.SyslogNames == "short"},
 	})
 	o := ic.listen(log)
 	o.Memory, o.Gate = memory, in.records.Gate()

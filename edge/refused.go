@@ -12,7 +12,7 @@ import (
 // stand for SPILLWAY_INPUT_<NAME>_ and SPILLWAY_OUTPUT_<NAME>_.
 //
 // The names of syslog-ng's options are those of its network() destination and its
-// disk-buffer(), those of Elastic are of the Custom TCP Logs integration.
+// disk-buffer(), those of Elastic are of the Custom TCP Logs integration and of Beats.
 var refused = []struct {
 	what     string
 	patterns []string
@@ -74,19 +74,30 @@ var refused = []struct {
 	{"outputs are named in SPILLWAY_OUTPUTS and have their settings in SPILLWAY_OUTPUT_<NAME>_…, with a URL as in nats://host:4222 or s3://bucket/prefix", []string{"NATS_*", "S3_*", "SYSLOG_OUTPUT_*"}},
 
 	// Inputs.
-	{"address and port stand in SPILLWAY_INPUT_<NAME>_URL, as in tcp://0.0.0.0:5514", []string{
-		"INPUT/*/ADDRESS", "INPUT/*/HOST", "INPUT/*/PORT", "INPUT/*/LISTEN_ADDRESS", "INPUT/*/LISTEN_PORT", "LISTEN_ADDRESS", "LISTEN_PORT"}},
+	{"address and port stand in SPILLWAY_INPUT_<NAME>_URL, as in tcp://0.0.0.0:5514, and so does the kind of the socket", []string{
+		"INPUT/*/ADDRESS", "INPUT/*/HOST", "INPUT/*/PORT", "INPUT/*/LISTEN_ADDRESS", "INPUT/*/LISTEN_PORT", "INPUT/*/SOCKET_TYPE", "INPUT/*/TRANSPORT", "LISTEN_ADDRESS", "LISTEN_PORT"}},
 	{"not in this version: remove this variable, and the load balancer's address is that of the records", []string{"INPUT/*/PROXY_PROTOCOL"}},
-	{"the CAs of clients are in the file of SPILLWAY_INPUT_<NAME>_TLS_CLIENT_CA_FILE", []string{"INPUT/*/TLS_CA_FILE", "INPUT/*/TLS_CA_DIR", "INPUT/*/CA_FILE", "INPUT/*/CA_DIR"}},
+	{"the CAs of clients are in the file of SPILLWAY_INPUT_<NAME>_TLS_CLIENT_CA_FILE", []string{"INPUT/*/TLS_CA_FILE", "INPUT/*/TLS_CA_DIR", "INPUT/*/CA_FILE", "INPUT/*/CA_DIR", "INPUT/*/SSL_CERTIFICATE_AUTHORITIES"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_TLS_CLIENT_AUTH: none, optional or required", []string{"INPUT/*/SSL_CLIENT_AUTHENTICATION", "INPUT/*/SSL_VERIFICATION_MODE", "INPUT/*/TLS_PEER_VERIFY", "INPUT/*/TLS_VERIFICATION_MODE"}},
+	{"names of TLS begin with TLS_ here, and certificate and key are PEM files: SPILLWAY_INPUT_<NAME>_TLS_CERT_FILE and _TLS_KEY_FILE, with a URL as in tls://0.0.0.0:6514", []string{
+		"INPUT/*/SSL", "INPUT/*/SSL_*", "INPUT/*/CERTIFICATE", "INPUT/*/TLS_CERT", "INPUT/*/TLS_CERTIFICATE", "INPUT/*/TLS_KEY", "INPUT/*/TLS_ENABLED"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_KEEPALIVE", []string{"INPUT/*/SO_KEEPALIVE", "INPUT/*/TCP_KEEPALIVE*", "INPUT/*/KEEP_ALIVE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT", []string{"INPUT/*/TIMEOUT"}},
 	{"not in this version: SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT ends silent connections", []string{"INPUT/*/MAX_MESSAGE_AGE"}},
-	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424 or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/FORMAT"}},
+	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424 or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/SYSLOG_FORMAT", "INPUT/*/FORMAT"}},
+	{"the format of headers is SPILLWAY_INPUT_<NAME>_PARSE, their zone SPILLWAY_INPUT_<NAME>_TIMEZONE", []string{"INPUT/*/SYSLOG_OPTIONS*", "INPUT/*/SYSLOG_TIMEZONE", "INPUT/*/TIME_ZONE"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_DATASET; the other parts of a data stream's name are for the reader: labels.pipeline of its records is SPILLWAY_INPUT_<NAME>_PIPELINE", []string{
+		"INPUT/*/DATA_STREAM*", "INPUT/*/DATASET_NAME", "INPUT/*/NAMESPACE", "DATA_STREAM_*"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_PRESERVE_ORIGINAL", []string{"INPUT/*/PRESERVE_ORIGINAL_EVENT", "INPUT/*/KEEP_ORIGINAL"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_MAX_MESSAGE_SIZE", []string{"INPUT/*/MAX_SIZE", "INPUT/*/MAX_LINE*", "INPUT/*/MAX_ENTRY", "INPUT/*/LOG_MSG_SIZE"}},
 	{"SPILLWAY_INPUT_<NAME>_DELIMITER is the setting", []string{"INPUT/*/LINE_DELIMITER", "INPUT/*/LINE_TERMINATOR"}},
+	{"NULs at the end of a message are framing, those within it stay: remove this variable", []string{"INPUT/*/KEEP_NULL"}},
+	{"what a sender did not finish is told by log.flags of its record: remove this variable", []string{"INPUT/*/PARTIAL"}},
+	{"connections are always drained before they are closed, in the way that loses least: remove this variable", []string{"INPUT/*/CLOSE"}},
 	{"not in this version: each line or frame is one message, ended by what SPILLWAY_INPUT_<NAME>_FRAMING and _DELIMITER say", []string{
-		"INPUT/*/MULTILINE*", "INPUT/*/KEEP_NULL", "INPUT/*/PARTIAL", "INPUT/*/PREFIX", "INPUT/*/CLOSE"}},
+		"INPUT/*/MULTILINE*", "INPUT/*/PREFIX"}},
 	{"not in this version, which forwards every record as it came: filter at the sender or the reader", []string{
-		"DROP_*", "INPUT/*/DROP_*", "INPUT/*/PROCESSORS", "INPUT/*/FILTER*", "VAULT_*", "SYSLOG_NAMES"}},
+		"DROP_*", "INPUT/*/DROP_*", "INPUT/*/PROCESSORS", "INPUT/*/FILTER*", "VAULT_*"}},
 	{"not in this version: use ExecStartPre= and ExecStopPost= of the systemd unit", []string{"HOOK_*"}},
 }
 
