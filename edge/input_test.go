@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -51,7 +52,7 @@ func TestInputOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := c.Inputs[0].listen(nil)
-	if *o.TLS != (listen.TLSOptions{CertFile: "/c", KeyFile: "/k", ClientCAFile: "/ca", ClientAuth: listen.ClientRequired, MinVersion: 0x304}) || o.KeepAlive != time.Minute || o.ReceiveBuffer != 64<<10 ||
+	if !reflect.DeepEqual(*o.TLS, listen.TLSOptions{CertFile: "/c", KeyFile: "/k", ClientCAFile: "/ca", ClientAuth: listen.ClientRequired, MinVersion: 0x304}) || o.KeepAlive != time.Minute || o.ReceiveBuffer != 64<<10 ||
 		!slices.Equal(o.Allow, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("192.0.2.7/32")}) {
 		t.Errorf("%+v %+v", o, o.TLS)
 	}
