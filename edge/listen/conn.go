@@ -167,6 +167,8 @@ const (
 	cut      event = 3 // the lane's memory of unfinished messages is used up, and this one holds most
 	ended    event = 4
 	evicted  event = 5 // it has said nothing, and others want its place
+	stale    event = 6 // its unfinished message is too old
+	ripe     event = 7 // a message that only what follows ends has waited long enough
 )
 
 // conn is one connection. One goroutine reads it; kick and the fields that say so
@@ -185,7 +187,10 @@ type conn struct {
 	more   bool      // the last Read may have left something
 	last   time.Time // of the last read
 	until  time.Time // end of the drain; zero while serving
+	stale  time.Time // when the unfinished message is too old; zero: never
+	ripe   time.Time // when a message has waited long enough for what follows; zero: none waits
 	armed  bool      // a deadline is set
+	due    time.Time // that deadline
 	failed error     // with ended
 	cutNow atomic.Bool
 	outNow atomic.Bool   // it is evicted
@@ -227,15 +232,24 @@ func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 			if deadline.After(c.until) {
 				deadline = c.until
 			}
-		case idleTimeout > 0:
-			deadline = c.last.Add(idleTimeout)
+		default:
+			if idleTimeout > 0 {
+				deadline = c.last.Add(idleTimeout)
+			}
+			if !c.stale.IsZero() && (deadline.IsZero() || c.stale.Before(deadline)) {
+				deadline, what = c.stale, stale
+			}
+			if !c.ripe.IsZero() && (deadline.IsZero() || c.ripe.Before(deadline)) {
+				deadline, what = c.ripe, ripe
+			}
 		}
-		if !c.armed || what == drained {
+		sooner := !deadline.IsZero() && (c.due.IsZero() || deadline.Before(c.due))
+		if !c.armed || what == drained || sooner {
 			if !deadline.IsZero() && !time.Now().Before(deadline) {
 				return what
 			}
 			c.Conn.SetReadDeadline(deadline)
-			c.armed = true
+			c.armed, c.due = true, deadline
 			// Whoever kicked before this said first what for.
 			if c.until.IsZero() && ctx.Err() != nil || c.cutNow.Load() || c.outNow.Load() {
 				continue

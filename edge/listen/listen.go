@@ -9,6 +9,7 @@ package listen
 import (
 	"container/list"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -111,8 +112,11 @@ type Options struct {
 	ReceiveBuffer  int            // bytes of socket buffer to ask for; 0: DefaultReceiveBuffer for udp, else the kernel's choice
 	MaxConnections int            // 0: no limit
 	IdleTimeout    time.Duration  // 0: never
+	MaxMessageAge  time.Duration  // a connection that takes longer for one message is closed; 0: never
 	KeepAlive      time.Duration  // between two probes of a silent tcp connection; 0: none
 	Allow          []netip.Prefix // of tcp and udp senders; none: all
+	PeerUIDs       []uint32       // users that may connect to a unix socket; none: all who can open it
+	ProxyProtocol  ProxyProtocol  // of tcp connections: they come through a balancer that says from whom
 	Memory         *Memory        // shared by the inputs of a lane; nil: no limit
 	Gate           Gate           // of streams; nil: the server never refuses
 
@@ -132,13 +136,22 @@ type SocketFile struct {
 // DefaultSocketMode lets the owner and the group write.
 const DefaultSocketMode = 0o660
 
-// TLSOptions say who a server is and whom it believes.
+// TLSOptions say who a server is and whom it believes. A client must meet all that is
+// set of it.
 type TLSOptions struct {
-	CertFile     string     // PEM: certificate and intermediates
-	KeyFile      string     // PEM, not encrypted
-	ClientCAFile string     // PEM: who may sign client certificates; "": nobody is asked for one
-	ClientAuth   ClientAuth // not ClientNone needs ClientCAFile
-	MinVersion   uint16     // 0: tls.VersionTLS12
+	CertFile   string                 // PEM: certificate and intermediates
+	KeyFile    string                 // PEM
+	Passphrase func() ([]byte, error) // of KeyFile if that is encrypted, asked for whenever it is read; nil: there is none
+
+	ClientCAFile       string        // PEM: who may sign client certificates; "": anybody, themselves too
+	ClientAuth         ClientAuth    // not ClientNone needs ClientCAFile or ClientFingerprints, and those need it
+	ClientFingerprints []Fingerprint // certificates that may send, also self-signed and expired ones if there is no ClientCAFile; none: any
+	ClientNames        []ClientName  // needs ClientCAFile: elsewhere anybody could write any name; none: any
+
+	MinVersion   uint16        // 0: tls.VersionTLS12
+	MaxVersion   uint16        // 0: the newest
+	CipherSuites []uint16      // of TLS 1.2; none: those of crypto/tls
+	Curves       []tls.CurveID // key exchanges; none: those of crypto/tls
 }
 
 // ClientAuth says whether clients need a certificate.
@@ -157,8 +170,9 @@ type Stats struct {
 	Open        atomic.Int64 // gauge: connections now
 	Refused     atomic.Int64 // closed at once: over the limit of connections
 	Evicted     atomic.Int64 // closed for another, at the limit: they had said nothing yet
-	Denied      atomic.Int64 // connections closed at once and datagrams dropped: not in Allow
+	Denied      atomic.Int64 // connections closed at once and datagrams dropped: not in Allow or PeerUIDs
 	Idle        atomic.Int64 // closed for being idle
+	Stale       atomic.Int64 // closed for a message that was unfinished for longer than MaxMessageAge
 	Bytes       atomic.Int64 // read
 	Empty       atomic.Int64 // empty frames and datagrams
 	Oversize    atomic.Int64 // messages over the limit
@@ -166,6 +180,9 @@ type Stats struct {
 	Framing     atomic.Int64 // framing errors
 	Cut         atomic.Int64 // counted frames that the sender did not finish
 	MemoryCut   atomic.Int64 // unfinished messages treated as over-size: those of the lane together had reached its limit
+
+	LooksCounted atomic.Int64 // connections whose messages begin with an octet count, and the framing has none
+	LooksJSONX   atomic.Int64 // connections of Vault's jsonx, and the framing is another
 
 	KernelDrops   atomic.Int64 // datagrams that the kernel dropped: the receive buffer was full
 	ReceiveBuffer atomic.Int64 // gauge: bytes of receive buffer that the kernel granted (udp)
@@ -175,6 +192,7 @@ type Stats struct {
 	HandshakeCertificate atomic.Int64 // no client certificate, or one that is expired or untrusted
 	HandshakeOther       atomic.Int64 // all else
 	TLSOnPlain           atomic.Int64 // connections closed: they spoke TLS to a port without it
+	ProxyHeader          atomic.Int64 // connections closed: no valid header of the PROXY protocol, or not in time
 
 	CertificateExpires atomic.Int64 // gauge: Unix seconds, NotAfter of the server's certificate; 0: no TLS
 	Reloads            atomic.Int64 // of TLS files
@@ -225,6 +243,12 @@ func Listen(o Options) (*Server, error) {
 		}
 		if o.TLS != nil && (k.local || k.kind == datagrams) {
 			err = errors.Join(err, fmt.Errorf("%sTLS_CERT_FILE: TLS is for tcp only, and %s is not: remove it", o.Variable, k.name))
+		}
+		if o.ProxyProtocol != ProxyOff && (k.local || k.kind == datagrams) {
+			err = errors.Join(err, fmt.Errorf("%sPROXY_PROTOCOL: it is for tcp only, and %s is not: remove it", o.Variable, k.name))
+		}
+		if len(o.PeerUIDs) > 0 && (!k.local || k.kind == datagrams) {
+			err = errors.Join(err, fmt.Errorf("%sPEER_UID: only connections of unix sockets tell their user, and %s has none: remove it", o.Variable, k.name))
 		}
 		if err != nil {
 			s.Close()

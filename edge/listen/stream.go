@@ -3,9 +3,12 @@ package listen
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -124,6 +127,9 @@ func (s *Server) admit(nc net.Conn, k *socket) *conn {
 	if c.sock.init(nc) != nil {
 		return nil
 	}
+	if c.local && !s.peerMay(c) {
+		return nil
+	}
 	if t, ok := nc.(*net.TCPConn); ok {
 		c.peer = unmap(t.RemoteAddr().(*net.TCPAddr).AddrPort())
 		t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: s.o.KeepAlive > 0, Idle: s.o.KeepAlive, Interval: s.o.KeepAlive, Count: 3})
@@ -147,6 +153,28 @@ func (s *Server) admit(nc net.Conn, k *socket) *conn {
 	c.place = s.silent.PushBack(c)
 	s.Stats.Open.Add(1)
 	return c
+}
+
+// peerMay reports whether the user at the other end of a unix socket may send.
+func (s *Server) peerMay(c *conn) bool {
+	if len(s.o.PeerUIDs) == 0 {
+		return true
+	}
+	var peer *unix.Ucred
+	var err error
+	cerr := c.rc.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(cerr, err); err != nil {
+		s.Stats.Denied.Add(1)
+		return false // it can't be told who it is
+	}
+	if slices.Contains(s.o.PeerUIDs, peer.Uid) {
+		return true
+	}
+	s.Stats.Denied.Add(1)
+	if n, due := s.notices.due("uid: " + strconv.FormatUint(uint64(peer.Uid), 10)); due {
+		s.o.Log.Warn("a user that is not allowed: closed at once", "input", s.o.Name, "uid", peer.Uid, "pid", peer.Pid, "times", n, "hint", "add the uid to "+s.o.Variable+"PEER_UID if it may send")
+	}
+	return false
 }
 
 // evict makes room for a connection by ending the one that has been silent for
@@ -194,6 +222,9 @@ func (c *conn) name() string {
 	if c.local {
 		return "a local program"
 	}
+	if c.about.Proxy.IsValid() {
+		return c.peer.String() + " through " + c.about.Proxy.String()
+	}
 	return c.peer.String()
 }
 
@@ -215,50 +246,37 @@ func (s *Server) serve(ctx, hard context.Context, c *conn) {
 	}
 }
 
-// greet waits for the first byte, and for TLS shakes hands. It returns false if that
-// was all.
+// greet waits for the first byte behind what a balancer says, and for TLS shakes hands.
+// It returns false if that was all.
 func (s *Server) greet(ctx context.Context, c *conn) bool {
-	idleTimeout, began := s.o.IdleTimeout, c.last
-	if s.tls != nil && !c.local {
-		idleTimeout = s.handshakeTime
-	}
-	for first := true; first; {
-		switch c.next(ctx, idleTimeout) {
-		case readable:
-			first = false
-		case idle:
-			if s.tls != nil && !c.local {
-				s.handshakeFailed(c, os.ErrDeadlineExceeded)
-				return false
-			}
-			s.idle(c)
-		case cut: // nothing is held
-			c.cutNow.Store(false)
-		case drained:
-			if c.silent() || s.tls != nil && !c.local {
-				return false
-			}
-			first = false
-		case evicted:
-			c.abort()
-			return false
-		case ended:
+	began, secure := c.last, s.tls != nil && !c.local
+	if s.o.ProxyProtocol != ProxyOff && !c.local {
+		if !s.first(ctx, c, func() { s.proxyFailed(c, fmt.Errorf("nothing within %v: %w", s.handshakeTime, errNoHeader)) }) {
 			return false
 		}
+		if !s.proxied(ctx, c, began) {
+			return false
+		}
+		if !secure {
+			c.last = time.Now()
+		}
+	}
+	var late func()
+	if secure {
+		late = func() { s.handshakeFailed(c, os.ErrDeadlineExceeded) }
+	}
+	if !s.first(ctx, c, late) {
+		return false
 	}
 	s.speaks(c)
-	if c.heads == 0 && !c.packets {
-		return false // connected and gone again: somebody looked whether the port is open
-	}
 	// RFC 8446 section 5.1: a record begins with its type, handshake, and version 3.x.
 	plain := c.heads > 0 && c.head[0] != 22 || c.heads > 1 && c.head[1] != 3
 	switch {
 	case c.local:
-	case s.tls != nil:
-		if plain {
-			s.handshakeFailed(c, errPlain)
-			return false
-		}
+	case secure && plain:
+		s.handshakeFailed(c, errPlain)
+		return false
+	case secure:
 		return s.handshake(ctx, c, began)
 	case c.heads > 1 && !plain:
 		s.Stats.TLSOnPlain.Add(1)
@@ -269,6 +287,37 @@ func (s *Server) greet(ctx context.Context, c *conn) bool {
 		return false
 	}
 	return true
+}
+
+// first waits for a first byte. With late it must come within the time of a handshake,
+// else late is called. It returns false if the connection is to be closed.
+func (s *Server) first(ctx context.Context, c *conn, late func()) bool {
+	idleTimeout := s.o.IdleTimeout
+	if late != nil {
+		idleTimeout = s.handshakeTime
+	}
+	for {
+		switch c.next(ctx, idleTimeout) {
+		case readable:
+			// Without a byte it connected and went away: somebody looked whether the port is open.
+			return c.heads > 0 || c.packets
+		case idle:
+			if late != nil {
+				late()
+				return false
+			}
+			s.idle(c)
+		case cut: // nothing is held
+			c.cutNow.Store(false)
+		case drained:
+			return !c.silent() && (s.tls == nil || c.local)
+		case evicted:
+			c.abort()
+			return false
+		case ended:
+			return false
+		}
+	}
 }
 
 // silent resets a connection that has sent nothing at all. It returns false if it has.
@@ -284,6 +333,16 @@ func (c *conn) silent() (silent bool) {
 	return silent
 }
 
+// old ends a connection whose message takes too long.
+func (s *Server) old(c *conn) {
+	s.Stats.Stale.Add(1)
+	if n, due := s.notices.due("stale"); due {
+		s.o.Log.Warn("connection closed: a message was not finished in time", "input", s.o.Name, "peer", c.name(), "for", s.o.MaxMessageAge, "times", n,
+			"hint", "see why the sender does not end it, or raise "+s.o.Variable+"MAX_MESSAGE_AGE")
+	}
+	c.drain(drainTime)
+}
+
 func (s *Server) idle(c *conn) {
 	s.Stats.Idle.Add(1)
 	s.o.Log.Debug("connection closed: idle", "input", s.o.Name, "peer", c.name(), "for", s.o.IdleTimeout)
@@ -297,6 +356,8 @@ type reader struct {
 	sink Sink // during a turn
 	sp   *framing.Splitter
 	seen framing.Stats
+
+	taken uint64 // messages
 }
 
 func (s *Server) read(ctx, hard context.Context, c *conn) {
@@ -344,6 +405,9 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 			case idle:
 				s.idle(c)
 				continue
+			case stale:
+				s.old(c)
+				continue
 			case cut:
 				if !r.cut(hard) {
 					return false
@@ -364,6 +428,7 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 		if !r.begin(hard) {
 			return false
 		}
+		taken := r.taken
 		n, err := r.take(hard)
 		ok := err == nil || errors.Is(err, errAgain)
 		if !r.end(hard) || err == errHard {
@@ -375,6 +440,7 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 		if held := r.sp.Buffered(); held > readSize {
 			s.o.Memory.set(&c.uses, int64(held))
 		}
+		r.age(r.taken != taken)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded): // somebody kicked late
 			c.armed, c.more = false, false
@@ -392,6 +458,17 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 			}
 			empty, got = c.last, 0
 		}
+	}
+}
+
+// age notes since when a message is unfinished: now, if one came meanwhile.
+func (r *reader) age(came bool) {
+	switch {
+	case r.s.o.MaxMessageAge == 0:
+	case r.sp.Buffered() == 0:
+		r.c.stale = time.Time{}
+	case came || r.c.stale.IsZero():
+		r.c.stale = time.Now().Add(r.s.o.MaxMessageAge)
 	}
 }
 
@@ -436,6 +513,7 @@ func (r *reader) take(hard context.Context) (n int, err error) {
 	now, held := time.Now(), 0
 	for m, ok := r.sp.Next(); ok; m, ok = r.sp.Next() {
 		r.sink.Message(m, r.c.sender(), now)
+		r.taken++
 		if held += len(m.Data) + perMessage; held >= handOver {
 			held = 0
 			if r.sink.Flush(hard) != nil {
@@ -443,14 +521,21 @@ func (r *reader) take(hard context.Context) (n int, err error) {
 			}
 		}
 	}
-	if r.sp.Stats().LooksCounted > 0 && r.seen.LooksCounted == 0 {
-		if n, due := r.s.notices.due("counted"); due {
+	r.looks()
+	r.count()
+	return n, err
+}
+
+// looks tells once of a connection whose framing looks like another.
+func (r *reader) looks() {
+	now := r.sp.Stats()
+	if now.LooksCounted > 0 && r.seen.LooksCounted == 0 {
+		r.s.Stats.LooksCounted.Add(1)
+		if n, due := r.s.notices.due("counted: " + r.c.name()); due {
 			r.s.o.Log.Warn("messages look octet counted", "input", r.s.o.Name, "peer", r.c.name(), "times", n,
 				"hint", "set "+r.s.o.Variable+"FRAMING=auto or rfc6587, or the sender to line framing")
 		}
 	}
-	r.count()
-	return n, err
 }
 
 // takePackets is take of packets: as many as are there, up to handOver.

@@ -300,10 +300,10 @@ func TestTLSFiles(t *testing.T) {
 		}, "does not match"},
 		{"encrypted key", func(o *TLSOptions, dir string) {
 			write(t, o.KeyFile, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")}))
-		}, "the key is encrypted: decrypt it (openssl pkey"},
+		}, "the key is encrypted: write its passphrase into a file and name that in SPILLWAY_INPUT_IN_TLS_KEY_PASSPHRASE_FILE"},
 		{"old encrypted key", func(o *TLSOptions, dir string) {
 			write(t, o.KeyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES"}, Bytes: []byte("x")}))
-		}, "the key is encrypted: decrypt it (openssl pkey"},
+		}, "the key is encrypted: write its passphrase into a file and name that in SPILLWAY_INPUT_IN_TLS_KEY_PASSPHRASE_FILE"},
 		{"empty CA", func(o *TLSOptions, dir string) {
 			o.ClientCAFile, o.ClientAuth = filepath.Join(dir, "ca.pem"), ClientRequired
 			write(t, o.ClientCAFile, nil)
