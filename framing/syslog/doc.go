@@ -29,7 +29,7 @@
 // Every column but the version may be "-". No column is cut to the lengths of
 // the RFC. A time that is none is a fault, and the other columns are parsed; an
 // empty column (two spaces) and a control character are faults that move
-// nothing. If the header ends early, the columns so far are kept, and the whole
+// nothing. A time or a version at fault is in no column: it is kept as Fault. If the header ends early, the columns so far are kept, and the whole
 // line is text.
 //
 // Structured data that is not conformant, or that is followed by anything but a
@@ -69,7 +69,8 @@
 //
 // Message.Time is UTC. Stamps without a zone are in the parser's zone; at a
 // change of its offset the choice is that of time.Date. Names of zones are those
-// of a closed list; an unknown one in front of ": %" is skipped (UnknownZone).
+// of a closed list, in any case, and "Z"; an unknown one of two to five upper-case
+// letters between the time and the ": %" of a Cisco tag is skipped (UnknownZone).
 // Without a year the latest is taken that puts the time no more than 24 hours
 // ahead of reception, for 29 February the latest leap year that does.
 //

@@ -232,16 +232,16 @@ func versionEnd(b []byte, i int) int {
 }
 
 // oddVersion is versionEnd for what stands in the place of a version, but is
-// none: digits or one other byte, and an RFC 3339 time behind it.
+// none: digits or one letter, and an RFC 3339 time behind it.
 func oddVersion(b []byte, i int) int {
 	j := i
 	for j < len(b) && j < i+10 && isDigit(b[j]) {
 		j++
 	}
-	if j == i {
+	if j == i && j < len(b) && isAlpha(b[j]) {
 		j++
 	}
-	if j >= len(b) || b[j] != ' ' {
+	if j == i || j >= len(b) || b[j] != ' ' {
 		return 0
 	}
 	var st stamp

@@ -59,7 +59,37 @@ type rfc5424 struct {
 
 type element struct {
 	id     string
-	params [][2]string // name, value
+	params []sdParam
+}
+
+type sdParam struct {
+	name, value string
+	as          int // how value is printed
+}
+
+// Ways to print the value of a parameter.
+const (
+	asStrict = 0 // all that can be escaped is
+	asLazy   = 1 // a backslash stays bare where it can't be taken for an escape
+	asBare   = 2 // without quotes, as VMware does
+)
+
+func (p sdParam) String() string {
+	switch p.as {
+	case asBare:
+		return p.name + "=" + p.value
+	case asLazy:
+		var b strings.Builder
+		for i := range len(p.value) {
+			c := p.value[i]
+			if c == '"' || c == ']' || c == '\\' && (i+1 == len(p.value) || strings.IndexByte(`"\]`, p.value[i+1]) >= 0) {
+				b.WriteByte('\\')
+			}
+			b.WriteByte(c)
+		}
+		return p.name + `="` + b.String() + `"`
+	}
+	return p.name + `="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `]`, `\]`).Replace(p.value) + `"`
 }
 
 func (r *rfc5424) String() string {
@@ -81,7 +111,7 @@ func (r *rfc5424) String() string {
 	for _, e := range r.sd {
 		sd.WriteString("[" + e.id)
 		for _, p := range e.params {
-			sd.WriteString(" " + p[0] + `="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `]`, `\]`).Replace(p[1]) + `"`)
+			sd.WriteString(" " + p.String())
 		}
 		sd.WriteString("]")
 	}
@@ -104,6 +134,8 @@ func drawRFC5424(t *rapid.T) *rfc5424 {
 		return s
 	}
 	sdName := rapid.StringMatching(`[!#-<>-\\^-~]{1,32}`)
+	bareValue := rapid.StringMatching(`[!#-<>-Z^-~]{1,16}(\\[!#-<>-Z^-~]{1,4})?`)
+	value := rapid.OneOf(rapid.String(), rapid.StringMatching(`(\\|"|\]|\[|n|=| ){0,8}`))
 	r := &rfc5424{
 		pri:     rapid.IntRange(0, 191).Draw(t, "pri"),
 		version: rapid.IntRange(1, 999).Draw(t, "version"),
@@ -132,21 +164,32 @@ func drawRFC5424(t *rapid.T) *rfc5424 {
 	for range rapid.IntRange(0, 4).Draw(t, "elements") {
 		e := element{id: sdName.Draw(t, "id")}
 		for range rapid.IntRange(0, 3).Draw(t, "params") {
-			e.params = append(e.params, [2]string{sdName.Draw(t, "name"), rapid.String().Draw(t, "value")})
+			p := sdParam{name: sdName.Draw(t, "name"), as: rapid.IntRange(asStrict, asBare).Draw(t, "printed as")}
+			if p.as == asBare {
+				p.value = bareValue.Draw(t, "bare value")
+			} else {
+				p.value = value.Draw(t, "value")
+			}
+			e.params = append(e.params, p)
 		}
 		r.sd = append(r.sd, e)
 	}
 	return r
 }
 
-// What a strict sender prints is what is parsed, whatever the columns hold.
+// What the grammar prints is what is parsed, whatever the columns hold, and
+// whether RFC 5424 is required or found out.
 func TestRFC5424RoundTrip(t *testing.T) {
-	p := NewParser(RFC5424, nil)
+	p, auto := NewParser(RFC5424, nil), NewParser(Auto, nil)
 	rapid.Check(t, func(t *rapid.T) {
 		want := drawRFC5424(t)
 		in := want.String()
-		var m Message
+		var m, found Message
 		p.Parse(&m, []byte(in), time.Unix(0, 0))
+		auto.Parse(&found, []byte(in), time.Unix(0, 0))
+		if f, r := describe(&found), describe(&m); !slices.Equal(f, r) {
+			t.Fatalf("%q\nfound out %q\nrequired  %q", in, f, r)
+		}
 		got := &rfc5424{
 			pri: m.Priority, host: string(m.Hostname), app: string(m.AppName), proc: string(m.ProcID), msgid: string(m.MsgID),
 			text: string(m.Text), bom: want.bom, digits: want.digits,
@@ -160,16 +203,21 @@ func TestRFC5424RoundTrip(t *testing.T) {
 		}
 		for sd := m.SD; len(sd) > 0; {
 			id, params, rest, ok := NextElement(sd)
-			if !ok {
+			if !ok || len(got.sd) == len(want.sd) {
 				t.Fatalf("no element at %q", sd)
 			}
 			e := element{id: string(id)}
+			printed := want.sd[len(got.sd)].params
 			for len(params) > 0 {
 				name, value, more, ok := NextParam(params)
-				if !ok {
+				if !ok || len(e.params) == len(printed) {
 					t.Fatalf("no parameter at %q", params)
 				}
-				e.params = append(e.params, [2]string{string(name), string(AppendUnescaped(nil, value))})
+				p := sdParam{name: string(name), value: string(AppendUnescaped(nil, value)), as: printed[len(e.params)].as}
+				if p != printed[len(e.params)] {
+					t.Fatalf("%q: parameter %q, want %q", in, p, printed[len(e.params)])
+				}
+				e.params = append(e.params, p)
 				params = more
 			}
 			got.sd = append(got.sd, e)

@@ -518,8 +518,9 @@ func (st *stamp) tail(b []byte, i int) int {
 	if i < len(b) && !st.hasOffset {
 		i = st.zoneOffset(b, i)
 	}
+	hasHalf := false
 	for range 3 {
-		if len(b)-i < 3 || b[i] != ' ' {
+		if len(b)-i < 2 || b[i] != ' ' {
 			break
 		}
 		at := i + 1
@@ -541,7 +542,7 @@ func (st *stamp) tail(b []byte, i int) int {
 				return i
 			}
 			i = j
-		case len(word) == 2 && word[1]|0x20 == 'm' && (word[0]|0x20 == 'a' || word[0]|0x20 == 'p'):
+		case !hasHalf && len(word) == 2 && word[1]|0x20 == 'm' && (word[0]|0x20 == 'a' || word[0]|0x20 == 'p'):
 			j := end
 			if j < len(b) && b[j] == '.' {
 				j = st.fraction(b, j)
@@ -549,6 +550,7 @@ func (st *stamp) tail(b []byte, i int) int {
 			if !stops(b, j) {
 				return i
 			}
+			hasHalf = true
 			st.halfDay(word[0]|0x20 == 'p')
 			i = j
 		case st.hasOffset:
@@ -570,11 +572,15 @@ func (st *stamp) zoneWord(b []byte, at, end int) int {
 	word := b[at:end]
 	switch {
 	case stops(b, end):
+		if string(word) == "Z" { // in lower case it may be a host
+			st.hasOffset = true
+			return end
+		}
 		if sec, ok := lookupZone(word); ok {
 			st.hasOffset, st.offset = true, sec
 			return end
 		}
-		if len(word) >= 2 && len(word) <= 5 && hasPrefix(b, end, ": %") {
+		if len(word) >= 2 && len(word) <= 5 && areUpper(word) && hasPrefix(b, end, ": %") && end+3 < len(b) && areUpper(b[end+3:end+4]) {
 			st.flags |= UnknownZone
 			return end
 		}
@@ -597,6 +603,16 @@ func (st *stamp) zoneWord(b []byte, at, end int) int {
 		return i
 	}
 	return at
+}
+
+// areUpper reports whether b holds nothing but upper-case letters.
+func areUpper(b []byte) bool {
+	for _, c := range b {
+		if c-'A' >= 26 {
+			return false
+		}
+	}
+	return true
 }
 
 // halfDay makes the time one of a clock of twelve hours.
