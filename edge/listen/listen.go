@@ -59,11 +59,15 @@ type Sender struct {
 }
 
 // Conn is what is known of a connection. It is made once for each, is not changed
-// from its first message on, and its address tells it from others.
+// from its first message on but for Told, and its address tells it from others.
 type Conn struct {
 	Since time.Time      // accepted
 	Proxy netip.AddrPort // who told the address of the sender (PROXY protocol); not valid: nobody, it is the peer's
 	TLS   *TLSFacts      // nil: plain
+
+	// Told is the sink's: what it made of the rest, once for the connection. Nobody
+	// but Sink.Message uses it; the calls for one connection come one after another.
+	Told any
 }
 
 // TLSFacts are what a finished handshake says of a connection.

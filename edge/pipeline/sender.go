@@ -5,8 +5,22 @@ import (
 	"spillway/framing/ecs"
 )
 
-// setSender makes from the sender of what follows.
+// setSender makes from the sender of what follows. Connections take turns at a sink, so
+// that this happens much more often than somebody connects: what costs is kept with the
+// connection.
 func (s *sink) setSender(from listen.Sender) {
 	s.from = from
-	s.enc.SetSource(ecs.Source{Addr: from.Addr})
+	source := ecs.Source{Addr: from.Addr}
+	if c := from.Conn; c != nil {
+		source.Proxy = c.Proxy
+		if c.TLS != nil {
+			told, ok := c.Told.(*ecs.TLS)
+			if !ok {
+				told = ecs.NewTLS(c.TLS.Version, c.TLS.Cipher, c.TLS.Client)
+				c.Told = told
+			}
+			source.TLS = told
+		}
+	}
+	s.enc.SetSource(source)
 }

@@ -12,7 +12,9 @@
 //	 "data_stream":{"type":"logs","dataset":"tcp.generic","namespace":"default"},
 //	 "ecs":{"version":"8.11.0"},["input":{"type":"tcp"},]
 //	 ["host":{"name":"gw1"},]"agent":{"name":"gw1"},["labels":{"pipeline":"p"},]
-//	 ["source":{"address":"192.0.2.7","ip":"192.0.2.7","port":44214},]
+//	 ["source":{"address":"192.0.2.7","ip":"192.0.2.7","port":44214
+//	            [,"nat":{"ip":"10.0.0.5","port":50422}]},]  Source.Proxy
+//	 ["tls":{…},]                                          Source.TLS
 //	 ["message":"this is the message",]
 //	 ["log":{["source":{"address":"192.0.2.7:44214"},]
 //	         ["syslog":{["priority":165,"facility":{"code":20,"name":"local4"},
@@ -180,6 +182,13 @@ type Source struct {
 	// Path is the path of a unix socket, for log.source.address; used when
 	// Addr is not valid.
 	Path string
+	// Proxy is the balancer that the connection came through and that told
+	// Addr; not valid: none. It is source.nat, which is for what a balancer
+	// makes of a source's address; source and log.source.address stay the
+	// sender's, which is what whoever reads a record asks for.
+	Proxy netip.AddrPort
+	// TLS of the connection; nil: plain.
+	TLS *TLS
 }
 
 // Encoder appends records of one input. It is not safe for concurrent use:
@@ -283,6 +292,13 @@ func (e *Encoder) renderSource() {
 		middle = addr.AppendTo(middle)
 		middle = append(middle, `","port":`...)
 		middle = strconv.AppendUint(middle, uint64(s.Addr.Port()), 10)
+		if s.Proxy.IsValid() {
+			middle = append(middle, `,"nat":{"ip":"`...)
+			middle = s.Proxy.Addr().Unmap().WithZone("").AppendTo(middle)
+			middle = append(middle, `","port":`...)
+			middle = strconv.AppendUint(middle, uint64(s.Proxy.Port()), 10)
+			middle = append(middle, '}')
+		}
 		middle = append(middle, '}')
 		log = append(log, `"source":{"address":"`...)
 		log = netip.AddrPortFrom(addr, s.Addr.Port()).AppendTo(log)
@@ -292,6 +308,9 @@ func (e *Encoder) renderSource() {
 		log = append(log, `"source":{"address":"`...)
 		log = e.appendText(log, e.scratch)
 		log = append(log, `"}`...)
+	}
+	if e.source.TLS != nil {
+		middle = append(middle, e.source.TLS.member...)
 	}
 	e.middle, e.log = middle, log
 }
