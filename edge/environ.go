@@ -666,3 +666,34 @@ func distance(a, b string) int {
 	}
 	return prev[len(b)]
 }
+
+// secret returns what a secret is now: the content of file, where it stands in one, as
+// secretFile reads it; else value.
+func secret(value, file string) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		if file == "" {
+			return []byte(value), nil
+		}
+		text, err := readSmall(file)
+		if err != nil {
+			return nil, err
+		}
+		if text = strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r"); text == "" {
+			return nil, fmt.Errorf("%s is empty: it should hold the secret", file)
+		}
+		return []byte(text), nil
+	}
+}
+
+// each reads the values of a list. The first that can't be read is a problem.
+func each[T any](e *environment, name string, values list, parse func(string) (T, error)) (all []T) {
+	for _, v := range values {
+		t, err := parse(v)
+		if err != nil {
+			e.problem(name, "%v", err)
+			return nil
+		}
+		all = append(all, t)
+	}
+	return all
+}

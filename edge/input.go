@@ -21,43 +21,60 @@ import (
 type Input struct {
 	Name string `env:"-"`
 
-	URL              string           `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514 or unix:///run/spillway/syslog.sock"`
-	Framing          framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
-	Delimiter        []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
-	ParseName        string           `env:"PARSE" envDefault:"auto" doc:"header of messages: auto, rfc3164, rfc5424 or none"`
-	Dataset          string           `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic or unix.generic"`
-	Pipeline         string           `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
-	Tags             list             `env:"TAGS" doc:"tags of the records, with commas between them"`
-	TimezoneName     string           `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
-	PreserveOriginal ecs.Original     `env:"PRESERVE_ORIGINAL" envDefault:"false" doc:"true: records also carry the message as it was received, in event.original; base64: as base64, every byte"`
-	Lane             string           `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
-	MaxMessageSize   outputs.Size     `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
-	Oversize         framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
-	MaxConnections   int              `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; for one more the oldest that has said nothing yet is closed, else that one; 0: no limit"`
-	IdleTimeout      time.Duration    `env:"IDLE_TIMEOUT" envDefault:"300s" doc:"a connection that sends nothing for so long is closed; 0: never"`
-	KeepAlive        time.Duration    `env:"KEEPALIVE" envDefault:"30s" doc:"a silent peer is asked so often whether it is still there; three times without an answer end the connection; 0: never (tcp, tls)"`
-	Allow            list             `env:"ALLOW" doc:"addresses and networks that may send, as in 10.0.0.0/8,::1; others are closed at once, their datagrams dropped (tcp, tls, udp)" default:"all"`
-	SoRcvbuf         outputs.Size     `env:"SO_RCVBUF" doc:"receive buffer to ask of the kernel (tcp, tls, udp)" default:"8MiB for udp, else what the kernel chooses"`
-	SocketModeText   string           `env:"SOCKET_MODE" envDefault:"0660" doc:"permission bits of the socket file (unix, unixgram, unixpacket)"`
-	SocketOwner      string           `env:"SOCKET_OWNER" doc:"user that owns the socket file, name or number" default:"the agent's"`
-	SocketGroup      string           `env:"SOCKET_GROUP" doc:"group of the socket file, name or number" default:"the agent's"`
-	TLSCertFile      string           `env:"TLS_CERT_FILE" doc:"PEM file of the server's certificate and what leads to its CA; read again when it changes (tls; for fd it makes a tcp socket a tls one)"`
-	TLSKeyFile       string           `env:"TLS_KEY_FILE" secret:"file" doc:"PEM file of its key, not encrypted"`
-	TLSClientCAFile  string           `env:"TLS_CLIENT_CA_FILE" doc:"PEM file of the CAs whose certificates clients may show"`
-	TLSClientAuth    string           `env:"TLS_CLIENT_AUTH" doc:"certificates of clients: none, optional (one that is shown must be good) or required" default:"required with TLS_CLIENT_CA_FILE, else none"`
-	TLSMinVersion    string           `env:"TLS_MIN_VERSION" envDefault:"1.2" doc:"oldest version of TLS: 1.2 or 1.3"`
-	OnFullName       string           `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams"`
+	URL string `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514 or unix:///run/spillway/syslog.sock"`
+
+	Framing        framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
+	Delimiter      []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
+	MaxMessageSize outputs.Size     `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
+	Oversize       framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
+	MaxMessageAge  time.Duration    `env:"MAX_MESSAGE_AGE" envDefault:"5m" doc:"a connection whose message is not finished after so long is closed; what came of it is kept; 0: never"`
+
+	ParseName        string       `env:"PARSE" envDefault:"auto" doc:"header of messages: auto, rfc3164, rfc5424 or none"`
+	TimezoneName     string       `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
+	PreserveOriginal ecs.Original `env:"PRESERVE_ORIGINAL" envDefault:"false" doc:"true: records also carry the message as it was received, in event.original; base64: as base64, every byte"`
+	Dataset          string       `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic or unix.generic"`
+	Pipeline         string       `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
+	Tags             list         `env:"TAGS" doc:"tags of the records, with commas between them"`
+
+	Lane       string `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
+	OnFullName string `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams"`
+
+	MaxConnections int                  `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; for one more the oldest that has said nothing yet is closed, else that one; 0: no limit"`
+	IdleTimeout    time.Duration        `env:"IDLE_TIMEOUT" envDefault:"300s" doc:"a connection that sends nothing for so long is closed; 0: never"`
+	KeepAlive      time.Duration        `env:"KEEPALIVE" envDefault:"30s" doc:"a silent peer is asked so often whether it is still there; three times without an answer end the connection; 0: never (tcp, tls)"`
+	ProxyProtocol  listen.ProxyProtocol `env:"PROXY_PROTOCOL" envDefault:"off" doc:"v1, v2 or any: each connection begins with a header of that version of the PROXY protocol, in which a load balancer tells the sender's address; one without is closed, and ALLOW is about the balancer; off: no header (tcp, tls)"`
+	Allow          list                 `env:"ALLOW" doc:"addresses and networks that may send, as in 10.0.0.0/8,::1; others are closed at once, their datagrams dropped (tcp, tls, udp)" default:"all"`
+	SoRcvbuf       outputs.Size         `env:"SO_RCVBUF" doc:"receive buffer to ask of the kernel (tcp, tls, udp)" default:"8MiB for udp, else what the kernel chooses"`
+
+	SocketModeText string `env:"SOCKET_MODE" envDefault:"0660" doc:"permission bits of the socket file (unix, unixgram, unixpacket)"`
+	SocketOwner    string `env:"SOCKET_OWNER" doc:"user that owns the socket file, name or number" default:"the agent's"`
+	SocketGroup    string `env:"SOCKET_GROUP" doc:"group of the socket file, name or number" default:"the agent's"`
+	PeerUsers      list   `env:"PEER_UID" doc:"users that may connect, names or numbers with commas between them; others are closed at once (unix, unixpacket)" default:"all that may open the socket"`
+
+	TLSCertFile           string `env:"TLS_CERT_FILE" doc:"PEM file of the server's certificate and what leads to its CA; read again when it changes (tls; for fd it makes a tcp socket a tls one)"`
+	TLSKeyFile            string `env:"TLS_KEY_FILE" secret:"file" doc:"PEM file of its key"`
+	TLSKeyPassphrase      string `env:"TLS_KEY_PASSPHRASE" secret:"true" doc:"passphrase of the key, if that is encrypted"`
+	TLSKeyPassphraseFile  string `env:"-"`
+	TLSClientCAFile       string `env:"TLS_CLIENT_CA_FILE" doc:"PEM file of the CAs whose certificates clients may show"`
+	TLSClientAuth         string `env:"TLS_CLIENT_AUTH" doc:"certificates of clients: none, optional (one that is shown must be good) or required" default:"required with TLS_CLIENT_CA_FILE or TLS_CLIENT_FINGERPRINTS, else none"`
+	TLSClientFingerprints list   `env:"TLS_CLIENT_FINGERPRINTS" doc:"certificates that may send, as sha-256:AA:BB:… or sha-1:AA:BB:… with commas between them; without TLS_CLIENT_CA_FILE also self-signed ones" default:"all"`
+	TLSClientNames        list   `env:"TLS_CLIENT_NAMES" doc:"names and addresses of which a client's certificate must have one, as in gw7.example.com,*.plant.example.com" default:"all"`
+	TLSMinVersion         string `env:"TLS_MIN_VERSION" envDefault:"1.2" doc:"oldest version of TLS: 1.2 or 1.3"`
+	TLSMaxVersion         string `env:"TLS_MAX_VERSION" doc:"newest version of TLS: 1.2 or 1.3" default:"1.3"`
+	TLSCiphers            list   `env:"TLS_CIPHERS" doc:"cipher suites of TLS 1.2, as in TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256; those of 1.3 are fixed" default:"those of the Go release"`
+	TLSCurves             list   `env:"TLS_CURVES" doc:"key exchanges: X25519MLKEM768, X25519, P-256, P-384, P-521" default:"those of the Go release"`
 
 	// Derived.
 	Scheme     string             `env:"-"` // of URL
 	Socket     string             `env:"-"` // Scheme; with fd the scheme of a socket like the first that systemd handed over, and fd if it did not
 	Address    string             `env:"-"` // host:port, path, @name, or name of a socket of systemd's
-	Parse      bool               `env:"-"` // false: the message is the text
+	Parse      bool               `env:"-"` // false: the message is the text, or with Vault an entry
 	Format     syslog.Format      `env:"-"` // when Parse
 	Timezone   *time.Location     `env:"-"`
 	OnFull     pipeline.OnFull    `env:"-"`
 	AllowFrom  []netip.Prefix     `env:"-"` // of Allow
 	SocketMode os.FileMode        `env:"-"`
+	PeerUIDs   []uint32           `env:"-"` // of PeerUsers
 	TLS        *listen.TLSOptions `env:"-"` // nil: plain
 }
 
@@ -78,20 +95,20 @@ var inputKinds = map[string]struct {
 	"tcp":        {"tcp", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP)},
 	"tls":        {"tcp", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofTLS)},
 	"udp":        {"udp", slices.Concat(ofSockets, ofNetwork)},
-	"unix":       {"unix", slices.Concat(ofSockets, ofStreams, ofConnections, ofFiles)},
-	"unixpacket": {"unix", slices.Concat(ofSockets, ofConnections, ofFiles)},
+	"unix":       {"unix", slices.Concat(ofSockets, ofStreams, ofConnections, ofPeers, ofFiles)},
+	"unixpacket": {"unix", slices.Concat(ofSockets, ofConnections, ofPeers, ofFiles)},
 	"unixgram":   {"unix", slices.Concat(ofSockets, ofFiles)},
-	"fd":         {"", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofTLS)},
+	"fd":         {"", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofPeers, ofTLS)},
 }
 
 var (
 	ofSockets     = []string{"OVERSIZE", "ON_FULL"}
-	ofStreams     = []string{"FRAMING", "DELIMITER"}
+	ofStreams     = []string{"FRAMING", "DELIMITER", "MAX_MESSAGE_AGE"}
 	ofConnections = []string{"MAX_CONNECTIONS", "IDLE_TIMEOUT"}
 	ofNetwork     = []string{"ALLOW", "SO_RCVBUF"}
-	ofTCP         = []string{"KEEPALIVE"}
+	ofTCP         = []string{"KEEPALIVE", "PROXY_PROTOCOL"}
+	ofPeers       = []string{"PEER_UID"}
 	ofFiles       = []string{"SOCKET_MODE", "SOCKET_OWNER", "SOCKET_GROUP"}
-	ofTLS         = []string{"TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH", "TLS_MIN_VERSION"}
 )
 
 // defaults are the defaults of the variables that depend on others: on the name of the
@@ -144,7 +161,11 @@ func (c *Config) input(e *environment, name string) Input {
 	if in.KeepAlive != 0 && in.KeepAlive < time.Second {
 		e.problem(under+"KEEPALIVE", "out of bounds: use 1s or more, or 0 for never")
 	}
+	if in.MaxMessageAge != 0 && in.MaxMessageAge < time.Second {
+		e.problem(under+"MAX_MESSAGE_AGE", "out of bounds: use 1s or more, or 0 for never")
+	}
 	in.allow(e, under)
+	in.peers(e, under)
 	in.socketFile(e, under)
 	in.tls(e, under)
 	return in
@@ -153,7 +174,7 @@ func (c *Config) input(e *environment, name string) Input {
 // applies refuses the options that inputs of this kind do not have.
 func (in *Input) applies(e *environment, under string) {
 	options, what := in.options()
-	for _, o := range slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofFiles, ofTLS) {
+	for _, o := range slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofPeers, ofFiles, ofTLS) {
 		switch {
 		case slices.Contains(options, o):
 		case in.datagram() || in.Scheme == "unixpacket" && slices.Contains(ofStreams, o):
@@ -225,8 +246,8 @@ func (in *Input) listen(log *slog.Logger) listen.Options {
 	return listen.Options{
 		Name: in.Name, Variable: prefix + "INPUT_" + strings.ToUpper(in.Name) + "_", Network: network, Address: in.Address, TLS: in.TLS,
 		Socket:  listen.SocketFile{Mode: in.SocketMode, Owner: in.SocketOwner, Group: in.SocketGroup},
-		Framing: in.framing(), ReceiveBuffer: int(in.SoRcvbuf), MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout,
-		KeepAlive: in.KeepAlive, Allow: in.AllowFrom, Log: log,
+		Framing: in.framing(), ReceiveBuffer: int(in.SoRcvbuf), MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout, MaxMessageAge: in.MaxMessageAge,
+		KeepAlive: in.KeepAlive, Allow: in.AllowFrom, PeerUIDs: in.PeerUIDs, ProxyProtocol: in.ProxyProtocol, Log: log,
 	}
 }
 

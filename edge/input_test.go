@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -47,7 +49,7 @@ func TestInputKinds(t *testing.T) {
 func TestInputOptions(t *testing.T) {
 	c, err := load(t, "SPILLWAY_INPUTS=tls,unix,udp", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE=/c", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=/k", "SPILLWAY_INPUT_TLS_TLS_CLIENT_CA_FILE=/ca",
 		"SPILLWAY_INPUT_TLS_TLS_MIN_VERSION=1.3", "SPILLWAY_INPUT_TLS_ALLOW=10.1.2.3/8, ::1,::ffff:192.0.2.7", "SPILLWAY_INPUT_TLS_KEEPALIVE=1m", "SPILLWAY_INPUT_TLS_SO_RCVBUF=64KiB",
-		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
+		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UNIX_PEER_UID=0,daemon", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +58,7 @@ func TestInputOptions(t *testing.T) {
 		!slices.Equal(o.Allow, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("192.0.2.7/32")}) {
 		t.Errorf("%+v %+v", o, o.TLS)
 	}
-	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Group: "root"}) || o.KeepAlive != 30*time.Second {
+	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Group: "root"}) || o.KeepAlive != 30*time.Second || o.MaxMessageAge != 5*time.Minute || !slices.Equal(o.PeerUIDs, []uint32{0, 1}) {
 		t.Errorf("%+v", o)
 	}
 	if o := c.Inputs[2].listen(nil); o.ReceiveBuffer != 8<<20 || len(o.Allow) != 1 {
@@ -64,16 +66,86 @@ func TestInputOptions(t *testing.T) {
 	}
 }
 
+// TestInputTLS is about who may connect, and how.
+func TestInputTLS(t *testing.T) {
+	const in, sha1, suite = "SPILLWAY_INPUT_TLS_", "sha-1:00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:00:11:22:33", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
+	passphrase := filepath.Join(t.TempDir(), "passphrase")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(passphrase, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one\n")
+	c, err := load(t, "SPILLWAY_INPUTS=tls", in+"TLS_CERT_FILE=/c", in+"TLS_KEY_FILE=/k", in+"TLS_KEY_PASSPHRASE_FILE="+passphrase, in+"TLS_CLIENT_CA_FILE=/ca",
+		in+"TLS_CLIENT_FINGERPRINTS="+sha1, in+"TLS_CLIENT_NAMES=GW7.example, 192.0.2.7", in+"TLS_MAX_VERSION=1.2", in+"TLS_CIPHERS="+suite, in+"TLS_CURVES=X25519,p-256",
+		in+"PROXY_PROTOCOL=Any", in+"MAX_MESSAGE_AGE=10s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := c.Inputs[0].listen(nil)
+	if o.ProxyProtocol != listen.ProxyAny || o.MaxMessageAge != 10*time.Second {
+		t.Errorf("%+v", o)
+	}
+	if o.TLS.ClientAuth != listen.ClientRequired || o.TLS.MinVersion != tls.VersionTLS12 || o.TLS.MaxVersion != tls.VersionTLS12 ||
+		fmt.Sprint(o.TLS.ClientFingerprints) != "["+sha1+"]" || fmt.Sprint(o.TLS.ClientNames) != "[gw7.example 192.0.2.7]" ||
+		!slices.Equal(o.TLS.CipherSuites, []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}) || !slices.Equal(o.TLS.Curves, []tls.CurveID{tls.X25519, tls.CurveP256}) {
+		t.Errorf("%+v", o.TLS)
+	}
+	for _, tt := range []struct{ file, secret, err string }{
+		{"one\n", "one", ""},
+		{"two", "two", ""}, // as it is when it is asked for
+		{"\n", "", passphrase + " is empty: it should hold the secret"},
+	} {
+		write(tt.file)
+		got, err := o.TLS.Passphrase()
+		if string(got) != tt.secret || (err == nil) != (tt.err == "") || err != nil && err.Error() != tt.err {
+			t.Errorf("%q: %q, %v", tt.file, got, err)
+		}
+	}
+
+	// Fingerprints are enough to believe a client.
+	c, err = load(t, "SPILLWAY_INPUTS=tls", in+"TLS_CERT_FILE=/c", in+"TLS_KEY_FILE=/k", in+"TLS_KEY_PASSPHRASE=s3cret", in+"TLS_CLIENT_FINGERPRINTS="+sha1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o = c.Inputs[0].listen(nil)
+	if got, err := o.TLS.Passphrase(); o.TLS.ClientAuth != listen.ClientRequired || string(got) != "s3cret" || err != nil {
+		t.Errorf("%+v, passphrase %q, %v", o.TLS, got, err)
+	}
+}
+
 func TestInputProblems(t *testing.T) {
 	const in = "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL="
+	const pair = in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k "
+	const sha1 = "sha-1:00112233445566778899aabbccddeeff00112233"
 	for _, tt := range []struct{ name, env, want string }{
 		{"tls without a certificate", in + "tls://:1", `SPILLWAY_INPUT_A_TLS_CERT_FILE: not set: a tls input needs a certificate: name its PEM file`},
 		{"tls without a key", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c", `SPILLWAY_INPUT_A_TLS_KEY_FILE: not set: a tls input needs the key of its certificate: name its PEM file`},
 		{"certificate of a tcp input", in + "tcp://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c", `SPILLWAY_INPUT_A_TLS_CERT_FILE="c": changes nothing for a tcp input: remove it`},
 		{"client auth without a CA", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=required",
-			`SPILLWAY_INPUT_A_TLS_CLIENT_AUTH="required": needs SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE: without it no client could be believed`},
+			`SPILLWAY_INPUT_A_TLS_CLIENT_AUTH="required": needs SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE or SPILLWAY_INPUT_A_TLS_CLIENT_FINGERPRINTS: without them no client could be believed`},
 		{"CA without client auth", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=none SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE=ca",
 			`SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE="ca": changes nothing with SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=none: remove one of them`},
+		{"fingerprints without client auth", pair + "SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=none SPILLWAY_INPUT_A_TLS_CLIENT_FINGERPRINTS=" + sha1,
+			`SPILLWAY_INPUT_A_TLS_CLIENT_FINGERPRINTS="` + sha1 + `": changes nothing with SPILLWAY_INPUT_A_TLS_CLIENT_AUTH=none: remove one of them`},
+		{"fingerprint", pair + "SPILLWAY_INPUT_A_TLS_CLIENT_FINGERPRINTS=" + sha1 + ",md5:AA",
+			`SPILLWAY_INPUT_A_TLS_CLIENT_FINGERPRINTS="` + sha1 + `,md5:AA": "md5:AA" is no fingerprint: write sha-256: or sha-1: and the hex pairs that openssl x509 -noout -fingerprint -sha256 prints`},
+		{"names without a CA", pair + "SPILLWAY_INPUT_A_TLS_CLIENT_NAMES=gw.example SPILLWAY_INPUT_A_TLS_CLIENT_FINGERPRINTS=" + sha1,
+			`SPILLWAY_INPUT_A_TLS_CLIENT_NAMES="gw.example": needs SPILLWAY_INPUT_A_TLS_CLIENT_CA_FILE: anybody can write a name into a certificate of his own`},
+		{"no version left", pair + "SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.3 SPILLWAY_INPUT_A_TLS_MAX_VERSION=1.2",
+			`SPILLWAY_INPUT_A_TLS_MAX_VERSION="1.2": below SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.3, so that no version is left: raise it, or lower that`},
+		{"suites of 1.3", pair + "SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.3 SPILLWAY_INPUT_A_TLS_CIPHERS=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+			`SPILLWAY_INPUT_A_TLS_CIPHERS="TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": changes nothing with SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.3, whose suites are fixed: remove one of them`},
+		{"curve", pair + "SPILLWAY_INPUT_A_TLS_CURVES=P-192", `SPILLWAY_INPUT_A_TLS_CURVES="P-192": unknown "P-192": use X25519MLKEM768, X25519, P-256, P-384, P-521`},
+		{"passphrase of a plain fd", in + "fd://x SPILLWAY_INPUT_A_TLS_KEY_PASSPHRASE=s3cret", `SPILLWAY_INPUT_A_TLS_KEY_PASSPHRASE="***": changes nothing without SPILLWAY_INPUT_A_TLS_CERT_FILE: set that, or remove it`},
+		{"balancer of a local socket", in + "unix:///x SPILLWAY_INPUT_A_PROXY_PROTOCOL=v1", `SPILLWAY_INPUT_A_PROXY_PROTOCOL="v1": changes nothing for a unix input: remove it`},
+		{"balancer", in + "tcp://:1 SPILLWAY_INPUT_A_PROXY_PROTOCOL=v3", `SPILLWAY_INPUT_A_PROXY_PROTOCOL="v3": unknown: use off, v1, v2 or any`},
+		{"user of a tcp socket", in + "tcp://:1 SPILLWAY_INPUT_A_PEER_UID=root", `SPILLWAY_INPUT_A_PEER_UID="root": changes nothing for a tcp input: remove it`},
+		{"user of datagrams", in + "unixgram:///x SPILLWAY_INPUT_A_PEER_UID=root", `SPILLWAY_INPUT_A_PEER_UID="root": changes nothing for a unixgram input, where each datagram is one message: remove it`},
+		{"user", in + "unix:///x SPILLWAY_INPUT_A_PEER_UID=root,nosuch", `SPILLWAY_INPUT_A_PEER_UID="root,nosuch": user: unknown user nosuch: name users of this host, or give numbers`},
+		{"age of packets", in + "unixpacket:///x SPILLWAY_INPUT_A_MAX_MESSAGE_AGE=1m", `SPILLWAY_INPUT_A_MAX_MESSAGE_AGE="1m": changes nothing for a unixpacket input, where each datagram is one message: remove it`},
+		{"age", in + "tcp://:1 SPILLWAY_INPUT_A_MAX_MESSAGE_AGE=1ms", `SPILLWAY_INPUT_A_MAX_MESSAGE_AGE="1ms": out of bounds: use 1s or more, or 0 for never`},
 		{"old TLS", in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.1", `SPILLWAY_INPUT_A_TLS_MIN_VERSION="1.1": unknown: use 1.2 or 1.3`},
 		{"TLS options of a plain fd", in + "fd://x SPILLWAY_INPUT_A_TLS_MIN_VERSION=1.3", `SPILLWAY_INPUT_A_TLS_MIN_VERSION="1.3": changes nothing without SPILLWAY_INPUT_A_TLS_CERT_FILE: set that, or remove it`},
 		{"two slashes", in + "unix://run/log", `SPILLWAY_INPUT_A_URL="unix://run/log": "run" stands where a host would: write three slashes, as in unix:///run/spillway/syslog.sock`},

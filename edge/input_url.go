@@ -130,6 +130,21 @@ func (in *Input) allow(e *environment, under string) {
 	}
 }
 
+// peers reads PEER_UID.
+func (in *Input) peers(e *environment, under string) {
+	in.PeerUIDs = each(e, under+"PEER_UID", in.PeerUsers, func(who string) (uint32, error) {
+		if !number(who) {
+			u, err := user.Lookup(who)
+			if err != nil {
+				return 0, fmt.Errorf("%w: name users of this host, or give numbers", err)
+			}
+			who = u.Uid
+		}
+		n, err := strconv.ParseUint(who, 10, 32)
+		return uint32(n), err
+	})
+}
+
 // socketFile checks the options of the file of a unix socket.
 func (in *Input) socketFile(e *environment, under string) {
 	if !strings.HasPrefix(in.Scheme, "unix") {

@@ -43,6 +43,7 @@ var sdk = map[string]string{
 	"github.com/klauspost/compress":       "spillway/buffer/batch",
 	"github.com/prometheus/client_golang": "spillway/edge/admin",
 	"github.com/caarlos0/env":             "spillway/edge",
+	"github.com/youmark/pkcs8":            "spillway/edge/listen",
 }
 
 type goPackage struct {

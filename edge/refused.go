@@ -62,10 +62,9 @@ var refused = []struct {
 		"OUTPUT/*/TLS_PEER_VERIFY", "OUTPUT/*/TLS_IGNORE_*", "OUTPUT/*/TLS_INSECURE*", "OUTPUT/*/TLS_SKIP_VERIFY", "OUTPUT/*/TLS_TRUSTED_*", "OUTPUT/*/TLS_CRL_*", "OUTPUT/*/TLS_OCSP*"}},
 	{"not in this version: TLS is 1.2 or newer with the cipher suites and curves of the Go release, without compression: remove this variable", []string{
 		"OUTPUT/*/TLS_*VERSION", "OUTPUT/*/TLS_CIPHER*", "OUTPUT/*/TLS_CURVES", "OUTPUT/*/TLS_ECDH_CURVE_LIST", "OUTPUT/*/TLS_SIGALGS", "OUTPUT/*/TLS_DHPARAM_FILE", "OUTPUT/*/TLS_ALLOW_COMPRESS",
-		"OUTPUT/*/TLS_OPENSSL_*", "OUTPUT/*/TLS_SNI", "OUTPUT/*/TLS_KEYLOG_FILE", "OUTPUT/*/TLS_OPTIONS",
-		"INPUT/*/TLS_CIPHER*", "INPUT/*/TLS_CURVES", "INPUT/*/TLS_MAX_VERSION", "INPUT/*/TLS_KEYLOG_FILE"}},
-	{"keys are PEM without a passphrase: decrypt it (openssl pkey -in KEY -out PLAIN) and let only this user read it", []string{
-		"OUTPUT/*/TLS_KEY_PASSPHRASE*", "INPUT/*/TLS_KEY_PASSPHRASE*", "OUTPUT/*/TLS_PKCS12_FILE", "INPUT/*/TLS_PKCS12_FILE"}},
+		"OUTPUT/*/TLS_OPENSSL_*", "OUTPUT/*/TLS_SNI", "OUTPUT/*/TLS_KEYLOG_FILE", "OUTPUT/*/TLS_OPTIONS"}},
+	{"keys of outputs are PEM without a passphrase: decrypt it (openssl pkey -in KEY -out PLAIN) and let only this user read it", []string{"OUTPUT/*/TLS_KEY_PASSPHRASE*"}},
+	{"certificates and keys are PEM: make such files of it (openssl pkcs12 -in FILE -out PEM)", []string{"OUTPUT/*/TLS_PKCS12_FILE", "INPUT/*/TLS_PKCS12_FILE"}},
 	{"credentials come from the AWS SDK's own variables and files: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, …", []string{
 		"OUTPUT/*/ACCESS_KEY*", "OUTPUT/*/SECRET_*", "OUTPUT/*/SESSION_TOKEN*", "OUTPUT/*/PROFILE", "OUTPUT/*/ROLE_ARN", "OUTPUT/*/IOT_*"}},
 	{"the bucket's own settings rule (default encryption, lifecycle): remove this variable", []string{"OUTPUT/*/STORAGE_CLASS", "OUTPUT/*/SSE*", "OUTPUT/*/KMS_*", "OUTPUT/*/ACL", "OUTPUT/*/OBJECT_LOCK*"}},
@@ -76,14 +75,18 @@ var refused = []struct {
 	// Inputs.
 	{"address and port stand in SPILLWAY_INPUT_<NAME>_URL, as in tcp://0.0.0.0:5514, and so does the kind of the socket", []string{
 		"INPUT/*/ADDRESS", "INPUT/*/HOST", "INPUT/*/PORT", "INPUT/*/LISTEN_ADDRESS", "INPUT/*/LISTEN_PORT", "INPUT/*/SOCKET_TYPE", "INPUT/*/TRANSPORT", "LISTEN_ADDRESS", "LISTEN_PORT"}},
-	{"not in this version: remove this variable, and the load balancer's address is that of the records", []string{"INPUT/*/PROXY_PROTOCOL"}},
 	{"the CAs of clients are in the file of SPILLWAY_INPUT_<NAME>_TLS_CLIENT_CA_FILE", []string{"INPUT/*/TLS_CA_FILE", "INPUT/*/TLS_CA_DIR", "INPUT/*/CA_FILE", "INPUT/*/CA_DIR", "INPUT/*/SSL_CERTIFICATE_AUTHORITIES"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_TLS_CLIENT_AUTH: none, optional or required", []string{"INPUT/*/SSL_CLIENT_AUTHENTICATION", "INPUT/*/SSL_VERIFICATION_MODE", "INPUT/*/TLS_PEER_VERIFY", "INPUT/*/TLS_VERIFICATION_MODE"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_TLS_KEY_PASSPHRASE, or _TLS_KEY_PASSPHRASE_FILE", []string{"INPUT/*/SSL_KEY_PASSPHRASE*", "INPUT/*/TLS_PASSPHRASE*"}},
+	{"the names here are SPILLWAY_INPUT_<NAME>_TLS_MIN_VERSION and _TLS_MAX_VERSION", []string{"INPUT/*/SSL_SUPPORTED_PROTOCOLS", "INPUT/*/TLS_VERSION*", "INPUT/*/TLS_SUPPORTED_PROTOCOLS", "INPUT/*/TLS_SSL_OPTIONS"}},
+	{"the names here are SPILLWAY_INPUT_<NAME>_TLS_CIPHERS and _TLS_CURVES", []string{"INPUT/*/SSL_CIPHER_SUITES", "INPUT/*/SSL_CURVE_TYPES", "INPUT/*/TLS_CIPHER_*", "INPUT/*/TLS_CURVE_TYPES", "INPUT/*/TLS_ECDH_CURVE_LIST"}},
+	{"the names here are SPILLWAY_INPUT_<NAME>_TLS_CLIENT_FINGERPRINTS and _TLS_CLIENT_NAMES", []string{"INPUT/*/TLS_TRUSTED_*", "INPUT/*/TLS_FINGERPRINT*", "INPUT/*/SSL_CA_TRUSTED_FINGERPRINT"}},
+	{"not in this version: certificates that may send are named in SPILLWAY_INPUT_<NAME>_TLS_CLIENT_FINGERPRINTS", []string{"INPUT/*/TLS_CRL_*", "INPUT/*/TLS_OCSP*"}},
+	{"not in this version, which writes no secrets of connections: remove this variable", []string{"INPUT/*/TLS_KEYLOG_FILE"}},
 	{"names of TLS begin with TLS_ here, and certificate and key are PEM files: SPILLWAY_INPUT_<NAME>_TLS_CERT_FILE and _TLS_KEY_FILE, with a URL as in tls://0.0.0.0:6514", []string{
 		"INPUT/*/SSL", "INPUT/*/SSL_*", "INPUT/*/CERTIFICATE", "INPUT/*/TLS_CERT", "INPUT/*/TLS_CERTIFICATE", "INPUT/*/TLS_KEY", "INPUT/*/TLS_ENABLED"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_KEEPALIVE", []string{"INPUT/*/SO_KEEPALIVE", "INPUT/*/TCP_KEEPALIVE*", "INPUT/*/KEEP_ALIVE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT", []string{"INPUT/*/TIMEOUT"}},
-	{"not in this version: SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT ends silent connections", []string{"INPUT/*/MAX_MESSAGE_AGE"}},
 	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424 or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/SYSLOG_FORMAT", "INPUT/*/FORMAT"}},
 	{"the format of headers is SPILLWAY_INPUT_<NAME>_PARSE, their zone SPILLWAY_INPUT_<NAME>_TIMEZONE", []string{"INPUT/*/SYSLOG_OPTIONS*", "INPUT/*/SYSLOG_TIMEZONE", "INPUT/*/TIME_ZONE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_DATASET; the other parts of a data stream's name are for the reader: labels.pipeline of its records is SPILLWAY_INPUT_<NAME>_PIPELINE", []string{

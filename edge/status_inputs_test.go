@@ -18,7 +18,8 @@ func TestInputMetrics(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	certificate(t, dir, "server")
-	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local", "SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TCP_MAX_CONNECTIONS=1",
+	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local,proxied", "SPILLWAY_INPUT_PROXIED_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_PROXIED_PROXY_PROTOCOL=v1", "SPILLWAY_INPUT_PROXIED_MAX_MESSAGE_AGE=1s",
+		"SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TCP_MAX_CONNECTIONS=1",
 		"SPILLWAY_INPUT_TLS_TLS_CERT_FILE="+dir+"/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE="+dir+"/server.key",
 		"SPILLWAY_INPUT_LOCAL_URL=unixgram://"+dir+"/log")
 	counted := func(want string, value float64) {
@@ -64,6 +65,16 @@ func TestInputMetrics(t *testing.T) {
 	counted(`spillway_input_messages_total{input="tcp"}`, 1)
 	a.tryDial("tcp") // the reset may come before Dial has looked
 	counted(`spillway_input_refused_connections_total{input="tcp",reason="max_connections"}`, 1)
+
+	// Its senders come through a balancer.
+	fmt.Fprintln(a.dial("proxied"), "<13>no header")
+	counted(`spillway_input_refused_connections_total{input="proxied",reason="proxy_header"}`, 1)
+	c2 := a.dial("proxied")
+	fmt.Fprintln(c2, "PROXY TCP4 192.0.2.7 192.0.2.1 44214 6514\r\n<13>three")
+	counted(`spillway_input_messages_total{input="proxied"}`, 1)
+	fmt.Fprint(c2, "<13>half of a mess")
+	counted(`spillway_input_stale_connections_total{input="proxied"}`, 1)
+	counted(`spillway_input_messages_total{input="proxied"}`, 2)
 
 	local, err := net.Dial("unixgram", dir+"/log")
 	if err != nil {

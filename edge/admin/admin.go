@@ -64,12 +64,14 @@ type InputStats struct {
 	FramingErrors  int64
 	CutFrames      int64 // counted frames that the sender did not finish
 	MemoryCut      int64 // unfinished messages treated as over-size for lack of memory
-	Denied         int64 // connections and datagrams of senders that are not in ALLOW
+	Denied         int64 // connections and datagrams of senders that are not in ALLOW or PEER_UID
 
 	Connections        int64             // accepted
 	OpenConnections    int64             // gauge
 	RefusedConnections map[string]uint64 // by reason; all reasons are there
 	IdleConnections    int64             // closed after IDLE_TIMEOUT
+	StaleConnections   int64             // closed after MAX_MESSAGE_AGE
+	Mismatched         map[string]uint64 // connections framed otherwise than FRAMING says, by what they look like
 	Shut               int64             // times that it stopped accepting for lack of room
 
 	HandshakeFailures  map[string]uint64 // by reason; all reasons are there

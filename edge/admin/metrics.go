@@ -61,14 +61,16 @@ var inputMetrics = []family[InputStats]{
 	counter("input", "input_framing_errors_total", "Streams whose framing could not be followed.", func(s *InputStats) float64 { return float64(s.FramingErrors) }),
 	counter("input", "input_cut_frames_total", "Counted frames that the sender did not finish.", func(s *InputStats) float64 { return float64(s.CutFrames) }),
 	counter("input", "input_memory_cut_total", "Unfinished messages treated as over-size: those of the lane together had reached MESSAGE_MEMORY.", func(s *InputStats) float64 { return float64(s.MemoryCut) }),
-	counter("input", "input_denied_total", "Connections and datagrams of senders that ALLOW does not name.", func(s *InputStats) float64 { return float64(s.Denied) }),
+	counter("input", "input_denied_total", "Connections and datagrams of senders that ALLOW or PEER_UID does not name.", func(s *InputStats) float64 { return float64(s.Denied) }),
 }
 
 var streamMetrics = []family[InputStats]{
 	counter("input", "input_connections_total", "Connections accepted.", func(s *InputStats) float64 { return float64(s.Connections) }),
 	gauge("input", "input_open_connections", "Connections now.", func(s *InputStats) float64 { return float64(s.OpenConnections) }),
-	counters("input", "reason", "input_refused_connections_total", "Connections closed: over MAX_CONNECTIONS, for another at that limit because they had said nothing yet (silent), or TLS to a port without it.", func(s *InputStats) map[string]uint64 { return s.RefusedConnections }),
+	counters("input", "reason", "input_refused_connections_total", "Connections closed: over MAX_CONNECTIONS, for another at that limit because they had said nothing yet (silent), TLS to a port without it, or without the header that PROXY_PROTOCOL asks for.", func(s *InputStats) map[string]uint64 { return s.RefusedConnections }),
 	counter("input", "input_idle_connections_total", "Connections closed after IDLE_TIMEOUT.", func(s *InputStats) float64 { return float64(s.IdleConnections) }),
+	counter("input", "input_stale_connections_total", "Connections closed because a message was not finished after MAX_MESSAGE_AGE.", func(s *InputStats) float64 { return float64(s.StaleConnections) }),
+	counters("input", "looks", "input_mismatched_connections_total", "Connections that look framed otherwise than FRAMING says.", func(s *InputStats) map[string]uint64 { return s.Mismatched }),
 	counter("input", "input_shut_total", "How often the input stopped accepting because there was no room (ON_FULL=refuse).", func(s *InputStats) float64 { return float64(s.Shut) }),
 }
 
