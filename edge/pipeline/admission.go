@@ -331,6 +331,9 @@ func (l *Lane) look() {
 func (l *Lane) unhold(n int64) {
 	l.held.Add(-n)
 	l.stalled.Store(0)
+	if c := l.freed.Swap(nil); c != nil {
+		close(*c)
+	}
 	for _, d := range []*door{l.ordinary, l.last} {
 		select {
 		case d.freed <- struct{}{}:

@@ -82,6 +82,11 @@ type Lane struct {
 	cut       atomic.Uint64 // records that the stop kept from being stored
 	resent    atomic.Uint64 // records sent again because a far side lost them
 
+	// Of those who wait for their records, see durable.go.
+	gathering atomic.Bool                   // somebody waits for the open batch
+	failing   atomic.Int64                  // since when the disk has answered with errors, since began; 0: it does not
+	freed     atomic.Pointer[chan struct{}] // closed when held has become less; nil: nobody waits for it
+
 	before buffer.Stats // of the buffer, when the lane began
 	meter  meter
 
@@ -97,6 +102,8 @@ type block struct {
 	lines []byte
 	ends  []uint32 // where each line ends
 	time  int64    // unix ns
+
+	stored chan error // told when all lines are durable, or lost; nil: nobody waits
 }
 
 // job is one open batch on its way to the disk. From fill to the end of its
@@ -105,6 +112,7 @@ type job struct {
 	open    *batch.Open
 	gaps    int   // how many of the buffer's gaps it tells
 	raw     int64 // bytes of its lines
+	waiters []waiter
 	batches []*batch.Batch
 	mem     []byte // of the payloads
 	err     error
@@ -201,6 +209,9 @@ func (l *Lane) fill() {
 			}
 			l.move()
 			f.add(b)
+			if b.stored != nil {
+				f.urge()
+			}
 			l.release(b)
 		case <-f.timer.C:
 			f.seal()
@@ -248,7 +259,7 @@ func (l *Lane) release(b *block) {
 	if cap(b.lines) > maxBlock {
 		return
 	}
-	b.lines, b.ends = b.lines[:0], b.ends[:0]
+	b.lines, b.ends, b.stored = b.lines[:0], b.ends[:0], nil
 	select {
 	case l.spare <- b:
 	default:
@@ -270,6 +281,8 @@ type filler struct {
 	held int64 // bytes of the open batch that its inputs' blocks had
 
 	told []toldGap // of recordOwn, that are not delivered yet
+
+	waiters []waiter // for the open batch
 }
 
 // toldGap is a gap record in a batch.
@@ -293,6 +306,9 @@ func (f *filler) add(b *block) {
 		}
 		f.held += int64(len(line))
 		f.line(line, b.time)
+		if b.stored != nil {
+			f.wait(b.stored, int(end) == len(b.lines))
+		}
 		if f.builder.Full(f.open) {
 			f.seal()
 		}
@@ -421,10 +437,11 @@ func (f *filler) seal() {
 		return
 	}
 	f.timer.Stop()
-	j := &job{open: f.open, gaps: f.gaps, raw: int64(len(f.open.Lines)), done: make(chan struct{})}
+	j := &job{open: f.open, gaps: f.gaps, raw: int64(len(f.open.Lines)), waiters: f.waiters, done: make(chan struct{})}
 	f.l.move()
 	f.l.held.Add(j.raw - f.held) // tails and gap records come to what was admitted
-	f.open, f.gaps, f.held = nil, 0, 0
+	f.open, f.gaps, f.held, f.waiters = nil, 0, 0, nil
+	f.l.gathering.Store(false)
 	f.l.sealed.Add(1)
 	f.l.jobs <- j
 	select {
@@ -497,9 +514,10 @@ func (l *Lane) store(ctx context.Context) {
 	}()
 	var group []*batch.Batch
 	var mems [][]byte
+	var waiters []waiter
 	for j := <-l.order; j != nil; {
 		<-j.done
-		group, mems = group[:0], mems[:0]
+		group, mems, waiters = group[:0], mems[:0], waiters[:0]
 		var raw int64
 		gaps := 0
 		for j != nil && len(mems) < groupMax && j.isDone() {
@@ -509,6 +527,11 @@ func (l *Lane) store(ctx context.Context) {
 			}
 			raw += j.raw
 			gaps += j.gaps
+			if j.err == nil {
+				waiters = append(waiters, j.waiters...)
+			} else {
+				tell(j.waiters, j.err)
+			}
 			mems = append(mems, j.mem)
 			select {
 			case j = <-l.order:
@@ -517,10 +540,15 @@ func (l *Lane) store(ctx context.Context) {
 			}
 		}
 		l.appending.Store(raw)
+		if len(waiters) > 0 {
+			l.o.Buffer.Hurry()
+		}
 		if len(group) > 0 {
 			if err := l.append(ctx, group); err == nil {
 				l.told(gaps, group[0].First)
+				tell(waiters, nil)
 			} else {
+				tell(waiters, errCut)
 				if lost.err == nil {
 					lost.first, lost.err = group[0].First, err
 				}
@@ -534,6 +562,7 @@ func (l *Lane) store(ctx context.Context) {
 		l.sealed.Add(-int32(len(mems)))
 		l.unhold(raw)
 		l.appending.Store(0)
+		l.gathered()
 		if j == nil {
 			j = <-l.order // nil when it is closed
 		}
@@ -584,6 +613,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 		l.shutIfFailing()
 		if since.IsZero() {
 			since = time.Now()
+			l.failing.Store(l.now())
 			l.o.Log.Error("records can't be stored; they wait in memory and inputs are held back", "lane", l.o.Name, "error", err,
 				"hint", "see the disk that holds SPILLWAY_STATE_DIR: space, errors, read-only")
 		}
@@ -602,6 +632,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
 		}
 	}
 	if !since.IsZero() {
+		l.failing.Store(0)
 		l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
 	}
 	last := group[len(group)-1].Last()

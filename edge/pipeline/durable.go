@@ -1,0 +1,139 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"spillway/edge/listen"
+)
+
+// A block whose sender waits is marked with a channel, which goes with its records:
+//
+//	block.stored ── fill ──> filler.waiters ── seal ──> job.waiters ── store ──> the channel
+//
+// fill seals the open batch at once if no batch is on its way to the disk. If one is,
+// those that wait gather in the open batch, and store has it sealed as soon as its
+// Append returns. So one sender waits for one fsync, and a hundred at a time for two.
+
+// hungFor is how long a call to the disk may last before nobody is let in to wait
+// behind it.
+const hungFor = 2 * time.Second
+
+// errCut is what who waits is told at a stop.
+var errCut = errors.New("stopped before the records were stored")
+
+// waiter is who waits for records in a batch.
+type waiter struct {
+	stored chan error // with room for one
+	last   bool       // the last of its records is in this batch
+}
+
+// tell says to those who wait that their batches are durable, or why they are not.
+func tell(waiters []waiter, err error) {
+	for _, w := range waiters {
+		if err == nil && !w.last {
+			continue
+		}
+		select {
+		case w.stored <- err:
+		default: // an earlier batch of the same block was lost
+		}
+	}
+}
+
+// wait notes that stored waits for a record of the open batch.
+func (f *filler) wait(stored chan error, last bool) {
+	if n := len(f.waiters); n > 0 && f.waiters[n-1].stored == stored {
+		f.waiters[n-1].last = last
+		return
+	}
+	f.waiters = append(f.waiters, waiter{stored, last})
+}
+
+// urge makes the open batch, for which somebody waits, durable as soon as it can be.
+func (f *filler) urge() {
+	l := f.l
+	if len(f.waiters) == 0 {
+		return // sealed already, being full
+	}
+	l.gathering.Store(true) // before the look: who ends what is on its way looks after that
+	if l.sealed.Load() == 0 {
+		f.seal()
+	} else {
+		l.o.Buffer.Hurry()
+	}
+}
+
+// gathered has the open batch sealed if somebody waits for it: an Append has returned.
+func (l *Lane) gathered() {
+	if l.gathering.Load() {
+		l.sealNow()
+	}
+}
+
+// Store implements listen.Storer.
+func (s *sink) Store(ctx context.Context) (<-chan error, error) {
+	b, stored := s.block, make(chan error, 1)
+	if b == nil || len(b.ends) == 0 {
+		stored <- nil // nothing came of what Message took
+		return stored, nil
+	}
+	n := int64(len(b.ends))
+	s.block, b.stored = nil, stored
+	if err := s.in.o.Lane.enter(ctx, b); err != nil {
+		s.n = counts{} // whose sender is told counts nowhere
+		s.in.o.Lane.release(b)
+		return nil, err
+	}
+	s.count()
+	s.in.Admitted.Add(n)
+	return stored, nil
+}
+
+// enter hands b to fill. It waits while the disk is behind with what it was given, and
+// never for room in the buffer. The reserve is for those who can't be told.
+func (l *Lane) enter(ctx context.Context, b *block) error {
+	n := int64(len(b.lines))
+	for !l.passed(l.failing.Load()) && !l.Stuck(hungFor) {
+		freed := l.whenFreed()
+		if l.take(l.ordinary, n) {
+			select {
+			case l.blocks <- b:
+				return nil
+			case <-ctx.Done():
+				l.held.Add(-n)
+				return fmt.Errorf("%w: the disk is behind", listen.ErrFull)
+			}
+		}
+		// What Append has may be in held and in the buffer, for that moment only.
+		behind := l.held.Load() >= l.most(l.ordinary) || l.appending.Load() > 0
+		if !behind || l.passed(l.stalled.Load()) || !l.o.Buffer.Fits(l.onDisk(max(0, l.held.Load()-l.appending.Load())), l.onDisk(n), l.o.Reserve) {
+			break
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the disk is behind", listen.ErrFull)
+		}
+	}
+	return listen.ErrFull
+}
+
+// whenFreed returns a channel that is closed when held becomes less.
+func (l *Lane) whenFreed() <-chan struct{} {
+	for {
+		if c := l.freed.Load(); c != nil {
+			return *c
+		}
+		c := make(chan struct{})
+		if l.freed.CompareAndSwap(nil, &c) {
+			return c
+		}
+	}
+}
+
+// OpenStorer is Open for servers whose senders wait until their records are durable.
+// Where there is no room they are told, whatever ON_FULL says: such records count nowhere.
+func (in *Input) OpenStorer() listen.Storer { return in.Open().(*sink) }
