@@ -22,8 +22,8 @@ type InputOptions struct {
 	Parse   bool // false: the message is the text (PARSE=none)
 	Format  syslog.Format
 	Zone    *time.Location // of header times without one
-	Filter  *Filter       // nil: none
-	Vault   *VaultOptions // nil: it is not Vault that sends; else Parse, Format and Zone mean nothing
+	Filter  *Filter        // nil: none
+	Vault   *VaultOptions  // nil: it is not Vault that sends; else Parse, Format and Zone mean nothing
 	Records ecs.Options
 	OnFull  OnFull
 }
