@@ -105,8 +105,9 @@ const (
 	maxMessageSize = 64 << 20
 	minBuffer      = 4 << 20
 
-	fewSegments outputs.Size = 32 << 20 // below it, dropping the oldest of the 1 MiB segments is a loss of several percent
-	smallBatch  outputs.Size = 32 << 10 // below it, zstd has too little to find repeats in
+	fewSegments   outputs.Size = 32 << 20 // below it, dropping the oldest of the 1 MiB segments is a loss of several percent
+	littleReserve outputs.Size = 1 << 20  // below it, a lane has no room for what a few connections hold
+	smallBatch    outputs.Size = 32 << 10 // below it, zstd has too little to find repeats in
 )
 
 // loadConfig reads the configuration from environ ("KEY=VALUE"). It looks at the
@@ -284,9 +285,17 @@ func (c *Config) acrossInputs(e *environment) {
 	if least := largest + 1<<20; largest == 0 {
 		e.idle(memory, "changes nothing with inputs that take datagrams only, each of which is one message: remove it")
 	} else if c.MessageMemory < least {
-		e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest)
+		set := e.has(memory) || slices.ContainsFunc(c.Inputs, func(in Input) bool {
+			return in.MaxMessageSize == largest && e.has(prefix+"INPUT_"+strings.ToUpper(in.Name)+"_MAX_MESSAGE_SIZE")
+		})
+		if set {
+			e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest)
+		} else { // the default of Vault's
+			e.follow(memory, least.String())
+		}
 		c.MessageMemory = least
 	}
+	c.vaultLanes(e)
 	const names = prefix + "SYSLOG_NAMES"
 	switch {
 	case c.Encoding == "raw":
@@ -300,6 +309,8 @@ func (c *Config) acrossInputs(e *environment) {
 		e.idle(reserve, "changes nothing as no input has ON_FULL=refuse: remove it")
 	case b.Reserve != nil && e.has(prefix+"BUFFER_MAX_BYTES") && *b.Reserve > b.MaxBytes/2: // the default is for sizes to judge
 		e.problem(reserve, "more than half of SPILLWAY_BUFFER_MAX_BYTES (%v): lower it, or raise that", b.MaxBytes)
+	case b.Reserve != nil && *b.Reserve < littleReserve:
+		e.note(reserve, "what connections still hold when an input with ON_FULL=refuse closes them may find no room then, and is lost: use %v or more", littleReserve)
 	}
 }
 

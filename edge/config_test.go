@@ -160,8 +160,6 @@ func TestProblems(t *testing.T) {
 		{"path", []string{"SPILLWAY_INPUT_TCP_URL=tcp://localhost:1/x"},
 			[]string{`SPILLWAY_INPUT_TCP_URL="tcp://localhost:1/x": has more than a host and a port: write it as in tcp://localhost:5514`}},
 		{"unknown kind of input", []string{"SPILLWAY_INPUT_TCP_URL=kafka://h:1"}, []string{`SPILLWAY_INPUT_TCP_URL="kafka://h:1": kafka is no kind of input: use ` + kindsOfInputs}},
-		{"vault", []string{"SPILLWAY_INPUT_TCP_PARSE=vault"},
-			[]string{`SPILLWAY_INPUT_TCP_PARSE="vault": this version does not know Vault's entries: use none, and the entries are kept as they are`}},
 		{"jsonx", []string{"SPILLWAY_INPUT_TCP_FRAMING=jsonx"},
 			[]string{`SPILLWAY_INPUT_TCP_FRAMING="jsonx": unknown framing: use auto, delimiter, rfc6587, octet or nul`}},
 		{"lane", []string{"SPILLWAY_INPUT_TCP_LANE=failover"},

@@ -21,7 +21,7 @@ import (
 type Input struct {
 	Name string `env:"-"`
 
-	URL string `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514 or unix:///run/spillway/syslog.sock"`
+	URL string `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514, unix:///run/spillway/syslog.sock or, called vault, tcp://localhost:9090"`
 
 	Framing        framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
 	Delimiter      []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
@@ -29,12 +29,20 @@ type Input struct {
 	Oversize       framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
 	MaxMessageAge  time.Duration    `env:"MAX_MESSAGE_AGE" envDefault:"5m" doc:"a connection whose message is not finished after so long is closed; what came of it is kept; 0: never"`
 
-	ParseName        string       `env:"PARSE" envDefault:"auto" doc:"header of messages: auto, rfc3164, rfc5424 or none"`
-	TimezoneName     string       `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
-	PreserveOriginal ecs.Original `env:"PRESERVE_ORIGINAL" envDefault:"false" doc:"true: records also carry the message as it was received, in event.original; base64: as base64, every byte"`
-	Dataset          string       `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic or unix.generic"`
-	Pipeline         string       `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
-	Tags             list         `env:"TAGS" doc:"tags of the records, with commas between them"`
+	ParseName         string       `env:"PARSE" envDefault:"auto" doc:"what messages are: auto, rfc3164 or rfc5424 for syslog, vault for entries of an audit device of Vault or OpenBao, none for text"`
+	TimezoneName      string       `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
+	PreserveOriginal  ecs.Original `env:"PRESERVE_ORIGINAL" envDefault:"false" doc:"true: records also carry the message as it was received, in event.original; base64: as base64, every byte"`
+	Dataset           string       `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic or unix.generic"`
+	Pipeline          string       `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
+	Tags              list         `env:"TAGS" doc:"tags of the records, with commas between them"`
+	DropSeverityAbove string       `env:"DROP_SEVERITY_ABOVE" doc:"messages that are less severe become no record, as debug is with info: emerg, alert, crit, err, warning, notice or info, or 0 to 6; those without a severity stay" default:"all become one"`
+	DropRegex         string       `env:"DROP_REGEX" doc:"messages in whose text this is found become no record: a regular expression of RE2 for what would be message in the record, so without the header" default:"all become one"`
+
+	Prefix      string        `env:"PREFIX" doc:"what the audit device's option prefix puts before each entry (PARSE=vault)" default:"whatever stands before the first { or <json:"`
+	Pairing     bool          `env:"PAIRING" envDefault:"true" doc:"true: an alert record tells of each request entry without its response, and the other way round; false: not, for entries that are filtered or that go to several agents (PARSE=vault)"`
+	PairTimeout time.Duration `env:"PAIR_TIMEOUT" envDefault:"120s" doc:"how long one of them waits for the other, and how long an entry is remembered to know it again (PARSE=vault)"`
+	Dedupe      bool          `env:"DEDUPE" envDefault:"false" doc:"true: an entry that came before, byte for byte, becomes no record; false: it does, tagged duplicate (PARSE=vault)"`
+	RawSecrets  string        `env:"RAW_SECRETS" envDefault:"keep" doc:"entries with a token that is not hashed, as log_raw=true makes them: keep (tagged, counted and warned of) or drop (PARSE=vault)"`
 
 	Lane       string `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
 	OnFullName string `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams"`
@@ -65,17 +73,19 @@ type Input struct {
 	TLSCurves             list   `env:"TLS_CURVES" doc:"key exchanges: X25519MLKEM768, X25519, P-256, P-384, P-521" default:"those of the Go release"`
 
 	// Derived.
-	Scheme     string             `env:"-"` // of URL
-	Socket     string             `env:"-"` // Scheme; with fd the scheme of a socket like the first that systemd handed over, and fd if it did not
-	Address    string             `env:"-"` // host:port, path, @name, or name of a socket of systemd's
-	Parse      bool               `env:"-"` // false: the message is the text, or with Vault an entry
-	Format     syslog.Format      `env:"-"` // when Parse
-	Timezone   *time.Location     `env:"-"`
-	OnFull     pipeline.OnFull    `env:"-"`
-	AllowFrom  []netip.Prefix     `env:"-"` // of Allow
-	SocketMode os.FileMode        `env:"-"`
-	PeerUIDs   []uint32           `env:"-"` // of PeerUsers
-	TLS        *listen.TLSOptions `env:"-"` // nil: plain
+	Scheme     string                 `env:"-"` // of URL
+	Socket     string                 `env:"-"` // Scheme; with fd the scheme of a socket like the first that systemd handed over, and fd if it did not
+	Address    string                 `env:"-"` // host:port, path, @name, or name of a socket of systemd's
+	Parse      bool                   `env:"-"` // false: the message is the text, or with Vault an entry
+	Format     syslog.Format          `env:"-"` // when Parse
+	Vault      *pipeline.VaultOptions `env:"-"` // nil: not PARSE=vault
+	Filter     *pipeline.Filter       `env:"-"` // nil: every message becomes a record
+	Timezone   *time.Location         `env:"-"`
+	OnFull     pipeline.OnFull        `env:"-"`
+	AllowFrom  []netip.Prefix         `env:"-"` // of Allow
+	SocketMode os.FileMode            `env:"-"`
+	PeerUIDs   []uint32               `env:"-"` // of PeerUsers
+	TLS        *listen.TLSOptions     `env:"-"` // nil: plain
 }
 
 // datagram reports whether the input is one of datagrams, not of connections.
@@ -129,6 +139,12 @@ func (in *Input) defaults(e *environment, under string) map[string]string {
 			d["ON_FULL"] = "drop"
 		}
 	}
+	if in.Name == "vault" {
+		d["PARSE"] = "vault"
+	}
+	if strings.EqualFold(cmp.Or(e.vars[under+"PARSE"].text, d["PARSE"]), "vault") {
+		in.vaultDefaults(d, scheme)
+	}
 	return d
 }
 
@@ -152,6 +168,8 @@ func (c *Config) input(e *environment, name string) Input {
 		return in // what follows depends on the scheme
 	}
 	in.applies(e, under)
+	in.vault(e, under)
+	in.filter(e, under)
 	in.onFull(e, under)
 	in.records(e, under, c)
 	in.messages(e, under)
@@ -256,7 +274,7 @@ func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, hos
 	kind := inputKinds[ic.Socket].kind
 	in := &input{cfg: ic}
 	in.records = pipeline.NewInput(pipeline.InputOptions{
-		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, OnFull: ic.OnFull,
+		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, Vault: ic.Vault, Filter: ic.Filter, OnFull: ic.OnFull,
 		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: kind, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal, ShortNames: c.SyslogNames == "short"},
 	})
 	o := ic.listen(log)

@@ -2,9 +2,15 @@ package main
 
 import (
 	"cmp"
+	"errors"
+	"regexp"
+	"regexp/syntax"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"spillway/edge/pipeline"
 	"spillway/framing/ecs"
 	"spillway/framing/syslog"
 )
@@ -12,13 +18,11 @@ import (
 // parseOptions checks what is read out of messages.
 func (in *Input) parseOptions(e *environment, under string) {
 	switch p := strings.ToLower(in.ParseName); p {
-	case "none":
-	case "vault":
-		e.problem(under+"PARSE", "this version does not know Vault's entries: use none, and the entries are kept as they are")
+	case "none", "vault":
 	default:
 		f, err := syslog.ParseFormat(p)
 		if err != nil {
-			e.problem(under+"PARSE", "unknown: use auto, rfc3164, rfc5424 or none")
+			e.problem(under+"PARSE", "unknown: use auto, rfc3164, rfc5424, vault or none")
 		}
 		in.Parse, in.Format = true, f
 	}
@@ -28,6 +32,50 @@ func (in *Input) parseOptions(e *environment, under string) {
 		loc = time.Local
 	}
 	in.Timezone = loc
+}
+
+// severities are the names of severities, the most severe first (RFC 5424 section
+// 6.2.1), with what else they are called.
+var severities = [][]string{{"emerg", "emergency", "panic"}, {"alert"}, {"crit", "critical"}, {"err", "error"}, {"warning", "warn"}, {"notice"}, {"info", "informational"}, {"debug"}}
+
+// severity is the number of a severity, by number or name; -1: it is none.
+func severity(text string) int {
+	text = strings.ToLower(text)
+	for n, names := range severities {
+		if text == strconv.Itoa(n) || slices.Contains(names, text) {
+			return n
+		}
+	}
+	return -1
+}
+
+// filter reads which messages become no record.
+func (in *Input) filter(e *environment, under string) {
+	const above, regex = "DROP_SEVERITY_ABOVE", "DROP_REGEX"
+	f := pipeline.Filter{SeverityAbove: -1}
+	if !in.Parse {
+		e.idle(under+above, "changes nothing with %sPARSE=%s, which reads no severity: remove it", under, strings.ToLower(in.ParseName))
+	} else if in.DropSeverityAbove != "" {
+		f.SeverityAbove = severity(in.DropSeverityAbove)
+		switch f.SeverityAbove {
+		case -1:
+			e.problem(under+above, "no severity: use emerg, alert, crit, err, warning, notice or info, or 0 to 6")
+		case len(severities) - 1:
+			e.problem(under+above, "changes nothing, as nothing is less severe: use info or a more severe one, or remove it")
+		}
+	}
+	if in.DropRegex != "" {
+		var err error
+		f.Drop, err = regexp.Compile(in.DropRegex)
+		if bad := new(syntax.Error); errors.As(err, &bad) {
+			e.problem(under+regex, "%v at %q: write it as RE2 has it (https://github.com/google/re2/wiki/Syntax)", bad.Code, bad.Expr)
+		} else if f.Drop.MatchString("") && f.Drop.MatchString("\x00") {
+			e.problem(under+regex, "is found in every message, so that no record is left: name what stands in those that are to go")
+		}
+	}
+	if f.SeverityAbove >= 0 || f.Drop != nil {
+		in.Filter = &f
+	}
 }
 
 // records checks what goes into the records.
@@ -48,12 +96,15 @@ func (in *Input) records(e *environment, under string, c *Config) {
 		}
 	}
 	if c.Encoding == "raw" {
-		for _, o := range []string{"PARSE", "DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL"} {
+		if in.Vault != nil {
+			e.problem(under+"PARSE", "not with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: use ndjson, or none here")
+		}
+		for _, o := range []string{"PARSE", "DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL", "DROP_SEVERITY_ABOVE"} {
 			if e.has(under+o) && !(o == "PARSE" && !in.Parse) { // PARSE=none says the same
 				e.problem(under+o, "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it")
 			}
 		}
 	} else if !in.Parse && e.has(under+"TIMEZONE") {
-		e.problem(under+"TIMEZONE", "changes nothing with %sPARSE=none: remove it", under)
+		e.problem(under+"TIMEZONE", "changes nothing with %sPARSE=%s: remove it", under, strings.ToLower(in.ParseName))
 	}
 }

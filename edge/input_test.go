@@ -17,6 +17,7 @@ import (
 
 	"spillway/edge/listen"
 	"spillway/edge/pipeline"
+	"spillway/framing"
 )
 
 func TestInputKinds(t *testing.T) {
@@ -31,6 +32,12 @@ func TestInputKinds(t *testing.T) {
 		{"unixpacket", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=unixpacket:///a%20b", "unixpacket", "/a b", "unix.generic", "unixpacket", pipeline.Block},
 		{"abstract", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=unix:///@audit/x", "unix", "@audit/x", "unix.generic", "unix", pipeline.Block},
 		{"of systemd", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=fd://syslog.socket", "fd", "syslog.socket", "", "fd", pipeline.Block},
+		{"vault by name", "SPILLWAY_INPUTS=vault", "tcp", "localhost:9090", "vault.audit", "tcp", pipeline.Refuse},
+		{"vault in name only", "SPILLWAY_INPUTS=vault SPILLWAY_INPUT_VAULT_PARSE=none", "tcp", "localhost:9090", "tcp.generic", "tcp", pipeline.Block},
+		{"vault over tls", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=Vault SPILLWAY_INPUT_A_URL=tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k", "tls", "localhost:1", "vault.audit", "tcp", pipeline.Refuse},
+		{"vault over unix", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=unix:///v", "unix", "/v", "vault.audit", "unix", pipeline.Refuse},
+		{"vault over unixpacket", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=unixpacket:///v", "unixpacket", "/v", "vault.audit", "unixpacket", pipeline.Refuse},
+		{"vault over udp", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=udp://:1", "udp", "localhost:1", "vault.audit", "udp", pipeline.Drop},
 		{"refuse", "SPILLWAY_INPUTS=tcp SPILLWAY_INPUT_TCP_ON_FULL=Refuse", "tcp", "localhost:5514", "tcp.generic", "tcp", pipeline.Refuse},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -115,6 +122,76 @@ func TestInputTLS(t *testing.T) {
 	}
 }
 
+func TestInputVault(t *testing.T) {
+	c, err := load(t, "SPILLWAY_INPUTS=vault,tcp")
+	if err != nil || len(c.Notes) != 0 {
+		t.Fatalf("%v, notes %q", err, c.Notes)
+	}
+	in := c.Inputs[0]
+	if in.Lane != "audit" || in.Framing != framing.Delimiter || in.MaxMessageSize != 64<<20 || in.Oversize != framing.Truncate || in.IdleTimeout != 0 || in.MaxMessageAge != 0 || in.SoRcvbuf != 64<<10 || in.Parse {
+		t.Errorf("%+v", in)
+	}
+	if want := (pipeline.VaultOptions{Pairing: true, PairTimeout: 2 * time.Minute, Prefix: []byte{}}); !reflect.DeepEqual(*in.Vault, want) {
+		t.Errorf("%+v, want %+v", *in.Vault, want)
+	}
+	if _, _, reserve, err := c.sizes(); err != nil || reserve == 0 || c.reserveOf("audit", reserve) != reserve || c.reserveOf("main", reserve) != 0 {
+		t.Errorf("the lane's reserve is %d of %d, and %d of lane main: %v", c.reserveOf("audit", reserve), reserve, c.reserveOf("main", reserve), err)
+	}
+	if other := c.Inputs[1]; other.Vault != nil || other.Lane != "main" || other.SoRcvbuf != 0 {
+		t.Errorf("%+v", other)
+	}
+
+	const set = "SPILLWAY_INPUT_VAULT_"
+	c, err = load(t, "SPILLWAY_INPUTS=vault", set+"PREFIX=vault-a: ", set+"PAIRING=false", set+"PAIR_TIMEOUT=5m", set+"DEDUPE=true", set+"RAW_SECRETS=Drop", set+"LANE=main", set+"ON_FULL=block", set+"IDLE_TIMEOUT=1h")
+	if err != nil || len(c.Notes) != 0 {
+		t.Fatalf("%v, notes %q", err, c.Notes)
+	}
+	in = c.Inputs[0]
+	if want := (pipeline.VaultOptions{PairTimeout: 5 * time.Minute, Prefix: []byte("vault-a: "), Dedupe: true, DropRaw: true}); !reflect.DeepEqual(*in.Vault, want) {
+		t.Errorf("%+v, want %+v", *in.Vault, want)
+	}
+	if in.Lane != "main" || in.OnFull != pipeline.Block || in.IdleTimeout != time.Hour {
+		t.Errorf("%+v", in)
+	}
+}
+
+func TestInputNotes(t *testing.T) {
+	for _, tt := range []struct{ name, env, want string }{
+		{"entries in datagrams", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=udp://:1",
+			`SPILLWAY_INPUT_A_URL="udp://:1": Vault can't send an entry that is larger than a datagram, its request fails then if it has no other device, and a datagram that gets lost is told by nobody: use tcp://, or unix:// on one host`},
+		{"entries beside others", "SPILLWAY_INPUTS=vault,tcp SPILLWAY_INPUT_VAULT_LANE=main",
+			`SPILLWAY_INPUT_VAULT_LANE="main": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
+		{"others beside entries", "SPILLWAY_INPUTS=vault,tcp SPILLWAY_INPUT_TCP_LANE=audit",
+			`SPILLWAY_INPUT_VAULT_LANE="audit": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
+		{"no reserve", "SPILLWAY_INPUTS=vault SPILLWAY_BUFFER_RESERVE=0",
+			`SPILLWAY_BUFFER_RESERVE="0": what connections still hold when an input with ON_FULL=refuse closes them may find no room then, and is lost: use 1MiB or more`},
+		{"impatience", "SPILLWAY_INPUTS=vault SPILLWAY_INPUT_VAULT_PAIR_TIMEOUT=30s",
+			`SPILLWAY_INPUT_VAULT_PAIR_TIMEOUT="30s": a request may take 1m30s in Vault (default_max_request_duration): one that takes longer than this is told as lost; use more than that`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := load(t, strings.Fields(tt.env)...)
+			if err != nil || !slices.Equal(c.Notes, []string{tt.want}) {
+				t.Errorf("%v, notes\n%q, want\n%q", err, c.Notes, tt.want)
+			}
+		})
+	}
+}
+
+func TestSeverity(t *testing.T) {
+	for text, want := range map[string]int{"emerg": 0, "0": 0, "Panic": 0, "alert": 1, "critical": 2, "error": 3, "err": 3, "warn": 4, "WARNING": 4, "notice": 5, "informational": 6, "6": 6, "debug": 7, "8": -1, "-1": -1, "": -1, "06": -1} {
+		if got := severity(text); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	c, err := load(t, "SPILLWAY_INPUTS=tcp", "SPILLWAY_INPUT_TCP_DROP_SEVERITY_ABOVE=notice", "SPILLWAY_INPUT_TCP_DROP_REGEX=^GET /health")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := c.Inputs[0].Filter; f == nil || f.SeverityAbove != 5 || f.Drop.String() != "^GET /health" {
+		t.Errorf("%+v", f)
+	}
+}
+
 func TestInputProblems(t *testing.T) {
 	const in = "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL="
 	const pair = in + "tls://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c SPILLWAY_INPUT_A_TLS_KEY_FILE=k "
@@ -161,6 +238,26 @@ func TestInputProblems(t *testing.T) {
 		{"framing of packets", in + "unixpacket:///x SPILLWAY_INPUT_A_FRAMING=nul", `SPILLWAY_INPUT_A_FRAMING="nul": changes nothing for a unixpacket input, where each datagram is one message: remove it`},
 		{"split packets", in + "unixpacket:///x SPILLWAY_INPUT_A_OVERSIZE=split", `SPILLWAY_INPUT_A_OVERSIZE="split": not for datagrams: use truncate or drop`},
 		{"datagrams that refuse", in + "unixgram:///x SPILLWAY_INPUT_A_ON_FULL=refuse", `SPILLWAY_INPUT_A_ON_FULL="refuse": not for datagrams, whose senders would not notice: use drop or block`},
+		{"prefix of no entry", in + "tcp://:1 SPILLWAY_INPUT_A_PREFIX=x", `SPILLWAY_INPUT_A_PREFIX="x": changes nothing without SPILLWAY_INPUT_A_PARSE=vault: set that, or remove it`},
+		{"severity of entries", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE=info",
+			`SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE="info": not with SPILLWAY_INPUT_A_PARSE=vault: no audit entry is dropped for what it says; remove it, and filter where records are read`},
+		{"text of entries", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_DROP_REGEX=sys/health",
+			`SPILLWAY_INPUT_A_DROP_REGEX="sys/health": not with SPILLWAY_INPUT_A_PARSE=vault: no audit entry is dropped for what it says; remove it, and filter where records are read`},
+		{"raw secrets", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_RAW_SECRETS=hash", `SPILLWAY_INPUT_A_RAW_SECRETS="hash": unknown: use keep or drop`},
+		{"pairs at once", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_PAIR_TIMEOUT=0", `SPILLWAY_INPUT_A_PAIR_TIMEOUT="0": out of bounds: use 1s or more`},
+		{"zone of entries", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_TIMEZONE=UTC", `SPILLWAY_INPUT_A_TIMEZONE="UTC": changes nothing with SPILLWAY_INPUT_A_PARSE=vault: remove it`},
+		{"raw entries", "SPILLWAY_INPUTS=vault SPILLWAY_ENCODING=raw",
+			`SPILLWAY_INPUT_VAULT_PARSE="vault": not with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: use ndjson, or none here`},
+		{"no severity", in + "tcp://:1 SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE=loud", `SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE="loud": no severity: use emerg, alert, crit, err, warning, notice or info, or 0 to 6`},
+		{"nothing less severe", in + "tcp://:1 SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE=7",
+			`SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE="7": changes nothing, as nothing is less severe: use info or a more severe one, or remove it`},
+		{"severity of text", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=none SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE=info",
+			`SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE="info": changes nothing with SPILLWAY_INPUT_A_PARSE=none, which reads no severity: remove it`},
+		{"severity of raw lines", in + "tcp://:1 SPILLWAY_ENCODING=raw SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE=info",
+			`SPILLWAY_INPUT_A_DROP_SEVERITY_ABOVE="info": changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it`},
+		{"no regular expression", in + "tcp://:1 SPILLWAY_INPUT_A_DROP_REGEX=a(?=b)",
+			`SPILLWAY_INPUT_A_DROP_REGEX="a(?=b)": invalid or unsupported Perl syntax at "(?=": write it as RE2 has it (https://github.com/google/re2/wiki/Syntax)`},
+		{"all messages", in + "tcp://:1 SPILLWAY_INPUT_A_DROP_REGEX=.*", `SPILLWAY_INPUT_A_DROP_REGEX=".*": is found in every message, so that no record is left: name what stands in those that are to go`},
 		{"keepalive", in + "tcp://:1 SPILLWAY_INPUT_A_KEEPALIVE=10ms", `SPILLWAY_INPUT_A_KEEPALIVE="10ms": out of bounds: use 1s or more, or 0 for never`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

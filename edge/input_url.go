@@ -16,7 +16,7 @@ import (
 
 // inputURLs are the URLs of inputs whose name says all.
 var inputURLs = map[string]string{
-	"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514", "tls": "tls://localhost:6514", "unix": "unix:///run/spillway/syslog.sock",
+	"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514", "tls": "tls://localhost:6514", "unix": "unix:///run/spillway/syslog.sock", "vault": "tcp://localhost:9090",
 }
 
 const kindsOfInputs = "tcp://, tls://, udp://, unix://, unixgram://, unixpacket:// or fd://"

@@ -87,7 +87,7 @@ var refused = []struct {
 		"INPUT/*/SSL", "INPUT/*/SSL_*", "INPUT/*/CERTIFICATE", "INPUT/*/TLS_CERT", "INPUT/*/TLS_CERTIFICATE", "INPUT/*/TLS_KEY", "INPUT/*/TLS_ENABLED"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_KEEPALIVE", []string{"INPUT/*/SO_KEEPALIVE", "INPUT/*/TCP_KEEPALIVE*", "INPUT/*/KEEP_ALIVE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_IDLE_TIMEOUT", []string{"INPUT/*/TIMEOUT"}},
-	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424 or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/SYSLOG_FORMAT", "INPUT/*/FORMAT"}},
+	{"SPILLWAY_INPUT_<NAME>_PARSE is the setting: auto, rfc3164, rfc5424, vault or none", []string{"INPUT/*/SYSLOG_PARSING", "INPUT/*/SYSLOG", "INPUT/*/SYSLOG_FORMAT", "INPUT/*/FORMAT"}},
 	{"the format of headers is SPILLWAY_INPUT_<NAME>_PARSE, their zone SPILLWAY_INPUT_<NAME>_TIMEZONE", []string{"INPUT/*/SYSLOG_OPTIONS*", "INPUT/*/SYSLOG_TIMEZONE", "INPUT/*/TIME_ZONE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_DATASET; the other parts of a data stream's name are for the reader: labels.pipeline of its records is SPILLWAY_INPUT_<NAME>_PIPELINE", []string{
 		"INPUT/*/DATA_STREAM*", "INPUT/*/DATASET_NAME", "INPUT/*/NAMESPACE", "DATA_STREAM_*"}},
@@ -97,10 +97,18 @@ var refused = []struct {
 	{"NULs at the end of a message are framing, those within it stay: remove this variable", []string{"INPUT/*/KEEP_NULL"}},
 	{"what a sender did not finish is told by log.flags of its record: remove this variable", []string{"INPUT/*/PARTIAL"}},
 	{"connections are always drained before they are closed, in the way that loses least: remove this variable", []string{"INPUT/*/CLOSE"}},
-	{"not in this version: each line or frame is one message, ended by what SPILLWAY_INPUT_<NAME>_FRAMING and _DELIMITER say", []string{
-		"INPUT/*/MULTILINE*", "INPUT/*/PREFIX"}},
-	{"not in this version, which forwards every record as it came: filter at the sender or the reader", []string{
-		"DROP_*", "INPUT/*/DROP_*", "INPUT/*/PROCESSORS", "INPUT/*/FILTER*", "VAULT_*"}},
+	{"not in this version: each line or frame is one message, ended by what SPILLWAY_INPUT_<NAME>_FRAMING and _DELIMITER say", []string{"INPUT/*/MULTILINE*"}},
+	{"what is dropped here is what SPILLWAY_INPUT_<NAME>_DROP_SEVERITY_ABOVE and _DROP_REGEX name; all else is for who reads the records", []string{
+		"INPUT/*/PROCESSORS", "INPUT/*/FILTER*", "INPUT/*/DROP_EVENT*", "INPUT/*/CUSTOM"}},
+
+	// Vault and OpenBao.
+	{"audit entries are taken by an input with SPILLWAY_INPUT_<NAME>_PARSE=vault, and have its settings: _PREFIX, _PAIRING, _PAIR_TIMEOUT, _DEDUPE, _RAW_SECRETS, _MAX_MESSAGE_SIZE, _ON_FULL and others", []string{
+		"VAULT_*", "INPUT/*/VAULT_*", "INPUT/*/HASHICORP_VAULT*"}},
+	{"the name here is SPILLWAY_INPUT_<NAME>_RAW_SECRETS: keep or drop", []string{"INPUT/*/ALLOW_RAW", "INPUT/*/LOG_RAW", "INPUT/*/RAW"}},
+	{"an option of Vault's audit device: set it there", []string{"INPUT/*/HMAC_ACCESSOR", "INPUT/*/WRITE_TIMEOUT", "INPUT/*/ELIDE_LIST_RESPONSES", "INPUT/*/SKIP_TEST", "INPUT/*/EXCLUDE", "INPUT/*/FALLBACK"}},
+	{"an entry goes out as Vault wrote it, whose strings are hashed there: remove this variable", []string{"INPUT/*/REDACT*"}},
+	{"the reserve is SPILLWAY_BUFFER_RESERVE, of each lane with an input that refuses", []string{"BUFFER_RESERVE_*"}},
+	{"users that may write are named in SPILLWAY_INPUT_<NAME>_PEER_UID", []string{"INPUT/*/SO_PEERCRED", "INPUT/*/SO_PASSCRED"}},
 	{"not in this version: use ExecStartPre= and ExecStopPost= of the systemd unit", []string{"HOOK_*"}},
 }
 
