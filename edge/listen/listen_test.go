@@ -22,6 +22,7 @@ type recorder struct {
 	mu    sync.Mutex
 	got   []string
 	from  map[netip.AddrPort]int
+	conns []*Conn       // of the messages, as they came
 	block chan struct{} // when set, Flush waits for it
 }
 
@@ -34,6 +35,7 @@ func (s *recSink) Message(m framing.Message, from Sender, _ time.Time) {
 	s.held = append(s.held, string(m.Data))
 	s.r.mu.Lock()
 	s.r.from[from.Addr]++
+	s.r.conns = append(s.r.conns, from.Conn)
 	s.r.mu.Unlock()
 }
 
@@ -59,6 +61,8 @@ func newRecorder() *recorder { return &recorder{from: map[netip.AddrPort]int{}} 
 func (r *recorder) open() Sink { return &recSink{r: r} }
 
 func (r *recorder) at(i int) string { r.mu.Lock(); defer r.mu.Unlock(); return r.got[i] }
+
+func (r *recorder) conn(i int) *Conn { r.mu.Lock(); defer r.mu.Unlock(); return r.conns[i] }
 
 func (r *recorder) len() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.got) }
 

@@ -58,7 +58,8 @@ func (p *ProxyProtocol) UnmarshalText(text []byte) error {
 //
 //	 0 signature 0D 0A 0D 0A 00 0D 0A 51 55 49 54 0A
 //	12 u8  version 2 in the high half; command: 0 LOCAL (the balancer's own), 1 PROXY
-//	13 u8  family in the high half: 1 inet, 2 inet6, else not told; protocol: 1 stream
+//	13 u8  family in the high half: 1 inet, 2 inet6, 3 unix; protocol: 1 stream, 2 datagram;
+//	       or 0: not told
 //	14 u16 length of what follows
 //	16 from, to, port of from u16, port of to u16: 4+4+2+2 bytes, or 16+16+2+2
 //	   then any number of: type u8, length u16, value. Type 3 is the CRC32C of the whole
@@ -148,7 +149,8 @@ func sourceV1(line string) (from netip.AddrPort, err error) {
 	var ports [2]uint16
 	for i := range 2 {
 		a, err := netip.ParseAddr(f[1+i])
-		if err != nil || a.Zone() != "" || a.Is4() != (f[0] == "TCP4") {
+		// nginx writes IPv4 addresses behind TCP6 if only one end has one.
+		if err != nil || a.Zone() != "" || f[0] == "TCP4" && !a.Is4() {
 			return from, errBadHeader
 		}
 		n, err := strconv.ParseUint(f[3+i], 10, 16)
@@ -161,14 +163,15 @@ func sourceV1(line string) (from netip.AddrPort, err error) {
 }
 
 func sourceV2(b []byte) (from netip.AddrPort, err error) {
-	if b[12]>>4 != 2 || b[12]&15 > 1 {
+	family, protocol := b[13]>>4, b[13]&15
+	if b[12]>>4 != 2 || b[12]&15 > 1 || b[13] != 0 && (family == 0 || family > 3 || protocol == 0 || protocol > 2) {
 		return from, errBadHeader
 	}
 	if b[12]&15 == 0 {
 		return from, nil // LOCAL: what follows says nothing
 	}
 	size := 0 // of an address
-	switch b[13] >> 4 {
+	switch family {
 	case 1:
 		size = 4
 	case 2:
@@ -179,12 +182,12 @@ func sourceV2(b []byte) (from netip.AddrPort, err error) {
 	case size > 0 && len(rest) < 2*size+4:
 		return from, errBadHeader
 	case size > 0:
-		if b[13]&15 == 1 {
+		if protocol == 1 {
 			a, _ := netip.AddrFromSlice(rest[:size])
 			from = unmap(netip.AddrPortFrom(a, binary.BigEndian.Uint16(rest[2*size:])))
 		}
 		rest = rest[2*size+4:]
-	case b[13]>>4 == 3: // unix: two paths
+	case family == 3: // unix: two paths
 		if len(rest) < 2*108 {
 			return from, errBadHeader
 		}
