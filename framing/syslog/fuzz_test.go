@@ -2,7 +2,10 @@ package syslog
 
 import (
 	"bytes"
+	"fmt"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -33,6 +36,7 @@ func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
 	inside("sd", m.SD)
 	inside("sequence", m.Sequence)
 	inside("text", m.Text)
+	inside("fault", m.Fault)
 
 	// The text is the end of the line, but for the space behind structured data
 	// that was put into it.
@@ -56,6 +60,10 @@ func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
 		if n := len(behind) - len(m.Text); n != 0 && string(behind[:n]) != " " && string(behind[:n]) != bom && string(behind[:n]) != " "+bom {
 			t.Errorf("behind the priority is %q, but text is %q", behind, m.Text)
 		}
+	}
+
+	if rest := leftOver(m, end); !nothingLost(m).MatchString(rest) {
+		t.Errorf("%q: in no field and not in the text: %q", in, rest)
 	}
 
 	if strings.HasPrefix(m.Err, "input ends") && len(m.Text) != len(bytes.TrimPrefix(line, []byte(bom))) {
@@ -104,6 +112,105 @@ func checkSound(t *testing.T, m *Message, in []byte, received time.Time) {
 		t.Errorf("structured data %q has no element", m.SD)
 	}
 }
+
+// What stands for a field in what leftOver returns.
+const (
+	aVersion  = "\ue000"
+	aHost     = "\ue001"
+	anApp     = "\ue002"
+	aPid      = "\ue003"
+	aMsgid    = "\ue004"
+	anSD      = "\ue005"
+	aSequence = "\ue006"
+	aFault    = "\ue007"
+)
+
+// leftOver returns what of a line, which ends in the text of m, is in front of
+// the text, with a rune in the place of each field and the other bytes as
+// Latin-1.
+func leftOver(m *Message, line []byte) string {
+	header := len(line) - len(m.Text)
+	fields := []struct {
+		a string
+		b []byte
+	}{
+		{aVersion, m.Version}, {aHost, m.Hostname}, {anApp, m.AppName}, {aPid, m.ProcID}, {aMsgid, m.MsgID},
+		{anSD, m.SD}, {aSequence, m.Sequence}, {aFault, m.Fault},
+	}
+	var out strings.Builder
+	for i := 0; i < header; {
+		next := i
+		for _, f := range fields {
+			if len(f.b) > 0 && &f.b[0] == &line[i] {
+				out.WriteString(f.a)
+				next = i + len(f.b)
+			}
+		}
+		if next == i {
+			out.WriteRune(rune(line[i]))
+			next++
+		}
+		i = next
+	}
+	return out.String()
+}
+
+// nothingLost matches what leftOver may return for m: what separates fields, and
+// the time that m has, in all its forms.
+func nothingLost(m *Message) *regexp.Regexp {
+	kind := "none"
+	switch {
+	case m.HasTime:
+		kind = "time"
+	case m.Fault != nil && m.Err == errTime:
+		kind = "fault"
+	case m.Flags&Uptime != 0:
+		kind = "uptime"
+	}
+	rfc5424 := m.Version != nil || m.Err == errVersion
+	key := fmt.Sprint(kind, rfc5424, m.Flags&UnknownZone)
+	if re, ok := lossless.Load(key); ok {
+		return re.(*regexp.Regexp)
+	}
+
+	const (
+		clock = `[0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.,][0-9]*)?`
+		east  = `(?:[Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)`
+		iso   = `[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]` + clock + east + `?`
+		bsd   = `[A-Za-z]{3}  ?[0-9]{1,2} (?:[0-9]{4} )?`
+		mark  = "(?:\u00ef\u00bb\u00bf)?" // a BOM in Latin-1
+	)
+	var re string
+	if rfc5424 {
+		when := map[string]string{"time": iso, "fault": aFault, "none": "-"}[kind]
+		re = `[` + aVersion + aFault + `] +` + when + ` +[-` + aHost + `] +[-` + anApp + `] +[-` + aPid + `] +[-` + aMsgid + `] +(?:[-` + anSD + `] ?)?`
+		re = `(?:` + re + `)?` // or all of the line is text
+	} else {
+		names := `Z|(?i:TZ|GMT|UTC)[+-][0-9]{1,2}`
+		if m.Flags&UnknownZone != 0 {
+			names += `|[A-Z]{2,5}`
+		}
+		for n := range zoneOffsets {
+			names += `|(?i:` + n + `)`
+		}
+		when := map[string]string{
+			"time": `[*.]?(?:(?:` + bsd + `|[0-9]{4} ` + bsd + `|[0-9]{2}/[0-9]{2}/[0-9]{4}:)` + clock + east + `?|` + iso + `)` +
+				`(?: (?:[0-9]{4}|[AaPp][Mm](?:\.[0-9]*)?|` + east + `|` + names + `)){0,3}:?`,
+			"fault":  `[*.]?` + aFault + `:?`,
+			"uptime": `\*?[0-9][0-9ywdhms.:]*:`,
+		}[kind]
+		cisco, host := `(?:`+aSequence+`?: +)?(?:`+aHost+`: +)?`, `(?:(?:Message forwarded from )?`+aHost+`:?|\[`+aHost+`\]|\("`+aHost+`"\)|-)?`
+		if kind == "none" {
+			cisco, host = `(?:`+aSequence+`: +)?`, ``
+		}
+		re = ` *` + cisco + when + ` *(?:: )?` + host + ` *(?:: )?(?:` + anApp + `(?:\[` + aPid + `?\])?:?)? ?`
+	}
+	compiled := regexp.MustCompile(`^` + mark + `(?:[0-9]{1,9} )?(?:<[0-9]{1,3}>)?` + re + mark + `$`)
+	lossless.Store(key, compiled)
+	return compiled
+}
+
+var lossless sync.Map // of key to *regexp.Regexp
 
 func FuzzParse(f *testing.F) {
 	for _, file := range corpusFiles(f) {

@@ -23,24 +23,23 @@ func TestFormat(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for _, c := range []struct {
-		pri                int
-		facility, severity string
-	}{
-		{0, "kernel", "Emergency"},
-		{13, "user-level", "Notice"},
-		{34, "security/authorization", "Critical"},
-		{84, "security/authorization", "Warning"},
-		{126, "clock", "Informational"},
-		{165, "local4", "Notice"},
-		{191, "local7", "Debug"},
-		{192, "", "Emergency"},
+	for code, want := range []string{
+		0: "kernel", 1: "user-level", 2: "mail", 3: "system", 4: "security/authorization", 5: "syslogd", 6: "line printer", 7: "network news",
+		8: "UUCP", 9: "clock", 10: "security/authorization", 11: "FTP", 12: "NTP", 13: "log audit", 14: "log alert", 15: "clock",
+		16: "local0", 17: "local1", 18: "local2", 19: "local3", 20: "local4", 21: "local5", 22: "local6", 23: "local7", 24: "",
 	} {
-		if f, s := FacilityName(c.pri>>3), SeverityName(c.pri&7); f != c.facility || s != c.severity {
-			t.Errorf("%d: %q, %q", c.pri, f, s)
+		if got := FacilityName(code); got != want {
+			t.Errorf("facility %d: %q, want %q", code, got, want)
 		}
 	}
-	if FacilityName(-1) != "" || SeverityName(-1) != "" || SeverityName(8) != "" {
+	for code, want := range []string{
+		0: "Emergency", 1: "Alert", 2: "Critical", 3: "Error", 4: "Warning", 5: "Notice", 6: "Informational", 7: "Debug", 8: "",
+	} {
+		if got := SeverityName(code); got != want {
+			t.Errorf("severity %d: %q, want %q", code, got, want)
+		}
+	}
+	if FacilityName(-1) != "" || SeverityName(-1) != "" {
 		t.Error("codes that are none have names")
 	}
 }
