@@ -87,7 +87,7 @@ func (o *TLSOptions) validate(variable string) error {
 	client := o.ClientCAFile != "" || len(o.ClientFingerprints) > 0
 	switch {
 	case o.MaxVersion != 0 && o.MaxVersion < o.MinVersion:
-		return fmt.Errorf("%sTLS_MAX_VERSION: %s is below %[1]sTLS_MIN_VERSION, %s: no version is left", variable, version(o.MaxVersion), version(o.MinVersion))
+		return fmt.Errorf("%sTLS_MAX_VERSION: %s is below %[1]sTLS_MIN_VERSION, %[3]s: no version is left", variable, version(o.MaxVersion), version(o.MinVersion))
 	case len(o.CipherSuites) > 0 && o.MinVersion >= tls.VersionTLS13:
 		return fmt.Errorf("%sTLS_CIPHERS: changes nothing with %[1]sTLS_MIN_VERSION=1.3, whose suites are fixed: remove one of them", variable)
 	case o.ClientAuth != ClientNone && !client:

@@ -1,19 +1,24 @@
 package listen
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,6 +30,8 @@ type authority struct {
 	t    *testing.T
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+
+	names []string // of the next certificates; nil: 127.0.0.1
 }
 
 var serials int64
@@ -39,6 +46,16 @@ func (a *authority) sign(name string, notAfter time.Time, isCA bool) ([]byte, *e
 	c := &x509.Certificate{
 		SerialNumber: big.NewInt(0xabc000 + serials), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: notAfter,
 		IsCA: isCA, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	if a.names != nil {
+		c.IPAddresses = nil
+	}
+	for _, name := range a.names {
+		if ip := net.ParseIP(name); ip != nil {
+			c.IPAddresses = append(c.IPAddresses, ip)
+		} else {
+			c.DNSNames = append(c.DNSNames, name)
+		}
 	}
 	parent, signer := a.cert, a.key
 	if parent == nil {
@@ -309,6 +326,12 @@ func TestTLSFiles(t *testing.T) {
 			write(t, o.ClientCAFile, nil)
 		}, "TLS_CLIENT_CA_FILE: "},
 		{"auth without CA", func(o *TLSOptions, dir string) { o.ClientAuth = ClientOptional }, "TLS_CLIENT_AUTH=optional needs SPILLWAY_INPUT_IN_TLS_CLIENT_CA_FILE"},
+		{"fingerprints without auth", func(o *TLSOptions, dir string) { o.ClientFingerprints = make([]Fingerprint, 1) }, "TLS_CLIENT_FINGERPRINTS: changes nothing"},
+		{"names without CA", func(o *TLSOptions, dir string) {
+			o.ClientFingerprints, o.ClientNames, o.ClientAuth = make([]Fingerprint, 1), make([]ClientName, 1), ClientRequired
+		}, "TLS_CLIENT_NAMES needs"},
+		{"no version left", func(o *TLSOptions, dir string) { o.MinVersion, o.MaxVersion = tls.VersionTLS13, tls.VersionTLS12 }, "TLS_MAX_VERSION: 1.2 is below SPILLWAY_INPUT_IN_TLS_MIN_VERSION, 1.3"},
+		{"suites of nothing", func(o *TLSOptions, dir string) { o.MinVersion, o.CipherSuites = tls.VersionTLS13, []uint16{1} }, "TLS_CIPHERS: changes nothing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o, dir := tlsOptions(t, a)
@@ -410,3 +433,413 @@ func TestTLSSlowHandshake(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// The certificate of a client must be one of those that are listed, with a CA and without.
+func TestTLSClientLists(t *testing.T) {
+	a, other := newAuthority(t), newAuthority(t)
+	hour := time.Now().Add(time.Hour)
+	names := func(of *authority, cn string, names ...string) tls.Certificate {
+		of.names = append([]string{}, names...)
+		defer func() { of.names = nil }()
+		return of.issue(cn, hour)
+	}
+	sum := func(c tls.Certificate, form string) string {
+		if form == "sha-1" {
+			return fmt.Sprintf("SHA-1:% X", sha1.Sum(c.Certificate[0]))
+		}
+		return fmt.Sprintf("sha-256:% x", sha256.Sum256(c.Certificate[0]))
+	}
+	plain, second := names(a, "gw7.example.com"), names(a, "gw8.example.com")
+	expired, foreign := a.issue("gw9", time.Now().Add(-time.Hour)), names(other, "gw7.example.com")
+	san := names(a, "cn.example.com", "gw7.example.com", "gw8.example.com")
+	wild := names(a, "x", "*.gw.example.com")
+	address := names(a, "gw7.example.com", "192.0.2.7")
+	for _, tt := range []struct {
+		name         string
+		ca           bool
+		auth         ClientAuth
+		fingerprints []string
+		names        []string
+		cert         *tls.Certificate // nil: none
+		refused      string           // what the log says; "": it is not
+	}{
+		{name: "SHA-256", ca: true, auth: ClientRequired, fingerprints: []string{sum(second, ""), sum(plain, "")}, cert: &plain},
+		{name: "SHA-1", ca: true, auth: ClientRequired, fingerprints: []string{sum(plain, "sha-1")}, cert: &plain},
+		{name: "another's fingerprint", ca: true, auth: ClientRequired, fingerprints: []string{sum(second, "")}, cert: &plain, refused: "add sha-256:" + strings.ToUpper(strings.ReplaceAll(sum(plain, "")[8:], " ", ":")) + " to SPILLWAY_INPUT_IN_TLS_CLIENT_FINGERPRINTS"},
+		{name: "listed, but of another CA", ca: true, auth: ClientRequired, fingerprints: []string{sum(foreign, "")}, cert: &foreign, refused: "unknown authority"},
+		{name: "listed, but expired", ca: true, auth: ClientRequired, fingerprints: []string{sum(expired, "")}, cert: &expired, refused: "expired"},
+		{name: "without a CA", auth: ClientRequired, fingerprints: []string{sum(foreign, "")}, cert: &foreign},
+		{name: "without a CA, SHA-1", auth: ClientRequired, fingerprints: []string{sum(foreign, "sha-1")}, cert: &foreign},
+		{name: "without a CA, another's", auth: ClientRequired, fingerprints: []string{sum(foreign, "")}, cert: &plain, refused: "none of those that may send"},
+		{name: "without a CA, none", auth: ClientRequired, fingerprints: []string{sum(foreign, "")}, refused: "didn't provide a certificate"},
+		{name: "without a CA, optional, none", auth: ClientOptional, fingerprints: []string{sum(foreign, "")}},
+		{name: "without a CA, optional, another's", auth: ClientOptional, fingerprints: []string{sum(foreign, "")}, cert: &plain, refused: "none of those that may send"},
+		{name: "a name, common", ca: true, auth: ClientRequired, names: []string{"GW7.example.com"}, cert: &plain},
+		{name: "another name", ca: true, auth: ClientRequired, names: []string{"gw8.example.com"}, cert: &plain, refused: "add gw7.example.com to SPILLWAY_INPUT_IN_TLS_CLIENT_NAMES"},
+		{name: "a name, the second SAN", ca: true, auth: ClientRequired, names: []string{"gw9.example.com", "gw8.example.com"}, cert: &san},
+		{name: "with SANs the common name is none", ca: true, auth: ClientRequired, names: []string{"cn.example.com"}, cert: &san, refused: "gw7.example.com,gw8.example.com"},
+		{name: "nor with an address", ca: true, auth: ClientRequired, names: []string{"gw7.example.com"}, cert: &address, refused: "192.0.2.7"},
+		{name: "an address", ca: true, auth: ClientRequired, names: []string{"192.0.2.7"}, cert: &address},
+		{name: "another address", ca: true, auth: ClientRequired, names: []string{"192.0.2.8"}, cert: &address, refused: "none of the names"},
+		{name: "any name under one", ca: true, auth: ClientRequired, names: []string{"*.example.com"}, cert: &plain},
+		{name: "one label only", ca: true, auth: ClientRequired, names: []string{"*.com"}, cert: &plain, refused: "none of the names"},
+		{name: "a certificate for any name", ca: true, auth: ClientRequired, names: []string{"a.gw.example.com"}, cert: &wild},
+		{name: "but for one label", ca: true, auth: ClientRequired, names: []string{"a.b.gw.example.com"}, cert: &wild, refused: "none of the names"},
+		{name: "a name, but of another CA", ca: true, auth: ClientRequired, names: []string{"gw7.example.com"}, cert: &foreign, refused: "unknown authority"},
+		{name: "name and fingerprint", ca: true, auth: ClientRequired, names: []string{"gw7.example.com"}, fingerprints: []string{sum(plain, "")}, cert: &plain},
+		{name: "name without fingerprint", ca: true, auth: ClientRequired, names: []string{"gw7.example.com"}, fingerprints: []string{sum(second, "")}, cert: &plain, refused: "TLS_CLIENT_FINGERPRINTS"},
+		{name: "fingerprint without name", ca: true, auth: ClientRequired, names: []string{"gw8.example.com"}, fingerprints: []string{sum(plain, "")}, cert: &plain, refused: "TLS_CLIENT_NAMES"},
+	} {
+		for _, max := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			t.Run(tt.name+", "+version(max), func(t *testing.T) {
+				o, dir := tlsOptions(t, a)
+				o.ClientAuth = tt.auth
+				if tt.ca {
+					o.ClientCAFile = filepath.Join(dir, "ca.pem")
+				}
+				for _, text := range tt.fingerprints {
+					f, err := ParseFingerprint(strings.ReplaceAll(text, " ", ":"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					o.ClientFingerprints = append(o.ClientFingerprints, f)
+				}
+				for _, text := range tt.names {
+					n, err := ParseClientName(text)
+					if err != nil {
+						t.Fatal(err)
+					}
+					o.ClientNames = append(o.ClientNames, n)
+				}
+				r, log := newRecorder(), &logs{}
+				s, stop := serve(t, Options{Network: "tcp", TLS: o, Open: r.open, Log: log.logger()})
+				conf := &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1", MaxVersion: max}
+				if tt.cert != nil {
+					conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return tt.cert, nil }
+				}
+				c, err := shake(dial(t, s), conf)
+				if (err != nil) != (tt.refused != "") {
+					t.Fatalf("the client's handshake: %v", err)
+				}
+				if tt.refused == "" {
+					fmt.Fprint(c, "one\n")
+					eventually(t, "the message", func() bool { return r.len() == 1 })
+					f := r.conn(0).TLS
+					if f == nil || f.Version != version(max) || f.Cipher != tls.CipherSuiteName(c.ConnectionState().CipherSuite) {
+						t.Errorf("facts %+v", f)
+					}
+					if (f.Client != nil) != (tt.cert != nil) || f.Client != nil && string(f.Client.Raw) != string(tt.cert.Certificate[0]) {
+						t.Error("another certificate is told")
+					}
+				}
+				stop()
+				failed := s.Stats.HandshakeCertificate.Load()
+				if (failed == 1) != (tt.refused != "") || s.Stats.HandshakeOther.Load() != 0 {
+					t.Errorf("%d and %d failures counted", failed, s.Stats.HandshakeOther.Load())
+				}
+				if tt.refused != "" && (strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), tt.refused)) {
+					t.Errorf("no %q in\n%s", tt.refused, log)
+				}
+			})
+		}
+	}
+}
+
+func TestParseFingerprint(t *testing.T) {
+	pairs := strings.Repeat(":0A", 20)[1:]
+	for _, tt := range []struct{ text, want string }{
+		{"sha-1:" + pairs, "sha-1:" + pairs},
+		{"SHA1:" + strings.ToLower(pairs), "sha-1:" + pairs},
+		{"sha-1:" + strings.ReplaceAll(pairs, ":", ""), "sha-1:" + pairs},
+		{"sha256:" + strings.Repeat("ab", 32), "sha-256" + strings.Repeat(":AB", 32)},
+		{" sha-256: " + strings.Repeat("ab", 32) + " ", "sha-256" + strings.Repeat(":AB", 32)},
+		{"sha-256:" + pairs, ""},
+		{"sha-1:" + pairs + ":0A", ""},
+		{"sha-1:" + pairs[1:], ""},
+		{"sha-1:" + strings.Replace(pairs, ":", "", 1) + ":", ""},
+		{"sha-1:" + strings.ReplaceAll(pairs, "A", "G"), ""},
+		{"sha-512:" + pairs, ""},
+		{"md5:" + pairs, ""},
+		{pairs, ""},
+		{"", ""},
+	} {
+		f, err := ParseFingerprint(tt.text)
+		if (err != nil) != (tt.want == "") || err == nil && f.String() != tt.want {
+			t.Errorf("%q: %v, %v, want %s", tt.text, f, err, tt.want)
+		}
+		if err == nil {
+			if again, err := ParseFingerprint(f.String()); err != nil || again != f {
+				t.Errorf("%v is not read as it is written: %v", f, err)
+			}
+		}
+	}
+}
+
+func TestParseClientName(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"GW7.Example.com.", "gw7.example.com"},
+		{"*.example.com", "*.example.com"},
+		{"gw7", "gw7"},
+		{"xn--bcher-kva.example", "xn--bcher-kva.example"},
+		{"192.0.2.7", "192.0.2.7"},
+		{"::ffff:192.0.2.7", "192.0.2.7"},
+		{"2001:DB8::7", "2001:db8::7"},
+		{"bücher.example", ""},
+		{"a.*.example.com", ""},
+		{"gw*.example.com", ""},
+		{"*", ""},
+		{"", ""},
+		{"a..b", ""},
+		{strings.Repeat("x", 64) + ".example", ""},
+		{"CN=gw7", ""},
+	} {
+		if n, err := ParseClientName(tt.text); (err != nil) != (tt.want == "") || err == nil && n.String() != tt.want {
+			t.Errorf("%q: %v, %v, want %s", tt.text, n, err, tt.want)
+		}
+	}
+}
+
+// Versions, suites and key exchanges are what is asked for and nothing else.
+func TestTLSParameters(t *testing.T) {
+	a := newAuthority(t)
+	const weak = "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256"
+	for _, tt := range []struct {
+		name           string
+		min, max       string
+		suites, curves []string
+		client         *tls.Config
+		version        uint16 // 0: refused
+		suite          string
+		curve          tls.CurveID
+		warned         bool
+	}{
+		{name: "newest", version: tls.VersionTLS13},
+		{name: "at most 1.2", max: "1.2", version: tls.VersionTLS12},
+		{name: "at most 1.2, at least 1.3 wanted", max: "1.2", client: &tls.Config{MinVersion: tls.VersionTLS13}},
+		{name: "1.3 only", min: "1.3", max: "1.3", version: tls.VersionTLS13},
+		{name: "never 1.1", client: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}},
+		{name: "a suite", suites: []string{"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"}, client: &tls.Config{MaxVersion: tls.VersionTLS12}, version: tls.VersionTLS12, suite: "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"},
+		{name: "another suite", suites: []string{"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"}, client: &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}}},
+		{name: "suites leave 1.3 alone", suites: []string{"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"}, version: tls.VersionTLS13},
+		{name: "a weak suite that is named", suites: []string{weak}, client: &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256}}, version: tls.VersionTLS12, suite: weak, warned: true},
+		{name: "a weak suite that is not", client: &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256}}},
+		{name: "a curve", curves: []string{"p-384"}, version: tls.VersionTLS13, curve: tls.CurveP384},
+		{name: "the second", curves: []string{"P-521", "secp256r1"}, client: &tls.Config{CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256}}, version: tls.VersionTLS13, curve: tls.CurveP256},
+		{name: "hybrid", curves: []string{"X25519MLKEM768"}, version: tls.VersionTLS13, curve: tls.X25519MLKEM768},
+		{name: "no curve in common", curves: []string{"P-384"}, client: &tls.Config{CurvePreferences: []tls.CurveID{tls.X25519}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o, _ := tlsOptions(t, a)
+			var err error
+			if tt.min != "" {
+				if o.MinVersion, err = ParseVersion(tt.min); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.max != "" {
+				if o.MaxVersion, err = ParseVersion(tt.max); err != nil {
+					t.Fatal(err)
+				}
+			}
+			insecure := false
+			for _, name := range tt.suites {
+				id, weak, err := ParseCipherSuite(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				insecure = insecure || weak
+				o.CipherSuites = append(o.CipherSuites, id)
+			}
+			for _, name := range tt.curves {
+				id, err := ParseCurve(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				o.Curves = append(o.Curves, id)
+			}
+			log := &logs{}
+			s, stop := serve(t, Options{Network: "tcp", TLS: o, Open: newRecorder().open, Log: log.logger()})
+			conf := tt.client.Clone()
+			if conf == nil {
+				conf = &tls.Config{}
+			}
+			conf.RootCAs, conf.ServerName = a.pool(), "127.0.0.1"
+			c, err := shake(dial(t, s), conf)
+			if (err == nil) != (tt.version != 0) {
+				t.Fatalf("the client's handshake: %v", err)
+			}
+			if insecure != tt.warned || strings.Contains(log.String(), "suite="+weak) != tt.warned {
+				t.Errorf("insecure %v, log\n%s", insecure, log)
+			}
+			if err != nil {
+				stop()
+				if s.Stats.HandshakeOther.Load() != 1 {
+					t.Error("not counted")
+				}
+				return
+			}
+			state := c.ConnectionState()
+			if state.Version != tt.version || tt.suite != "" && tls.CipherSuiteName(state.CipherSuite) != tt.suite || tt.curve != 0 && state.CurveID != tt.curve {
+				t.Errorf("%s, %s, %v", version(state.Version), tls.CipherSuiteName(state.CipherSuite), state.CurveID)
+			}
+		})
+	}
+}
+
+// An error lists what is possible.
+func TestTLSNames(t *testing.T) {
+	for _, tt := range []struct {
+		parse func(string) error
+		text  string
+		want  []string
+	}{
+		{func(s string) error { _, err := ParseVersion(s); return err }, "1.1", []string{`"1.1"`, "1.2 or 1.3"}},
+		{func(s string) error { _, _, err := ParseCipherSuite(s); return err }, "ECDHE-RSA-AES128-GCM-SHA256", []string{"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"}},
+		{func(s string) error { _, _, err := ParseCipherSuite(s); return err }, "TLS_AES_128_GCM_SHA256", []string{"TLS 1.3", "TLS_MIN_VERSION=1.3"}},
+		{func(s string) error { _, err := ParseCurve(s); return err }, "brainpoolP256r1", []string{"X25519MLKEM768, X25519, P-256, P-384, P-521"}},
+		{func(s string) error { _, err := ParseFingerprint(s); return err }, "x", []string{"sha-256:", "openssl x509"}},
+		{func(s string) error { _, err := ParseClientName(s); return err }, "a b", []string{"*.example.com", "xn--"}},
+	} {
+		err := tt.parse(tt.text)
+		for _, want := range tt.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %s", tt.text, err, want)
+			}
+		}
+	}
+	if _, _, err := ParseCipherSuite("TLS_RSA_WITH_AES_128_CBC_SHA"); err != nil {
+		t.Error(err)
+	}
+}
+
+// encrypt writes o's key anew as openssl encrypts it.
+func encrypt(t *testing.T, o *TLSOptions, passphrase string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("openssl", append(args, "-in", o.KeyFile, "-out", o.KeyFile+".new", "-passout", "pass:"+passphrase)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("openssl %v: %v\n%s", args, err, out)
+	}
+	if err := os.Rename(o.KeyFile+".new", o.KeyFile); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTLSEncryptedKey(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Fatal("openssl is needed: ", err)
+	}
+	a := newAuthority(t)
+	for _, tt := range []struct {
+		name string
+		args []string
+	}{
+		{"PKCS #8", []string{"pkcs8", "-topk8", "-v2", "aes-256-cbc", "-iter", "2048"}},
+		{"PKCS #8, AES-128 and SHA-1", []string{"pkcs8", "-topk8", "-v2", "aes-128-cbc", "-v2prf", "hmacWithSHA1"}},
+		{"PKCS #8, scrypt", []string{"pkcs8", "-topk8", "-scrypt"}},
+		{"PKCS #8, 3DES", []string{"pkcs8", "-topk8", "-v2", "des3"}},
+		{"legacy PEM", []string{"ec", "-aes256"}},
+		{"legacy PEM, 3DES", []string{"ec", "-des3"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o, _ := tlsOptions(t, a)
+			encrypt(t, o, "opensesame", tt.args...)
+			given, asked := "opensesame", 0
+			o.Passphrase = func() ([]byte, error) { asked++; return []byte(given), nil }
+			log := &logs{}
+			s, _ := serve(t, Options{Network: "tcp", TLS: o, Open: newRecorder().open, Log: log.logger()})
+			if _, err := shake(dial(t, s), &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1"}); err != nil {
+				t.Fatal(err)
+			}
+			// It is asked for again, and a wrong one changes nothing.
+			for _, given = range []string{"wrong", "", "opensesam"} {
+				err := s.Reload()
+				if err == nil || !strings.HasPrefix(err.Error(), "SPILLWAY_INPUT_IN_TLS_KEY_PASSPHRASE: ") || !strings.Contains(err.Error(), o.KeyFile) || strings.Contains(err.Error(), "opensesame") {
+					t.Errorf("%q: %v", given, err)
+				}
+			}
+			if _, err := shake(dial(t, s), &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1"}); err != nil {
+				t.Error(err)
+			}
+			given = "opensesame"
+			if err := s.Reload(); err != nil || asked != 5 {
+				t.Errorf("asked %d times: %v", asked, err)
+			}
+			if log.String() != "" {
+				t.Errorf("log\n%s", log)
+			}
+			// A damaged file is an error too.
+			b, err := os.ReadFile(o.KeyFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			block, _ := pem.Decode(b)
+			for n := range len(block.Bytes) {
+				cut := *block
+				cut.Bytes = append(bytes.Clone(block.Bytes[:n]), block.Bytes[n+1:]...)
+				if n%7 == 0 { // each costs a key derivation
+					if _, err := decryptKey(&cut, []byte("opensesame")); err == nil {
+						t.Errorf("without byte %d it can be decrypted", n)
+					}
+				}
+			}
+		})
+	}
+	t.Run("not encrypted", func(t *testing.T) {
+		o, _ := tlsOptions(t, a)
+		o.Passphrase = func() ([]byte, error) { return []byte("x"), nil }
+		log := &logs{}
+		serve(t, Options{Network: "tcp", TLS: o, Open: newRecorder().open, Log: log.logger()})
+		if strings.Count(log.String(), "the key is not encrypted") != 1 {
+			t.Errorf("log\n%s", log)
+		}
+	})
+	t.Run("no passphrase to be had", func(t *testing.T) {
+		o, _ := tlsOptions(t, a)
+		encrypt(t, o, "x", "ec", "-aes128")
+		o.Passphrase = func() ([]byte, error) { return nil, os.ErrNotExist }
+		_, err := Listen(Options{Network: "tcp", Address: "127.0.0.1:0", Variable: "SPILLWAY_INPUT_IN_", TLS: o, Log: quietLog})
+		if !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "SPILLWAY_INPUT_IN_TLS_KEY_PASSPHRASE: ") {
+			t.Error(err)
+		}
+	})
+}
+
+// What looks whether the port is open, in the ways of checks of health, is no error
+// and no warning.
+func TestTLSHealthChecks(t *testing.T) {
+	a := newAuthority(t)
+	o, _ := tlsOptions(t, a)
+	r, log := newRecorder(), &logs{}
+	s, stop := serve(t, Options{Network: "tcp", TLS: o, Open: r.open, Log: log.logger()})
+	dial(t, s).Close()
+	reset := dial(t, s).(*net.TCPConn)
+	reset.SetLinger(0)
+	reset.Close()
+	whole, err := shake(dial(t, s), &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole.Close()
+	abrupt := dial(t, s).(*net.TCPConn)
+	if _, err := shake(abrupt, &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	abrupt.SetLinger(0)
+	abrupt.Close()
+	hello := dial(t, s) // takes the server's answer and goes
+	tls.Client(onlyFirst{hello}, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	hello.Close()
+	eventually(t, "five have gone", func() bool { return s.Stats.Connections.Load() == 5 && s.Stats.Open.Load() == 0 })
+	stop()
+	if strings.Contains(log.String(), "level=WARN") || strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("log\n%s", log)
+	}
+	if s.Stats.HandshakeOther.Load() != 1 || r.len() != 0 {
+		t.Errorf("%d handshakes failed, messages %q", s.Stats.HandshakeOther.Load(), r.got)
+	}
+}
+
+// onlyFirst is a connection that says one thing and hears nothing.
+type onlyFirst struct{ net.Conn }
+
+func (onlyFirst) Read([]byte) (int, error) { return 0, io.EOF }
