@@ -52,7 +52,7 @@ func FuzzRecord(f *testing.F) {
 		// ns*16 reaches beyond the years that can be written.
 		m := &syslog.Message{
 			Priority: int(priority), HasTime: bits>>14&1 != 0, Time: time.Unix(ns, ns&0xffff),
-			Hostname: host, AppName: app, ProcID: app, MsgID: host, Version: app, SD: sd, Text: text, Err: fault, Pos: int(ns), Flags: syslog.Flags(bits),
+			Hostname: host, AppName: app, ProcID: app, MsgID: host, Version: app, SD: sd, Text: text, Err: fault, Pos: int(ns), Fault: app, Flags: syslog.Flags(bits),
 			Sequence: strconv.AppendUint(nil, uint64(ns), 10),
 		}
 		msg := framing.Message{Data: raw, Flags: framing.Flags(bits), Err: fault}
@@ -95,6 +95,10 @@ func FuzzRecord(f *testing.F) {
 		if !utf8.Valid(text) && !tagged {
 			t.Fatalf("%q is not tagged", text)
 		}
+		if m != nil {
+			checkHeader(t, got, m, o)
+			checkStructuredData(t, got, sd)
+		}
 		switch o.PreserveOriginal {
 		case OriginalText:
 			if len(raw) > 0 && member(got, "event/original") != string([]rune(string(raw))) {
@@ -115,9 +119,14 @@ func FuzzRecord(f *testing.F) {
 		// With the parser in front, raw as it may come from anyone.
 		var parsed syslog.Message
 		syslog.NewParser(syslog.Format(bits%3), nil).Parse(&parsed, raw, received)
-		got, err = decode(AppendTail(e.AppendRecord(nil, framing.Message{Data: raw}, &parsed, received), epoch, seq))
-		if err != nil {
+		line = AppendTail(e.AppendRecord(nil, framing.Message{Data: raw}, &parsed, received), epoch, seq)
+		if got, err = decode(line); err != nil {
 			t.Fatalf("%q: %v", raw, err)
+		}
+		checkHeader(t, got, &parsed, o)
+		checkStructuredData(t, got, parsed.SD)
+		if constant, most := 2048+6*(len(host)+len(app)), 6*len(raw); len(line) > constant+most && o.PreserveOriginal == OriginalNone || len(line) > constant+2*most {
+			t.Fatalf("%d bytes became %d", len(raw), len(line))
 		}
 		if (got["error"] != nil) != (parsed.Err != "") {
 			t.Fatalf("%q: error is %v, the parser said %q", raw, got["error"], parsed.Err)
@@ -131,6 +140,95 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("raw line %q of %q", l, raw)
 		}
 	})
+}
+
+// checkHeader holds that a record says what the header did, and no more.
+func checkHeader(t *testing.T, got map[string]any, m *syslog.Message, o Options) {
+	t.Helper()
+	host := string(m.Hostname)
+	if host == "" && o.InputType == "unix" && (m.Priority >= 0 || m.HasTime || len(m.AppName) > 0) {
+		host = o.Host
+	}
+	for path, b := range map[string]string{
+		"hostname": host, "appname": string(m.AppName), "procid": string(m.ProcID), "msgid": string(m.MsgID), "version": string(m.Version),
+	} {
+		if s, _ := member(got, "log/syslog/"+path).(string); s != string([]rune(b)) {
+			t.Fatalf("%s is %q, want %q", path, s, b)
+		}
+	}
+	want := any(nil)
+	if m.Priority >= 0 && m.Priority <= 191 {
+		want = json.Number(strconv.Itoa(m.Priority))
+	}
+	if p := member(got, "log/syslog/priority"); p != want {
+		t.Fatalf("priority is %v, want %v", p, want)
+	}
+	if m.Err != "" {
+		told := `syslog failed to process field "message": parsing error at position ` + strconv.Itoa(m.Pos) + ": " + m.Err
+		if len(m.Fault) > 0 {
+			told += ": " + string(m.Fault)
+		}
+		all, several := member(got, "error/message").([]any)
+		if !several {
+			all = []any{member(got, "error/message")}
+		}
+		if all[len(all)-1] != string([]rune(told)) {
+			t.Fatalf("error.message is %q, want %q", all, told)
+		}
+	}
+}
+
+// checkStructuredData holds that every value of sd is in the record, once, or that
+// all of it is in front of the message.
+func checkStructuredData(t *testing.T, got map[string]any, sd []byte) {
+	t.Helper()
+	want, n := map[string]map[string][]string{}, 0
+	sd = []byte(string([]rune(string(sd))))
+	for {
+		id, params, rest, ok := syslog.NextElement(sd)
+		if !ok {
+			break
+		}
+		sd, n = rest, n+1
+		if want[string(id)] == nil {
+			want[string(id)] = map[string][]string{}
+		}
+		for {
+			name, value, rest, ok := syslog.NextParam(params)
+			if !ok {
+				break
+			}
+			params, n = rest, n+1
+			want[string(id)][string(name)] = append(want[string(id)][string(name)], string(syslog.AppendUnescaped(nil, value)))
+		}
+	}
+	have, _ := member(got, "log/syslog/structured_data").(map[string]any)
+	if n > maxParams {
+		want = nil
+	}
+	if len(have) != len(want) {
+		t.Fatalf("structured_data is %q, want %q", have, want)
+	}
+	for id, params := range want {
+		element, _ := have[id].(map[string]any)
+		if len(element) != len(params) {
+			t.Fatalf("element %q is %q, want %q", id, element, params)
+		}
+		for name, values := range params {
+			all, several := element[name].([]any)
+			if !several {
+				all = []any{element[name]}
+			}
+			if len(all) != len(values) || several && len(all) == 1 {
+				t.Fatalf("parameter %q of %q is %q, want %q", name, id, all, values)
+			}
+			for i := range values {
+				if all[i] != values[i] {
+					t.Fatalf("parameter %q of %q is %q, want %q", name, id, all, values)
+				}
+			}
+		}
+	}
 }
 
 func hex16(n uint64) string {
