@@ -106,6 +106,10 @@ type Entry struct {
 	NoPrefix bool // the prefix that was asked for is not there
 	Spaced   bool // a JSON body has CR, LF or TAB between its tokens
 
+	// Duplicate says that the same entry came before. Parse clears it; it is for whoever
+	// holds entries against each other (Pairs.See) to set.
+	Duplicate bool
+
 	values [fields]Value
 	seen   uint64 // fields, and objects that hold fields
 }

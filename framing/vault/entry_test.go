@@ -3,6 +3,7 @@ package vault
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -540,4 +541,24 @@ func FuzzJSONXEntry(f *testing.F) {
 			t.Fatalf("%q: %v", x, err)
 		}
 	})
+}
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+// TestJSONXStream makes the stream that the recorded entries are in jsonx, which is
+// testdata of others too.
+func TestJSONXStream(t *testing.T) {
+	var stream []byte
+	for _, line := range recorded(t) {
+		stream = append(stream, jsonx(t, line)...)
+	}
+	const file = "testdata/vault-1.21.jsonx"
+	if *update {
+		if err := os.WriteFile(file, stream, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want, err := os.ReadFile(file); err != nil || !bytes.Equal(stream, want) {
+		t.Errorf("%s differs: %v", file, err)
+	}
 }
