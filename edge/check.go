@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spillway/buffer"
-	"spillway/edge/listen"
 	"spillway/outputs"
 )
 
@@ -232,7 +231,7 @@ func (k *check) sockets() {
 			k.say("input "+in.Name, "%s is handed over by systemd, and not looked at; lane %s", in.URL, in.Lane)
 			continue
 		}
-		s, err := listen.Listen(in.listen(log))
+		s, err := in.open(nil, nil, log)
 		if err != nil {
 			k.busy("input "+in.Name, in.Scheme, in.Address, err)
 			continue
@@ -240,7 +239,7 @@ func (k *check) sockets() {
 		defer s.Close()
 		k.say("input "+in.Name, "%s %s, lane %s", in.Scheme, join(s.Addrs()), in.Lane)
 		if in.TLS != nil {
-			k.certificate(in, time.Unix(s.Stats.CertificateExpires.Load(), 0).UTC())
+			k.certificate(in, time.Unix(s.stats.CertificateExpires.Load(), 0).UTC())
 		}
 	}
 	all, err := listenAdmin(k.c.AdminAddress)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -21,18 +23,18 @@ import (
 type Input struct {
 	Name string `env:"-"`
 
-	URL string `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514, unix:///run/spillway/syslog.sock or, called vault, tcp://localhost:9090"`
+	URL string `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); http://host:port/path or https://host:port/path, to which each message is posted; fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514, unix:///run/spillway/syslog.sock or, called vault, tcp://localhost:9090"`
 
 	Framing        framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
 	Delimiter      []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
 	MaxMessageSize outputs.Size     `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
-	Oversize       framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close"`
+	Oversize       framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close; of http it is always refused"`
 	MaxMessageAge  time.Duration    `env:"MAX_MESSAGE_AGE" envDefault:"5m" doc:"a connection whose message is not finished after so long is closed; what came of it is kept; 0: never"`
 
 	ParseName         string       `env:"PARSE" envDefault:"auto" doc:"what messages are: auto, rfc3164 or rfc5424 for syslog, vault for entries of an audit device of Vault or OpenBao, none for text"`
 	TimezoneName      string       `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
 	PreserveOriginal  ecs.Original `env:"PRESERVE_ORIGINAL" envDefault:"false" doc:"true: records also carry the message as it was received, in event.original; base64: as base64, every byte"`
-	Dataset           string       `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic or unix.generic"`
+	Dataset           string       `env:"DATASET" doc:"event.dataset of the records" default:"by the kind of socket: tcp.generic, udp.generic, unix.generic or http.generic"`
 	Pipeline          string       `env:"PIPELINE" doc:"labels.pipeline of the records, for whoever reads them"`
 	Tags              list         `env:"TAGS" doc:"tags of the records, with commas between them"`
 	DropSeverityAbove string       `env:"DROP_SEVERITY_ABOVE" doc:"messages that are less severe become no record, as debug is with info: emerg, alert, crit, err, warning, notice or info, or 0 to 6; those without a severity stay" default:"all become one"`
@@ -45,21 +47,25 @@ type Input struct {
 	RawSecrets  string        `env:"RAW_SECRETS" envDefault:"keep" doc:"entries with a token that is not hashed, as log_raw=true makes them: keep (tagged, counted and warned of) or drop (PARSE=vault)"`
 
 	Lane       string `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
-	OnFullName string `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams"`
+	OnFullName string `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams; http answers 503"`
 
 	MaxConnections int                  `env:"MAX_CONNECTIONS" envDefault:"4096" doc:"connections at one time; for one more the oldest that has said nothing yet is closed, else that one; 0: no limit"`
 	IdleTimeout    time.Duration        `env:"IDLE_TIMEOUT" envDefault:"300s" doc:"a connection that sends nothing for so long is closed; 0: never"`
-	KeepAlive      time.Duration        `env:"KEEPALIVE" envDefault:"30s" doc:"a silent peer is asked so often whether it is still there; three times without an answer end the connection; 0: never (tcp, tls)"`
+	KeepAlive      time.Duration        `env:"KEEPALIVE" envDefault:"30s" doc:"a silent peer is asked so often whether it is still there; three times without an answer end the connection; 0: never (tcp, tls, http, https)"`
 	ProxyProtocol  listen.ProxyProtocol `env:"PROXY_PROTOCOL" envDefault:"off" doc:"v1, v2 or any: each connection begins with a header of that version of the PROXY protocol, in which a load balancer tells the sender's address; one without is closed, and ALLOW is about the balancer; off: no header (tcp, tls)"`
-	Allow          list                 `env:"ALLOW" doc:"addresses and networks that may send, as in 10.0.0.0/8,::1; others are closed at once, their datagrams dropped (tcp, tls, udp)" default:"all"`
+	Allow          list                 `env:"ALLOW" doc:"addresses and networks that may send, as in 10.0.0.0/8,::1; others are closed at once, their datagrams dropped (tcp, tls, udp, http, https)" default:"all"`
 	SoRcvbuf       outputs.Size         `env:"SO_RCVBUF" doc:"receive buffer to ask of the kernel (tcp, tls, udp)" default:"8MiB for udp, else what the kernel chooses"`
+
+	Token        string        `env:"TOKEN" secret:"true" doc:"what requests must carry, as in Authorization: Bearer TOKEN (http, https)" default:"none is asked for"`
+	TokenFile    string        `env:"-"`
+	StoreTimeout time.Duration `env:"STORE_TIMEOUT" envDefault:"2s" doc:"a request whose message is not stored after so long is answered with 503 (http, https)"`
 
 	SocketModeText string `env:"SOCKET_MODE" envDefault:"0660" doc:"permission bits of the socket file (unix, unixgram, unixpacket)"`
 	SocketOwner    string `env:"SOCKET_OWNER" doc:"user that owns the socket file, name or number" default:"the agent's"`
 	SocketGroup    string `env:"SOCKET_GROUP" doc:"group of the socket file, name or number" default:"the agent's"`
 	PeerUsers      list   `env:"PEER_UID" doc:"users that may connect, names or numbers with commas between them; others are closed at once (unix, unixpacket)" default:"all that may open the socket"`
 
-	TLSCertFile           string `env:"TLS_CERT_FILE" doc:"PEM file of the server's certificate and what leads to its CA; read again when it changes (tls; for fd it makes a tcp socket a tls one)"`
+	TLSCertFile           string `env:"TLS_CERT_FILE" doc:"PEM file of the server's certificate and what leads to its CA; read again when it changes (tls, https; for fd it makes a tcp socket a tls one)"`
 	TLSKeyFile            string `env:"TLS_KEY_FILE" secret:"file" doc:"PEM file of its key"`
 	TLSKeyPassphrase      string `env:"TLS_KEY_PASSPHRASE" secret:"true" doc:"passphrase of the key, if that is encrypted"`
 	TLSKeyPassphraseFile  string `env:"-"`
@@ -76,6 +82,7 @@ type Input struct {
 	Scheme     string                 `env:"-"` // of URL
 	Socket     string                 `env:"-"` // Scheme; with fd the scheme of a socket like the first that systemd handed over, and fd if it did not
 	Address    string                 `env:"-"` // host:port, path, @name, or name of a socket of systemd's
+	Path       string                 `env:"-"` // of requests, http and https
 	Parse      bool                   `env:"-"` // false: the message is the text, or with Vault an entry
 	Format     syslog.Format          `env:"-"` // when Parse
 	Vault      *pipeline.VaultOptions `env:"-"` // nil: not PARSE=vault
@@ -90,6 +97,17 @@ type Input struct {
 
 // datagram reports whether the input is one of datagrams, not of connections.
 func (in *Input) datagram() bool { return in.Socket == "udp" || in.Socket == "unixgram" }
+
+// http reports whether the input takes requests.
+func (in *Input) http() bool { return in.Socket == "http" || in.Socket == "https" }
+
+// what is "a tcp input", or whatever it is.
+func (in *Input) what() string {
+	if in.http() {
+		return "an " + in.Scheme + " input"
+	}
+	return "a " + in.Scheme + " input"
+}
 
 // framing are the options of the input's splitters.
 func (in *Input) framing() framing.Options {
@@ -108,6 +126,8 @@ var inputKinds = map[string]struct {
 	"unix":       {"unix", slices.Concat(ofSockets, ofStreams, ofConnections, ofPeers, ofFiles)},
 	"unixpacket": {"unix", slices.Concat(ofSockets, ofConnections, ofPeers, ofFiles)},
 	"unixgram":   {"unix", slices.Concat(ofSockets, ofFiles)},
+	"http":       {"http", slices.Concat(ofConnections, []string{"ALLOW", "KEEPALIVE"}, ofHTTP)},
+	"https":      {"http", slices.Concat(ofConnections, []string{"ALLOW", "KEEPALIVE"}, ofHTTP, ofTLS)},
 	"fd":         {"", slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofPeers, ofTLS)},
 }
 
@@ -117,6 +137,7 @@ var (
 	ofConnections = []string{"MAX_CONNECTIONS", "IDLE_TIMEOUT"}
 	ofNetwork     = []string{"ALLOW", "SO_RCVBUF"}
 	ofTCP         = []string{"KEEPALIVE", "PROXY_PROTOCOL"}
+	ofHTTP        = []string{"TOKEN", "TOKEN_FILE", "STORE_TIMEOUT"}
 	ofPeers       = []string{"PEER_UID"}
 	ofFiles       = []string{"SOCKET_MODE", "SOCKET_OWNER", "SOCKET_GROUP"}
 )
@@ -186,25 +207,39 @@ func (c *Config) input(e *environment, name string) Input {
 	in.peers(e, under)
 	in.socketFile(e, under)
 	in.tls(e, under)
+	in.requests(e, under)
 	return in
 }
 
 // applies refuses the options that inputs of this kind do not have.
 func (in *Input) applies(e *environment, under string) {
 	options, what := in.options()
-	for _, o := range slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofPeers, ofFiles, ofTLS) {
+	for _, o := range slices.Concat(ofSockets, ofStreams, ofConnections, ofNetwork, ofTCP, ofHTTP, ofPeers, ofFiles, ofTLS) {
 		switch {
 		case slices.Contains(options, o):
 		case in.datagram() || in.Scheme == "unixpacket" && slices.Contains(ofStreams, o):
-			e.idle(under+o, "changes nothing for a %s, where each datagram is one message: remove it", what)
+			e.idle(under+o, "changes nothing for %s, where each datagram is one message: remove it", what)
+		case in.http() && ofRequests[o] != "":
+			e.idle(under+o, "changes nothing for an http input, %s: remove it", ofRequests[o])
 		default:
-			e.idle(under+o, "changes nothing for a %s: remove it", what)
+			e.idle(under+o, "changes nothing for %s: remove it", what)
 		}
 	}
 }
 
+// ofRequests says why http inputs do without an option.
+var ofRequests = map[string]string{
+	"FRAMING":   "where each request is a message, or each of its lines with Content-Type application/x-ndjson",
+	"DELIMITER": "where each request is a message, or each of its lines with Content-Type application/x-ndjson",
+	"OVERSIZE":  "which answers 413 to a larger message",
+	"ON_FULL":   "which answers 503 as long as there is no room",
+}
+
 // messages checks how a stream or a datagram becomes messages.
 func (in *Input) messages(e *environment, under string) {
+	if in.http() {
+		return
+	}
 	if in.datagram() || in.Scheme == "unixpacket" {
 		if in.Oversize == framing.Split || in.Oversize == framing.Close {
 			e.problem(under+"OVERSIZE", "not for datagrams: use truncate or drop")
@@ -220,13 +255,13 @@ func (in *Input) messages(e *environment, under string) {
 func (in *Input) options() (options []string, what string) {
 	switch {
 	case in.Scheme != "fd" || in.Socket == "fd":
-		return inputKinds[in.Scheme].options, in.Scheme + " input"
+		return inputKinds[in.Scheme].options, in.what()
 	case in.Socket == "tcp":
 		options = inputKinds["tls"].options
 	default: // whose file is systemd's
 		options = slices.DeleteFunc(slices.Clone(inputKinds[in.Socket].options), func(o string) bool { return slices.Contains(ofFiles, o) })
 	}
-	return options, in.Socket + " socket of systemd's"
+	return options, "a " + in.Socket + " socket of systemd's"
 }
 
 func (in *Input) onFull(e *environment, under string) {
@@ -248,12 +283,25 @@ func (in *Input) onFull(e *environment, under string) {
 	}
 }
 
-// input is a listening socket and what turns its messages into records.
-type input struct {
-	cfg     Input
-	server  *listen.Server
-	records *pipeline.Input
+// server is what an input listens with.
+type server interface {
+	Serve(ctx, hard context.Context)
+	Addrs() []net.Addr
+	Close()
+	Reload() error
 }
+
+// input is a server and what turns its messages into records.
+type input struct {
+	cfg Input
+	server
+	stats    *listen.Stats
+	requests *listen.HTTPStats // nil: it takes none
+	records  *pipeline.Input   // nil: nobody serves
+}
+
+// variable is what the names of the input's variables begin with.
+func (in *Input) variable() string { return prefix + "INPUT_" + strings.ToUpper(in.Name) + "_" }
 
 // listen are the options of the input's sockets, without what belongs to its lane.
 func (in *Input) listen(log *slog.Logger) listen.Options {
@@ -262,28 +310,57 @@ func (in *Input) listen(log *slog.Logger) listen.Options {
 		network = "tcp"
 	}
 	return listen.Options{
-		Name: in.Name, Variable: prefix + "INPUT_" + strings.ToUpper(in.Name) + "_", Network: network, Address: in.Address, TLS: in.TLS,
+		Name: in.Name, Variable: in.variable(), Network: network, Address: in.Address, TLS: in.TLS,
 		Socket:  listen.SocketFile{Mode: in.SocketMode, Owner: in.SocketOwner, Group: in.SocketGroup},
 		Framing: in.framing(), ReceiveBuffer: int(in.SoRcvbuf), MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout, MaxMessageAge: in.MaxMessageAge,
 		KeepAlive: in.KeepAlive, Allow: in.AllowFrom, PeerUIDs: in.PeerUIDs, ProxyProtocol: in.ProxyProtocol, Log: log,
 	}
 }
 
-// openInput opens the sockets of an input. memory is shared by the inputs of its lane.
-func openInput(ic Input, c *Config, l *pipeline.Lane, memory *listen.Memory, host string, log *slog.Logger) (*input, error) {
-	kind := inputKinds[ic.Socket].kind
-	in := &input{cfg: ic}
-	in.records = pipeline.NewInput(pipeline.InputOptions{
-		Name: ic.Name, Lane: l, Parse: ic.Parse, Format: ic.Format, Zone: ic.Timezone, Vault: ic.Vault, Filter: ic.Filter, OnFull: ic.OnFull,
-		Records: ecs.Options{Dataset: ic.Dataset, Agent: c.Agent, Host: host, InputType: kind, Pipeline: ic.Pipeline, Tags: ic.Tags, PreserveOriginal: ic.PreserveOriginal, ShortNames: c.SyslogNames == "short"},
-	})
-	o := ic.listen(log)
-	o.Memory, o.Gate = memory, in.records.Gate()
-	o.Open = in.records.Open
-	var err error
-	in.server, err = listen.Listen(o)
+// listenHTTP is listen of an input that takes requests.
+func (in *Input) listenHTTP(log *slog.Logger) listen.HTTPOptions {
+	o := listen.HTTPOptions{
+		Name: in.Name, Variable: in.variable(), Address: in.Address, Path: in.Path, TLS: in.TLS, MaxMessageSize: int(in.MaxMessageSize),
+		MaxConnections: in.MaxConnections, IdleTimeout: in.IdleTimeout, StoreTimeout: in.StoreTimeout, KeepAlive: in.KeepAlive, Allow: in.AllowFrom, Log: log,
+	}
+	if in.Token != "" {
+		o.Token = secret(in.Token, in.TokenFile)
+	}
+	return o
+}
+
+// open opens the sockets of the input, whose messages go to records; nil: nobody is
+// going to serve them. memory is shared by the inputs of a lane.
+func (in *Input) open(records *pipeline.Input, memory *listen.Memory, log *slog.Logger) (*input, error) {
+	if in.http() {
+		o := in.listenHTTP(log)
+		o.Memory = memory
+		if records != nil {
+			o.Open = func() listen.Storer { return records.Open().(listen.Storer) }
+		}
+		s, err := listen.ListenHTTP(o)
+		if err != nil {
+			return nil, err
+		}
+		return &input{*in, s, s.Stats, &s.Requests, records}, nil
+	}
+	o := in.listen(log)
+	o.Memory = memory
+	if records != nil {
+		o.Gate, o.Open = records.Gate(), records.Open
+	}
+	s, err := listen.Listen(o)
 	if err != nil {
 		return nil, err
 	}
-	return in, nil
+	return &input{*in, s, &s.Stats, nil, records}, nil
+}
+
+// pipeline is what makes records of the input's messages, for a lane.
+func (in *Input) pipeline(c *Config, l *pipeline.Lane, host string) *pipeline.Input {
+	return pipeline.NewInput(pipeline.InputOptions{
+		Name: in.Name, Lane: l, Parse: in.Parse, Format: in.Format, Zone: in.Timezone, Vault: in.Vault, Filter: in.Filter, OnFull: in.OnFull,
+		Records: ecs.Options{Dataset: in.Dataset, Agent: c.Agent, Host: host, InputType: inputKinds[in.Socket].kind, Pipeline: in.Pipeline, Tags: in.Tags,
+			PreserveOriginal: in.PreserveOriginal, ShortNames: c.SyslogNames == "short"},
+	})
 }

@@ -38,6 +38,8 @@ func TestInputKinds(t *testing.T) {
 		{"vault over unix", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=unix:///v", "unix", "/v", "vault.audit", "unix", pipeline.Refuse},
 		{"vault over unixpacket", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=unixpacket:///v", "unixpacket", "/v", "vault.audit", "unixpacket", pipeline.Refuse},
 		{"vault over udp", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=udp://:1", "udp", "localhost:1", "vault.audit", "udp", pipeline.Drop},
+		{"vault over http", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=http://:1/audit", "http", "localhost:1", "vault.audit", "http", pipeline.Block},
+		{"http", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=http://0.0.0.0:8088", "http", "0.0.0.0:8088", "http.generic", "http", pipeline.Block},
 		{"refuse", "SPILLWAY_INPUTS=tcp SPILLWAY_INPUT_TCP_ON_FULL=Refuse", "tcp", "localhost:5514", "tcp.generic", "tcp", pipeline.Refuse},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -122,6 +124,36 @@ func TestInputTLS(t *testing.T) {
 	}
 }
 
+// TestInputHTTP is about what a server of requests is told.
+func TestInputHTTP(t *testing.T) {
+	const in = "SPILLWAY_INPUT_HOOK_"
+	c, err := load(t, "SPILLWAY_INPUTS=hook", in+"URL=https://:8088/a/b%20c", in+"TLS_CERT_FILE=/c", in+"TLS_KEY_FILE=/k", in+"TOKEN=s3cret", in+"MAX_MESSAGE_SIZE=1MiB",
+		in+"MAX_CONNECTIONS=7", in+"IDLE_TIMEOUT=2m", in+"STORE_TIMEOUT=3s", in+"KEEPALIVE=0", in+"ALLOW=192.0.2.7")
+	if err != nil || len(c.Notes) != 0 {
+		t.Fatalf("%v, notes %q", err, c.Notes)
+	}
+	o := c.Inputs[0].listenHTTP(nil)
+	token, err := o.Token()
+	if string(token) != "s3cret" || err != nil {
+		t.Errorf("token %q, %v", token, err)
+	}
+	o.Token = nil
+	want := listen.HTTPOptions{Name: "hook", Variable: in, Address: "localhost:8088", Path: "/a/b c", TLS: c.Inputs[0].TLS, MaxMessageSize: 1 << 20, MaxConnections: 7, StoreTimeout: 3 * time.Second,
+		IdleTimeout: 2 * time.Minute, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32")}}
+	if !reflect.DeepEqual(o, want) || o.TLS == nil {
+		t.Errorf("%+v, want %+v", o, want)
+	}
+
+	// No token, and for localhost none is missed.
+	c, err = load(t, "SPILLWAY_INPUTS=a,b", "SPILLWAY_INPUT_A_URL=http://:1", "SPILLWAY_INPUT_B_URL=http://[::1]:2", "SPILLWAY_INPUT_B_TOKEN=x")
+	if err != nil || len(c.Notes) != 0 {
+		t.Fatalf("%v, notes %q", err, c.Notes)
+	}
+	if o := c.Inputs[0].listenHTTP(nil); o.Token != nil || o.Path != "/" || o.StoreTimeout != 2*time.Second || o.TLS != nil {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestInputVault(t *testing.T) {
 	c, err := load(t, "SPILLWAY_INPUTS=vault,tcp")
 	if err != nil || len(c.Notes) != 0 {
@@ -163,6 +195,7 @@ func TestInputNotes(t *testing.T) {
 			`SPILLWAY_INPUT_VAULT_LANE="main": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
 		{"others beside entries", "SPILLWAY_INPUTS=vault,tcp SPILLWAY_INPUT_TCP_LANE=audit",
 			`SPILLWAY_INPUT_VAULT_LANE="audit": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
+		{"token in clear", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=http://192.0.2.1:1 SPILLWAY_INPUT_A_TOKEN=s3cret", `SPILLWAY_INPUT_A_TOKEN="***": whoever sees the network sees it: use an https:// URL`},
 		{"no reserve", "SPILLWAY_INPUTS=vault SPILLWAY_BUFFER_RESERVE=0",
 			`SPILLWAY_BUFFER_RESERVE="0": what connections still hold when an input with ON_FULL=refuse closes them may find no room then, and is lost: use 1MiB or more`},
 		{"impatience", "SPILLWAY_INPUTS=vault SPILLWAY_INPUT_VAULT_PAIR_TIMEOUT=30s",
@@ -228,7 +261,16 @@ func TestInputProblems(t *testing.T) {
 		{"two slashes", in + "unix://run/log", `SPILLWAY_INPUT_A_URL="unix://run/log": "run" stands where a host would: write three slashes, as in unix:///run/spillway/syslog.sock`},
 		{"no path", in + "unixgram:///", `SPILLWAY_INPUT_A_URL="unixgram:///": names no socket: write it as in unixgram:///run/spillway/syslog.sock`},
 		{"no name", in + "fd://", `SPILLWAY_INPUT_A_URL="fd://": names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog`},
-		{"http", in + "http://:1", `SPILLWAY_INPUT_A_URL="http://:1": this version has no http inputs: use ` + kindsOfInputs},
+		{"user in a URL", in + "http://u:p@h:1", `SPILLWAY_INPUT_A_URL="http://***@h:1": has a user in it: ask for a token instead, with SPILLWAY_INPUT_A_TOKEN_FILE`},
+		{"query", in + "http://:1/a?b=c", `SPILLWAY_INPUT_A_URL="http://:1/a?b=c": has more than a host, a port and a path: write it as in http://localhost:8088/audit`},
+		{"https without a certificate", in + "https://:1", `SPILLWAY_INPUT_A_TLS_CERT_FILE: not set: an https input needs a certificate: name its PEM file`},
+		{"certificate of http", in + "http://:1 SPILLWAY_INPUT_A_TLS_CERT_FILE=c", `SPILLWAY_INPUT_A_TLS_CERT_FILE="c": changes nothing for an http input: remove it`},
+		{"framing of requests", in + "http://:1 SPILLWAY_INPUT_A_FRAMING=nul",
+			`SPILLWAY_INPUT_A_FRAMING="nul": changes nothing for an http input, where each request is a message, or each of its lines with Content-Type application/x-ndjson: remove it`},
+		{"large requests", in + "http://:1 SPILLWAY_INPUT_A_OVERSIZE=split", `SPILLWAY_INPUT_A_OVERSIZE="split": changes nothing for an http input, which answers 413 to a larger message: remove it`},
+		{"requests that wait", in + "http://:1 SPILLWAY_INPUT_A_ON_FULL=block", `SPILLWAY_INPUT_A_ON_FULL="block": changes nothing for an http input, which answers 503 as long as there is no room: remove it`},
+		{"time to store", in + "http://:1 SPILLWAY_INPUT_A_STORE_TIMEOUT=0", `SPILLWAY_INPUT_A_STORE_TIMEOUT="0": out of bounds: use 10ms to 1m`},
+		{"token of tcp", in + "tcp://:1 SPILLWAY_INPUT_A_TOKEN=s3cret", `SPILLWAY_INPUT_A_TOKEN="***": changes nothing for a tcp input: remove it`},
 		{"mode", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_MODE=888", `SPILLWAY_INPUT_A_SOCKET_MODE="888": no permission bits: write them as in 0660`},
 		{"owner", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_OWNER=nosuch", `SPILLWAY_INPUT_A_SOCKET_OWNER="nosuch": user: unknown user nosuch: name a user of this host, or give a number`},
 		{"group", in + "unix:///x SPILLWAY_INPUT_A_SOCKET_GROUP=nosuch", `SPILLWAY_INPUT_A_SOCKET_GROUP="nosuch": group: unknown group nosuch: name a group of this host, or give a number`},

@@ -11,7 +11,7 @@ func (in *Input) tls(e *environment, under string) {
 	const cert, key, passphrase, ca, auth = "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_KEY_PASSPHRASE", "TLS_CLIENT_CA_FILE", "TLS_CLIENT_AUTH"
 	const fingerprints, names, minVersion, maxVersion, ciphers, curves = "TLS_CLIENT_FINGERPRINTS", "TLS_CLIENT_NAMES", "TLS_MIN_VERSION", "TLS_MAX_VERSION", "TLS_CIPHERS", "TLS_CURVES"
 	switch {
-	case in.Scheme != "tls" && in.Scheme != "fd":
+	case in.Scheme != "tls" && in.Scheme != "https" && in.Scheme != "fd":
 		return
 	case in.Scheme == "fd" && in.TLSCertFile == "" && in.TLSKeyFile == "":
 		for _, o := range ofTLS {
@@ -21,9 +21,9 @@ func (in *Input) tls(e *environment, under string) {
 		}
 		return
 	case in.TLSCertFile == "":
-		e.problem(under+cert, "not set: a tls input needs a certificate: name its PEM file")
+		e.problem(under+cert, "not set: %s needs a certificate: name its PEM file", in.what())
 	case in.TLSKeyFile == "":
-		e.problem(under+key, "not set: a tls input needs the key of its certificate: name its PEM file")
+		e.problem(under+key, "not set: %s needs the key of its certificate: name its PEM file", in.what())
 	}
 	o := &listen.TLSOptions{CertFile: in.TLSCertFile, KeyFile: in.TLSKeyFile, ClientCAFile: in.TLSClientCAFile}
 	if in.TLSKeyPassphrase != "" {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"spillway/edge/listen"
 )
@@ -19,7 +22,7 @@ var inputURLs = map[string]string{
 	"tcp": "tcp://localhost:5514", "udp": "udp://localhost:5514", "tls": "tls://localhost:6514", "unix": "unix:///run/spillway/syslog.sock", "vault": "tcp://localhost:9090",
 }
 
-const kindsOfInputs = "tcp://, tls://, udp://, unix://, unixgram://, unixpacket:// or fd://"
+const kindsOfInputs = "tcp://, tls://, udp://, unix://, unixgram://, unixpacket://, http://, https:// or fd://"
 
 // url takes the input's URL apart.
 func (in *Input) url(e *environment, under string) bool {
@@ -62,9 +65,19 @@ func (in *Input) url(e *environment, under string) bool {
 			e.problem(name, "names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog")
 			return false
 		}
-	case "http":
-		e.problem(name, "this version has no http inputs: use %s", kindsOfInputs)
-		return false
+	case "http", "https":
+		if u.User != nil {
+			e.problem(name, "has a user in it: ask for a token instead, with %sTOKEN_FILE", under)
+			return false
+		} else if u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+			e.problem(name, "has more than a host, a port and a path: write it as in %s://localhost:8088/audit", u.Scheme)
+			return false
+		}
+		if in.Address, err = checkAddress(u.Host); err != nil {
+			e.problem(name, "%v", err)
+			return false
+		}
+		in.Path = cmp.Or(u.Path, "/")
 	case "":
 		e.problem(name, "has no scheme: write it as in tcp://localhost:5514")
 		return false
@@ -110,6 +123,21 @@ func (c *Config) leftOver(e *environment, environ []string) (names []string) {
 			and(left), left[0]))
 	}
 	return names
+}
+
+// requests checks the options of inputs that take requests.
+func (in *Input) requests(e *environment, under string) {
+	if !in.http() {
+		return
+	}
+	if in.StoreTimeout < 10*time.Millisecond || in.StoreTimeout > time.Minute {
+		e.problem(under+"STORE_TIMEOUT", "out of bounds: use 10ms to 1m")
+	}
+	if host, _, _ := net.SplitHostPort(in.Address); in.Scheme == "http" && in.Token != "" && host != "localhost" {
+		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+			e.note(under+"TOKEN", "whoever sees the network sees it: use an https:// URL")
+		}
+	}
 }
 
 // allow reads ALLOW.

@@ -91,6 +91,8 @@ var refused = []struct {
 	{"the format of headers is SPILLWAY_INPUT_<NAME>_PARSE, their zone SPILLWAY_INPUT_<NAME>_TIMEZONE", []string{"INPUT/*/SYSLOG_OPTIONS*", "INPUT/*/SYSLOG_TIMEZONE", "INPUT/*/TIME_ZONE"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_DATASET; the other parts of a data stream's name are for the reader: labels.pipeline of its records is SPILLWAY_INPUT_<NAME>_PIPELINE", []string{
 		"INPUT/*/DATA_STREAM*", "INPUT/*/DATASET_NAME", "INPUT/*/NAMESPACE", "DATA_STREAM_*"}},
+	{"http inputs ask for a token: the name here is SPILLWAY_INPUT_<NAME>_TOKEN, or _TOKEN_FILE", []string{"INPUT/*/BASIC_AUTH*", "INPUT/*/USERNAME", "INPUT/*/PASSWORD*", "INPUT/*/SECRET_*"}},
+	{"path and port stand in SPILLWAY_INPUT_<NAME>_URL, as in http://0.0.0.0:8088/audit", []string{"INPUT/*/PATH"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_PRESERVE_ORIGINAL", []string{"INPUT/*/PRESERVE_ORIGINAL_EVENT", "INPUT/*/KEEP_ORIGINAL"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_MAX_MESSAGE_SIZE", []string{"INPUT/*/MAX_SIZE", "INPUT/*/MAX_LINE*", "INPUT/*/MAX_ENTRY", "INPUT/*/LOG_MSG_SIZE"}},
 	{"SPILLWAY_INPUT_<NAME>_DELIMITER is the setting", []string{"INPUT/*/LINE_DELIMITER", "INPUT/*/LINE_TERMINATOR"}},

@@ -38,7 +38,7 @@ func (a *agent) reload() {
 		done = append(done, what)
 	}
 	for _, in := range a.inputs {
-		owner(ownerOf("INPUT", in.cfg.Name), "", in.server.Reload)
+		owner(ownerOf("INPUT", in.cfg.Name), "", in.Reload)
 	}
 	for i, o := range a.outs {
 		if r, ok := o.(outputs.Reloader); ok {

@@ -184,7 +184,7 @@ func TestCheckInputs(t *testing.T) {
 		code = cmdCheck(t.Context(), nil, &o, &e, append(vars, "SPILLWAY_AGENT=gw1", "SPILLWAY_STATE_DIR="+dir+"/state", "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0"))
 		return code, o.String(), e.String()
 	}
-	vars := []string{"SPILLWAY_INPUTS=tls,local,handed", "SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0",
+	vars := []string{"SPILLWAY_INPUTS=tls,local,handed,hook", "SPILLWAY_INPUT_HOOK_URL=http://127.0.0.1:0", "SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0",
 		"SPILLWAY_INPUT_TLS_TLS_CERT_FILE=" + dir + "/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=" + dir + "/server.key",
 		"SPILLWAY_INPUT_LOCAL_URL=unix://" + dir + "/log", "SPILLWAY_INPUT_HANDED_URL=fd://syslog"}
 	code, out, errs := check(vars...)
@@ -193,7 +193,7 @@ func TestCheckInputs(t *testing.T) {
 	}
 	for _, want := range []string{"\ninput tls        tls 127.0.0.1:", "certificate " + dir + "/server.pem, until ",
 		"\nwarning: SPILLWAY_INPUT_TLS_TLS_CERT_FILE=\"" + dir + "/server.pem\": the certificate ends ",
-		"\ninput local      unix " + dir + "/log, lane main\n", "\ninput handed     fd://syslog is handed over by systemd, and not looked at; lane main\n"} {
+		"\ninput hook       http 127.0.0.1:", "\ninput local      unix " + dir + "/log, lane main\n", "\ninput handed     fd://syslog is handed over by systemd, and not looked at; lane main\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -217,7 +217,7 @@ func TestCheckInputs(t *testing.T) {
 	if err := os.Remove(dir + "/server.key"); err != nil {
 		t.Fatal(err)
 	}
-	code, _, errs = check(append(vars[1:4:4], "SPILLWAY_INPUTS=tls")...)
+	code, _, errs = check(append(vars[2:5:5], "SPILLWAY_INPUTS=tls")...)
 	if code == exitOK || !strings.Contains(errs, "server.key") {
 		t.Errorf("exit code %d: %s", code, errs)
 	}

@@ -138,7 +138,8 @@ func (a *agent) open() error {
 		a.log.Warn(s)
 	}
 	for _, ic := range c.Inputs {
-		in, err := openInput(ic, c, byName[ic.Lane].Lane, byName[ic.Lane].memory, host, a.log)
+		l := byName[ic.Lane]
+		in, err := ic.open(ic.pipeline(c, l.Lane, host), l.memory, a.log)
 		if err != nil {
 			return err
 		}
@@ -195,8 +196,8 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		lanes.Go(func() { l.Run(hard) })
 	}
 	for _, in := range a.inputs {
-		inputs.Go(func() { in.server.Serve(accepting, hard) })
-		a.log.Info("listening", "input", in.cfg.Name, "address", fmt.Sprint(in.server.Addrs()), "lane", in.cfg.Lane)
+		inputs.Go(func() { in.Serve(accepting, hard) })
+		a.log.Info("listening", "input", in.cfg.Name, "address", fmt.Sprint(in.Addrs()), "lane", in.cfg.Lane)
 	}
 	srv := admin.Server(a.sources(), a.log)
 	var admins []net.Addr
@@ -272,7 +273,7 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 func (a *agent) close() error {
 	var errs []error
 	for _, in := range a.inputs {
-		in.server.Close()
+		in.Close()
 	}
 	for _, b := range a.buffers {
 		errs = append(errs, b.Close())

@@ -21,7 +21,7 @@ type status struct{ *agent }
 
 func (a status) inputStats() (all []admin.InputStats) {
 	for _, in := range a.inputs {
-		r, s := in.records, &in.server.Stats
+		r, s := in.records, in.stats
 		n := func(c *atomic.Int64) uint64 { return uint64(c.Load()) }
 		all = append(all, admin.InputStats{
 			Name: in.cfg.Name, Accepts: s.Refuses.Load() == 0, Datagrams: in.cfg.datagram() || s.ReceiveBuffer.Load() != 0, TLS: s.CertificateExpires.Load() != 0,
@@ -37,6 +37,10 @@ func (a status) inputStats() (all []admin.InputStats) {
 			Reloads:            map[string]uint64{"ok": n(&s.Reloads), "failed": n(&s.ReloadFailures)},
 			ReceiveBuffer:      s.ReceiveBuffer.Load(),
 		})
+		if q := in.requests; q != nil {
+			all[len(all)-1].Requests = map[string]uint64{"stored": n(&q.Stored), "full": n(&q.Full), "late": n(&q.Late), "stopped": n(&q.Stopped), "too_large": n(&q.TooLarge),
+				"unauthorized": n(&q.Unauthorized), "slow": n(&q.Slow), "invalid": n(&q.Invalid), "gone": n(&q.Gone), "panic": n(&q.Panics)}
+		}
 	}
 	return all
 }
@@ -129,7 +133,7 @@ func (a status) refuses() (why []string) {
 			switch refuses := in.cfg.Lane == l.name && in.cfg.OnFull == pipeline.Refuse; {
 			case refuses && l.Shut():
 				why = append(why, fmt.Sprintf("input %s: does not accept: lane %s has no room beside its reserve", in.cfg.Name, l.name))
-			case refuses && in.server.Stats.Refuses.Load() != 0:
+			case refuses && in.stats.Refuses.Load() != 0:
 				why = append(why, fmt.Sprintf("input %s: does not accept: its sockets are not bound again yet", in.cfg.Name))
 			}
 		}

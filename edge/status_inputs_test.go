@@ -5,13 +5,59 @@ package main
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 )
+
+// An input of requests, from the sender to the record.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	token := filepath.Join(t.TempDir(), "token")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(token, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one\n")
+	a := start(t, "SPILLWAY_INPUTS=hook", "SPILLWAY_INPUT_HOOK_URL=http://127.0.0.1:0/audit", "SPILLWAY_INPUT_HOOK_TOKEN_FILE="+token, "SPILLWAY_INPUT_HOOK_PARSE=none", "SPILLWAY_INPUT_HOOK_MAX_MESSAGE_SIZE=1KiB",
+		"SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=0s")
+	post := func(token, body string, want int) {
+		t.Helper()
+		r := must(http.NewRequest(http.MethodPost, "http://"+a.inputs[0].Addrs()[0].String()+"/audit", strings.NewReader(body)))(t)
+		r.Header.Set("Authorization", "Bearer "+token)
+		resp := must(http.DefaultClient.Do(r))(t)
+		defer resp.Body.Close()
+		if b := must(io.ReadAll(resp.Body))(t); resp.StatusCode != want {
+			t.Errorf("%d, want %d: %s", resp.StatusCode, want, b)
+		}
+	}
+	post("one", "hello", http.StatusNoContent)
+	post("two", "hello", http.StatusUnauthorized)
+	post("one", strings.Repeat("x", 2000), http.StatusRequestEntityTooLarge)
+	write("two\n")
+	a.reload() // what SIGHUP does
+	post("two", "again", http.StatusNoContent)
+	post("one", "again", http.StatusUnauthorized)
+	for i, want := range []string{`"message":"hello"`, `"message":"again"`} {
+		if r := a.outbox(2)[i]; !strings.Contains(r, want) || !strings.Contains(r, `"input":{"type":"http"}`) || !strings.Contains(r, `"dataset":"http.generic"`) || !strings.Contains(r, `"ip":"127.0.0.1"`) {
+			t.Errorf("no %s in %s", want, r)
+		}
+	}
+	m := a.metrics()
+	for metric, want := range map[string]float64{`requests_total{input="hook",result="stored"}`: 2, `requests_total{input="hook",result="unauthorized"}`: 2, `requests_total{input="hook",result="too_large"}`: 1,
+		`messages_total{input="hook"}`: 2, `records_admitted_total{input="hook"}`: 2, `accepting{input="hook"}`: 1} {
+		if got := m["spillway_input_"+metric]; got != want {
+			t.Errorf("%s is %v, want %v", metric, got, want)
+		}
+	}
+}
 
 // Each kind of input shows what it can count, and no more.
 func TestInputMetrics(t *testing.T) {
@@ -45,13 +91,13 @@ func TestInputMetrics(t *testing.T) {
 		if in.cfg.Name != "tls" {
 			continue
 		}
-		if err := in.server.Reload(); err != nil {
+		if err := in.Reload(); err != nil {
 			t.Error(err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, "server.pem"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := in.server.Reload(); err == nil {
+		if err := in.Reload(); err == nil {
 			t.Error("an empty certificate is taken")
 		}
 	}

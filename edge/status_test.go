@@ -143,7 +143,7 @@ func (r *running) tryDial(name string) (net.Conn, error) {
 	r.t.Helper()
 	for _, in := range r.inputs {
 		if in.cfg.Name == name {
-			a := in.server.Addrs()[0]
+			a := in.Addrs()[0]
 			c, err := net.Dial(a.Network(), a.String())
 			if err == nil {
 				r.t.Cleanup(func() { c.Close() })

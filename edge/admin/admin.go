@@ -74,6 +74,8 @@ type InputStats struct {
 	Mismatched         map[string]uint64 // connections framed otherwise than FRAMING says, by what they look like
 	Shut               int64             // times that it stopped accepting for lack of room
 
+	Requests map[string]uint64 // by how they ended; nil: it takes none, else all endings are there
+
 	HandshakeFailures  map[string]uint64 // by reason; all reasons are there
 	CertificateExpires time.Time         // gauge
 	Reloads            map[string]uint64 // of TLS files, by result, "ok" or "failed"

@@ -32,6 +32,7 @@ func sources() Sources {
 				{Name: "tls", Accepts: true, TLS: true, Messages: 184220, Admitted: 184218, MessageBytes: 41449500, ReadBytes: 41633720, ParseFailures: 12, Truncated: 3, Oversize: 4, DiscardedBytes: 73400320,
 					Dropped: map[string]uint64{"buffer_full": 0, "stopped": 2, "kernel": 0}, EmptyFrames: 9, FramingErrors: 1, CutFrames: 5, MemoryCut: 6, Denied: 7,
 					Connections: 412, OpenConnections: 37, RefusedConnections: map[string]uint64{"max_connections": 14, "silent": 3, "tls_on_plain": 0, "proxy_header": 21}, IdleConnections: 88, StaleConnections: 19, Shut: 1,
+					Requests:           map[string]uint64{"stored": 22, "full": 23, "late": 24, "stopped": 25, "too_large": 26, "unauthorized": 27, "slow": 28, "invalid": 29, "gone": 30, "panic": 0},
 					Mismatched:         map[string]uint64{"octet_counted": 20, "jsonx": 0},
 					HandshakeFailures:  map[string]uint64{"plain": 15, "timeout": 16, "certificate": 17, "other": 18},
 					CertificateExpires: time.Unix(1826809200, 0), Reloads: map[string]uint64{"ok": 3, "failed": 1}},

@@ -74,6 +74,10 @@ var streamMetrics = []family[InputStats]{
 	counter("input", "input_shut_total", "How often the input stopped accepting because there was no room (ON_FULL=refuse).", func(s *InputStats) float64 { return float64(s.Shut) }),
 }
 
+var requestMetrics = []family[InputStats]{
+	counters("input", "result", "input_requests_total", "Requests that have ended: stored (204); no room (full), not stored within STORE_TIMEOUT (late) or at a stop (stopped), all 503; too_large (413); unauthorized (401); slow (408); invalid (other 4xx); panic (500, a defect); or the sender went away (gone).", func(s *InputStats) map[string]uint64 { return s.Requests }),
+}
+
 var tlsMetrics = []family[InputStats]{
 	counters("input", "reason", "input_tls_failures_total", "Handshakes that failed: it was not TLS (plain), not finished in time, no good client certificate, or else.", func(s *InputStats) map[string]uint64 { return s.HandshakeFailures }),
 	gauge("input", "input_certificate_expires_timestamp_seconds", "When the input's certificate ends to be valid.", func(s *InputStats) float64 { return float64(s.CertificateExpires.Unix()) }),
@@ -156,7 +160,7 @@ type collector struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, families := range [][]family[InputStats]{inputMetrics, streamMetrics, tlsMetrics, datagramMetrics} {
+	for _, families := range [][]family[InputStats]{inputMetrics, streamMetrics, requestMetrics, tlsMetrics, datagramMetrics} {
 		describe(ch, families)
 	}
 	describe(ch, laneMetrics)
@@ -176,6 +180,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		if !s.Datagrams {
 			collect(emit, streamMetrics, &s, s.Name)
 		}
+		collect(emit, requestMetrics, &s, s.Name)
 		if s.TLS {
 			collect(emit, tlsMetrics, &s, s.Name)
 		}
