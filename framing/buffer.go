@@ -33,6 +33,9 @@ func (s *Splitter) Fill(r io.Reader) (int, error) {
 	s.buf = s.buf[:len(s.buf)+n]
 	s.full = n == len(room)
 	s.burst += n
+	if s.begun < len(jsonxTag) {
+		s.look(room[:n])
+	}
 	return n, err
 }
 
@@ -77,6 +80,7 @@ func (s *Splitter) fit() {
 	s.delim.shift(s.start)
 	s.nul.shift(s.start)
 	s.from = max(0, s.from-s.start)
+	s.jsonx.at = max(0, s.jsonx.at-s.start)
 	s.start = 0
 }
 
@@ -97,6 +101,7 @@ func (s *Splitter) Settle() int {
 	s.delim.shift(len(s.buf))
 	s.nul.shift(len(s.buf))
 	s.from = max(0, s.from-len(s.buf))
+	s.jsonx.at = 0
 	freeBuffer(s.buf)
 	s.buf, s.start = nil, 0
 	s.last, s.burst = s.burst, 0

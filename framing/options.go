@@ -16,18 +16,19 @@ const (
 	RFC6587   Mode = 2 // per frame: octet counted, or up to the delimiter (RFC 6587 section 3.4)
 	Octet     Mode = 3 // octet counted only (RFC 5425 section 4.3)
 	NUL       Mode = 4 // up to NUL, nothing else
+	JSONX     Mode = 5 // the records of Vault's `format=jsonx`, which nothing delimits
 )
 
-var modeNames = [...]string{Auto: "auto", Delimiter: "delimiter", RFC6587: "rfc6587", Octet: "octet", NUL: "nul"}
+var modeNames = [...]string{Auto: "auto", Delimiter: "delimiter", RFC6587: "rfc6587", Octet: "octet", NUL: "nul", JSONX: "jsonx"}
 
-// ParseMode reads one of auto, delimiter, rfc6587, octet and nul.
+// ParseMode reads one of auto, delimiter, rfc6587, octet, nul and jsonx.
 func ParseMode(s string) (Mode, error) {
 	for m, name := range modeNames {
 		if s == name {
 			return Mode(m), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown framing %q: use auto, delimiter, rfc6587, octet or nul", s)
+	return 0, fmt.Errorf("unknown framing %q: use auto, delimiter, rfc6587, octet, nul or jsonx", s)
 }
 
 // String returns the name that ParseMode reads.
@@ -59,6 +60,30 @@ func ParseOversize(s string) (Oversize, error) {
 // String returns the name that ParseOversize reads.
 func (o Oversize) String() string { return nameOf(oversizeNames[:], int(o)) }
 
+// MultilineRule says which lines of a stream are one message.
+type MultilineRule uint8
+
+// The multi-line rules.
+const (
+	MultilineNone MultilineRule = 0 // each line is a message
+	MultilinePRI  MultilineRule = 1 // a line that does not begin with a PRI goes on with the message before it
+)
+
+var multilineNames = [...]string{MultilineNone: "off", MultilinePRI: "pri"}
+
+// ParseMultiline reads one of off and pri.
+func ParseMultiline(s string) (MultilineRule, error) {
+	for m, name := range multilineNames {
+		if s == name {
+			return MultilineRule(m), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown multi-line rule %q: use off or pri", s)
+}
+
+// String returns the name that ParseMultiline reads.
+func (m MultilineRule) String() string { return nameOf(multilineNames[:], int(m)) }
+
 func nameOf(names []string, i int) string {
 	if i < len(names) {
 		return names[i]
@@ -81,6 +106,10 @@ type Options struct {
 
 	MaxMessageSize int // bytes; 0 is DefaultMaxMessageSize
 	Oversize       Oversize
+
+	// Multiline joins lines in the modes Auto, Delimiter and RFC6587. The others know
+	// no lines, and it changes nothing there.
+	Multiline MultilineRule
 
 	// NonSyslog lets Auto and Datagram also believe a count that is followed by `{`
 	// or a byte order mark, for inputs whose messages are not syslog.

@@ -47,8 +47,13 @@ func TestParseDelimiter(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	for _, m := range []Mode{Auto, Delimiter, RFC6587, Octet, NUL} {
+	for _, m := range []Mode{Auto, Delimiter, RFC6587, Octet, NUL, JSONX} {
 		if got, err := ParseMode(m.String()); err != nil || got != m {
+			t.Errorf("%s: %v, %v", m, got, err)
+		}
+	}
+	for _, m := range []MultilineRule{MultilineNone, MultilinePRI} {
+		if got, err := ParseMultiline(m.String()); err != nil || got != m {
 			t.Errorf("%s: %v, %v", m, got, err)
 		}
 	}
@@ -57,8 +62,11 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s: %v, %v", o, got, err)
 		}
 	}
-	if _, err := ParseMode("jsonx"); err == nil || !strings.Contains(err.Error(), `"jsonx"`) {
-		t.Errorf("jsonx: %v", err)
+	if _, err := ParseMode("xml"); err == nil || !strings.Contains(err.Error(), `"xml"`) || !strings.Contains(err.Error(), "jsonx") {
+		t.Errorf("xml: %v", err)
+	}
+	if _, err := ParseMultiline("true"); err == nil || !strings.Contains(err.Error(), "off or pri") {
+		t.Errorf("true: %v", err)
 	}
 	if _, err := ParseOversize(""); err == nil {
 		t.Error("an empty policy is no policy")

@@ -19,6 +19,7 @@ type Stats struct {
 	Partial      uint64 // counted frames dropped because the stream ended inside them
 	Errors       uint64 // framing errors: no count where one must be
 	LooksCounted uint64 // messages that begin with an octet count in a mode that knows none: the sender is set to octet counting
+	LooksJSONX   uint64 // 1: the stream begins like JSONx, and the mode is another (not told of Octet, which breaks at its first byte)
 }
 
 // kind is what the frame under way is.
@@ -47,8 +48,10 @@ type Splitter struct {
 	nonSyslog bool
 	max       int
 	stripCR   bool // the delimiter is LF
-	skip      bool // Auto with LF: skip what an earlier frame left behind
+	skip      bool // Auto with LF, and JSONX: skip what an earlier frame left behind
 	endsInNUL bool // NUL ends a line too
+	counts    bool // a frame may be counted
+	multiline bool // a line that begins with no PRI goes on with the message before it
 	tail      int  // bytes at the end of a line that may yet turn out to be its terminator
 
 	buf   []byte // what was read; everything before start is done with
@@ -68,6 +71,8 @@ type Splitter struct {
 
 	delim finder
 	nul   finder
+	jsonx jsonx
+	begun int // how many bytes of the stream are those of a JSONx tag; all that it has: don't look
 	stats Stats
 	err   error
 }
@@ -87,7 +92,7 @@ func NewSplitter(o Options) *Splitter {
 	switch {
 	case o.Mode == NUL:
 		delim = []byte{0}
-	case len(delim) == 0:
+	case len(delim) == 0 || o.Mode == JSONX:
 		delim = []byte{'\n'}
 	}
 	lf := len(delim) == 1 && delim[0] == '\n'
@@ -95,14 +100,30 @@ func NewSplitter(o Options) *Splitter {
 	if o.Mode == Auto {
 		tail += len("123456789 ") + len(bom) // see terminator
 	}
+	multiline := o.Multiline == MultilinePRI && (o.Mode == Auto || o.Mode == Delimiter || o.Mode == RFC6587)
+	if multiline {
+		tail = len(delim) + len("\r") + len(" 123456789 <191>")
+	}
+	begun := 0
+	switch o.Mode {
+	case JSONX:
+		tail = jsonxTail
+		begun = len(jsonxTag)
+	case Octet:
+		begun = len(jsonxTag)
+	}
 	return &Splitter{
 		mode:      o.Mode,
 		oversize:  o.Oversize,
 		nonSyslog: o.NonSyslog,
 		max:       o.maxMessageSize(),
 		stripCR:   lf,
-		skip:      lf && o.Mode == Auto,
+		skip:      lf && (o.Mode == Auto || o.Mode == JSONX),
 		endsInNUL: o.Mode == Auto && bytes.IndexByte(delim, 0) < 0,
+		counts:    o.Mode == Auto || o.Mode == RFC6587 || o.Mode == Octet,
+		multiline: multiline,
+		begun:     begun,
+		jsonx:     jsonx{lastLen: -1},
 		tail:      tail,
 		delim:     finder{what: delim},
 		nul:       finder{what: []byte{0}},
@@ -155,6 +176,35 @@ func (s *Splitter) End() (Message, bool) {
 	return s.Next()
 }
 
+// Waiting says that a whole message is held that only what follows would end: under
+// Options.Multiline, behind a frame that ended in NUL, and of JSONx without its type. Call it
+// after Next said no.
+func (s *Splitter) Waiting() bool {
+	switch {
+	case s.kind != line || s.over || s.err != nil:
+		return false
+	case s.mode == JSONX:
+		return s.complete()
+	default:
+		// A delimiter that was found, and ended nothing yet.
+		at := s.delim.at
+		return s.delim.next > 0 && at >= max(s.start, s.from) && at+len(s.delim.what) == len(s.buf)
+	}
+}
+
+// Release hands out the message that is Waiting. It is for an owner whose peer has been
+// quiet for a while: what goes on with the message later is a message of its own. It
+// returns false if there is nothing to hand out.
+func (s *Splitter) Release() (Message, bool) {
+	if !s.Waiting() {
+		return Message{}, false
+	}
+	s.eof = true // it ends what waits
+	m, st := s.line()
+	s.eof = false
+	return m, st == emit
+}
+
 // Cut treats the unfinished message as over-size now, whatever its length, so that its
 // memory is free at the next Fill. It is for an owner who bounds the memory of many
 // connections; call it after Next said no. It returns false if there is nothing to hand
@@ -184,8 +234,8 @@ func (s *Splitter) begin() bool {
 	if len(b) == 0 {
 		return false
 	}
-	if s.pri = b[0] == '<'; s.pri && s.mode != Octet || s.mode == Delimiter || s.mode == NUL {
-		s.kind = line
+	if s.pri = b[0] == '<'; s.pri && s.mode != Octet || !s.counts {
+		s.kind, s.jsonx.at = line, s.start
 		return true
 	}
 	space := 0
@@ -229,12 +279,13 @@ func (s *Splitter) begin() bool {
 }
 
 // skipLeftovers steps over line ends and NULs in front of a frame. Behind a counted
-// frame they are its sender's habit, else each is an empty frame.
+// frame, and between JSONx records, they are their sender's habit, else each is an empty
+// frame.
 func (s *Splitter) skipLeftovers() {
 	for ; s.start < len(s.buf); s.start++ {
 		switch s.buf[s.start] {
 		case '\n', 0:
-			if s.prev != asCount {
+			if s.prev != asCount && s.mode != JSONX {
 				s.stats.Empty++
 			}
 		case '\r':
@@ -274,10 +325,14 @@ func (s *Splitter) line() (Message, step) {
 	if len(data) > s.max {
 		return s.tooLong(s.max)
 	}
-	if width == 1 && s.buf[end] == 0 {
+	inNUL := width == 1 && s.buf[end] == 0
+	if inNUL || s.multiline && s.stripCR {
 		data = trimEnd(data)
 	} else {
 		data = trimNUL(data)
+	}
+	if s.multiline || !inNUL && s.prev == asNUL {
+		flags |= s.joined(data)
 	}
 	if s.part {
 		flags |= Part
@@ -301,23 +356,30 @@ func (s *Splitter) line() (Message, step) {
 // terminator finds what ends the line under way: its position, -1 if it has not come
 // yet, and its length.
 func (s *Splitter) terminator() (end, width int) {
-	if !s.endsInNUL {
+	if s.mode == JSONX {
+		return s.record()
+	}
+	held := s.multiline || s.prev == asNUL && s.pri && s.skip
+	if !s.endsInNUL && !held {
 		return s.delim.find(s.buf, s.start), len(s.delim.what)
 	}
 	end = s.delim.find(s.buf, max(s.start, s.from))
-	nul := s.nul.find(s.buf, s.start)
-	if s.prev == asNUL && s.pri && s.skip {
-		// A sender who ends its messages in NUL: an LF is content unless a frame begins
-		// behind it.
+	nul := -1
+	if s.endsInNUL {
+		nul = s.nul.find(s.buf, s.start)
+	}
+	if held {
+		// The delimiter is content unless a frame begins behind it.
 		for end >= 0 && (nul < 0 || end < nul) {
-			ok, more := beginsFrame(s.buf[end+1:], s.nonSyslog)
-			if ok || s.eof && end+1 == len(s.buf) {
+			next := end + len(s.delim.what)
+			ok, more := s.beginsNext(s.buf[next:])
+			if ok || s.eof && next == len(s.buf) {
 				break
 			}
 			if more && !s.eof {
 				return -1, 0
 			}
-			s.from = end + 1
+			s.from = next
 			end = s.delim.find(s.buf, s.from)
 		}
 	}
@@ -325,6 +387,33 @@ func (s *Splitter) terminator() (end, width int) {
 		return nul, 1
 	}
 	return end, len(s.delim.what)
+}
+
+// beginsNext says whether b, which follows a delimiter, begins another message than the
+// one before it, and whether b ended before that was certain.
+func (s *Splitter) beginsNext(b []byte) (ok, more bool) {
+	if !s.multiline {
+		return beginsFrame(b, s.nonSyslog)
+	}
+	if s.skip && len(b) > 0 && b[0] == ' ' {
+		b = b[1:]
+	}
+	if s.counts {
+		_, n, more := octetCount(b)
+		if more {
+			return false, true
+		}
+		b = b[n:]
+	}
+	return beginsPRI(b)
+}
+
+// joined is Multiline if data has several lines.
+func (s *Splitter) joined(data []byte) Flags {
+	if bytes.Contains(data, s.delim.what) {
+		return Multiline
+	}
+	return 0
 }
 
 // counted waits for the bytes that the count announced.
@@ -391,7 +480,11 @@ func (s *Splitter) tooLong(n int) (Message, step) {
 	default:
 		s.over = true
 	}
-	return Message{Data: s.take(n), Flags: flags}, emit
+	data := s.take(n)
+	if s.multiline && s.kind == line {
+		flags |= s.joined(data)
+	}
+	return Message{Data: data, Flags: flags}, emit
 }
 
 // breakOff hands out up to n bytes and gives up the stream.
@@ -400,7 +493,11 @@ func (s *Splitter) breakOff(n int, flags Flags, err error, text string) Message 
 		n, flags = s.max, flags|Truncated
 	}
 	s.err = err
-	m := Message{Data: s.take(n), Flags: flags, Err: text}
+	data := s.take(n)
+	if s.multiline && s.kind == line {
+		flags |= s.joined(data)
+	}
+	m := Message{Data: data, Flags: flags, Err: text}
 	s.discard(len(s.buf) - s.start)
 	return m
 }
@@ -431,6 +528,9 @@ func (s *Splitter) finish(next, terminator int) {
 	}
 	s.start, s.need, s.from = next, 0, 0
 	s.kind, s.over, s.part = between, false, false
+	if s.mode == JSONX {
+		s.jsonx = jsonx{lastLen: -1, typeless: s.jsonx.typeless}
+	}
 }
 
 // octetCount reads `[1-9][0-9]{0,8} ` at the front of b: the count, the length of it
@@ -483,6 +583,35 @@ func beginsFrame(b []byte, nonSyslog bool) (ok, more bool) {
 		return false, more
 	}
 	return beginsMessage(b[n:], nonSyslog)
+}
+
+// beginsPRI says whether b begins with `<`, one to three digits and `>`, and whether b
+// ended before that was certain.
+func beginsPRI(b []byte) (ok, more bool) {
+	for i, c := range b {
+		switch {
+		case i == 0 && c == '<' || i > 0 && i <= 3 && c >= '0' && c <= '9':
+		default:
+			return i > 1 && c == '>', false
+		}
+	}
+	return false, true
+}
+
+// look compares the beginning of a stream, which b goes on with, with that of JSONx.
+func (s *Splitter) look(b []byte) {
+	for _, c := range b {
+		switch {
+		case s.begun == len(jsonxTag):
+			return
+		case c != jsonxTag[s.begun]:
+			s.begun = len(jsonxTag)
+			return
+		}
+		if s.begun++; s.begun == len(jsonxTag) {
+			s.stats.LooksJSONX++
+		}
+	}
 }
 
 // trimNUL takes trailing NULs off.

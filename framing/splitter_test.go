@@ -123,6 +123,9 @@ func flagNames(f Flags) string {
 // the rest was read and thrown away follows the reads.
 func like(a, b outcome) error {
 	a.stats.Discarded, b.stats.Discarded = 0, 0
+	if a.broken != nil && b.broken != nil { // perhaps before as much was read as tells it
+		a.stats.LooksJSONX, b.stats.LooksJSONX = 0, 0
+	}
 	if a.broken == ErrCount && b.broken == ErrCount && len(a.messages) > 0 && len(b.messages) > 0 {
 		x, y := &a.messages[len(a.messages)-1], &b.messages[len(b.messages)-1]
 		if n := min(len(x.Data), len(y.Data)); bytes.Equal(x.Data[:n], y.Data[:n]) && x.Flags&y.Flags&Invalid != 0 {
@@ -232,11 +235,11 @@ var streams = []struct {
 	{"Python on an LF input", lf, "<11>one\x00<11>two\nlines\x00", []string{`"<11>one\x00<11>two"`, `"lines" unterminated`}, Stats{}, nil},
 	{"Python on a NUL input", nul, "<11>one\nx\x00<11>two\nlines\n\x00", []string{`"<11>one\nx"`, `"<11>two\nlines"`}, Stats{}, nil},
 	{"a NUL sender changes to LF", auto, "<1>a\x00<1>b\n<1>c\nd\n<1>e\x00\nf\n", []string{`"<1>a"`, `"<1>b"`, `"<1>c"`, `"d"`, `"<1>e"`, `"f"`}, Stats{Empty: 1}, nil},
-	{"a NUL sender changes to counts", auto, "<1>a\x00<1>b\n5 x\n4 <1>c\n<1>d\n", []string{`"<1>a"`, `"<1>b\n5 x"`, `"<1>c"`, `"<1>d"`}, Stats{}, nil},
-	{"NUL sender, a number behind the last LF", auto, "<1>a\x00<1>b\n45", []string{`"<1>a"`, `"<1>b\n45" unterminated`}, Stats{}, nil},
+	{"a NUL sender changes to counts", auto, "<1>a\x00<1>b\n5 x\n4 <1>c\n<1>d\n", []string{`"<1>a"`, `"<1>b\n5 x" multiline`, `"<1>c"`, `"<1>d"`}, Stats{}, nil},
+	{"NUL sender, a number behind the last LF", auto, "<1>a\x00<1>b\n45", []string{`"<1>a"`, `"<1>b\n45" unterminated multiline`}, Stats{}, nil},
 	{"NUL behind text without a priority", auto, "a\x00b\nc\n", []string{`"a"`, `"b"`, `"c"`}, Stats{}, nil},
 	{"NUL sender, a line without a priority", auto, "<1>a\x00b\nc\x00", []string{`"<1>a"`, `"b"`, `"c"`}, Stats{}, nil},
-	{"NUL sender, end of stream behind LF", auto, "<1>a\x00<1>b\nc\n", []string{`"<1>a"`, `"<1>b\nc"`}, Stats{}, nil},
+	{"NUL sender, end of stream behind LF", auto, "<1>a\x00<1>b\nc\n", []string{`"<1>a"`, `"<1>b\nc" multiline`}, Stats{}, nil},
 	{"Go log/syslog over TCP", auto, "<132>2026-11-20T12:24:47Z vm myapp[25463]: line one\nline two\n", []string{`"<132>2026-11-20T12:24:47Z vm myapp[25463]: line one"`, `"line two"`}, Stats{}, nil},
 	{"counted sender on an LF input", lf, "8 <13>abc\n8 <13>def\nx\n", []string{`"8 <13>abc"`, `"8 <13>def"`, `"x"`}, Stats{LooksCounted: 2}, nil},
 	{"log4j2 without line ends", auto, "<13>a<13>b", []string{`"<13>a<13>b" unterminated`}, Stats{}, nil},
@@ -332,23 +335,39 @@ func TestStreams(t *testing.T) {
 // atoms are what framing looks at; streams made of them hit more cases than bytes do.
 var atoms = []string{
 	"\n", "\n", "\r\n", "\r", "\x00", " ", "<", "<13>", "<1>a", "x", "abc", "5 ", "5 <13>x", "12 <", "4 ", "1", "0", "9", "10 users",
-	"999999999 <", "1234567890 ", "<END>", "<EN", "D>", "{", "3 {", "\xef\xbb\xbf", "4 \xef\xbb", "\n ", "\n <1>", "\x00<1>", "8 <13>a\nb\n", "long text with spaces",
+	"999999999 <", "1234567890 ", "<END>", "<EN", "D>", "{", "3 {", "\xef\xbb\xbf", "4 \xef\xbb", "\n ", "\n <1>", "\x00<1>", "8 <13>a\nb\n", "long text with spaces", "<json:", "<13", "<1234>", "\n<json:x",
 }
 
-func randomStream(rng *rand.Rand) []byte {
+// tags are the same for JSONx.
+var tags = []string{
+	`<json:object name="auth">`, `<json:object name="request">`, `<json:object>`, "</json:object>", "</json:object>", `<json:array name="keys">`, "</json:array>",
+	`<json:string name="type">request</json:string>`, `<json:string name="type">request</json:string>`, `<json:string name="type">`, `<json:string name="error">a`, `<json:string name="time">2026</json:string>`,
+	`<json:string name="zone">`, "<json:string>x</json:string>", "</json:string>", "</json:string>", `<json:number name="n">1</json:number>`, `<json:boolean name="forwarded">true</json:boolean>`, `<json:null name="n" />`,
+	`<json:object name="abcdefghijklmnopq">`, `<json:string name="abcdefghijklmnopr">`, `<json:array name="`, "<json:str", "</json:", "<", ">", "x", "\n", "\r\n", "\x00", "vault: ", "<13>vault: ", `{"time":1}` + "\n",
+}
+
+func randomStream(rng *rand.Rand, m Mode) []byte {
+	from := atoms
+	if m == JSONX {
+		from = tags
+	}
 	var b []byte
 	for range rng.IntN(30) {
-		b = append(b, atoms[rng.IntN(len(atoms))]...)
+		b = append(b, from[rng.IntN(len(from))]...)
 	}
 	return b
 }
 
 func randomOptions(rng *rand.Rand) Options {
 	o := Options{
-		Mode:           Mode(rng.IntN(5)),
+		Mode:           Mode(rng.IntN(len(modeNames))),
 		MaxMessageSize: 1 + rng.IntN(12),
 		Oversize:       Oversize(rng.IntN(4)),
 		NonSyslog:      rng.IntN(2) == 0,
+		Multiline:      MultilineRule(rng.IntN(2)),
+	}
+	if o.Mode == JSONX {
+		o.MaxMessageSize *= 1 + rng.IntN(20)
 	}
 	if rng.IntN(2) == 0 {
 		o.MaxMessageSize = 1000
@@ -367,7 +386,8 @@ func TestModel(t *testing.T) {
 		n = 5_000
 	}
 	for i := range n {
-		in, opt := randomStream(rng), randomOptions(rng)
+		opt := randomOptions(rng)
+		in := randomStream(rng, opt.Mode)
 		want := model(in, opt)
 		for name, r := range map[string]io.Reader{"whole": whole(in), "byte by byte": bytewise(in), "random": random(in, rng.Uint64())} {
 			if err := like(run(t, r, opt), want); err != nil {

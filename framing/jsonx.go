@@ -1,0 +1,299 @@
+package framing
+
+import "bytes"
+
+// JSONx as Vault writes it (`format=jsonx`): the members of a record one behind the other,
+// without a root, a declaration, a delimiter or a line end.
+//
+//	stream  = *( LF / CR / NUL / line / record )  what is between frames is skipped
+//	line    = text LF                             a sender of lines; text has neither LF nor the beginning of a member
+//	record  = [text] *member type                 text: the device's prefix
+//	type    = `<json:string name="type">` value `</json:string>`
+//	member  = object / array / string / scalar / null
+//	object  = `<json:object` [name] `>` *member `</json:object>`
+//	array   = `<json:array`  [name] `>` *member `</json:array>`
+//	string  = `<json:string` [name] `>` value `</json:string>`
+//	scalar  = `<json:number` … `</json:number>` / `<json:boolean` … `</json:boolean>`
+//	null    = `<json:null`   [name] ` />`
+//	name    = ` name="` escaped `"`               escaped: none of < > " in it
+//
+// The members of an object, and of a record, are sorted by name, so the type is a record's
+// last member. A value is any bytes: nothing in it is escaped, and no scanner can be sure
+// where it ends. This one errs towards two records made of one, never towards one made of
+// two, since a record that never ends hides all that follow:
+//
+//   - Inside of an object or array a value ends at `</json:string>` only if a tag follows.
+//   - A string called type that is not followed by the end of its object, or a member that is
+//     sorted behind it, is the end of a record, however many objects a value claims to have opened.
+//   - A record without a type (a filter may take it out) ends where a top-level member
+//     begins that is not sorted behind the one before it, or text.
+//   - A closing tag too many is ignored.
+type jsonx struct {
+	at       int           // everything before it was looked at
+	in       place         // what begins at at
+	tag      token         // inTag: its kind
+	depth    int           // objects and arrays that are open
+	isType   bool          // inString: it is called type
+	last     [maxName]byte // the name of the top-level member before
+	lastLen  int           // the length of it; -1: there is none
+	width    int           // ended: length of the terminator at at
+	typeless bool          // a record of this stream ended without its type
+}
+
+// place is what a scanner is inside of.
+type place uint8
+
+const (
+	inFront  place = 0 // the text in front of a record
+	inTags   place = 1 // a member, or the end of the object or array
+	inTag    place = 2 // the rest of a start tag
+	inString place = 3 // the value of a string
+	inScalar place = 4 // the value of a number or boolean
+	ended    place = 5 // the frame has ended
+)
+
+// token is what a tag begins with.
+type token uint8
+
+const (
+	noTag     token = 0
+	stringTag token = 1
+	nestTag   token = 2 // of an object or array
+	scalarTag token = 3
+	nullTag   token = 4
+	closeTag  token = 5 // the end of an object or array
+	strayTag  token = 6 // the end of a scalar, or of a string where there is none
+)
+
+// begins says whether t begins a member.
+func (t token) begins() bool { return t >= stringTag && t <= nullTag }
+
+const (
+	jsonxTag  = "<json:"
+	stringEnd = "</json:string>"
+	nameStart = ` name="`
+	typeName  = "type"
+	maxName   = 16                                                                 // what is looked at of a name: longer than any that Vault has at the top
+	jsonxTail = len(stringEnd) + len("</json:boolean>") + len(nameStart) + maxName // most bytes that are looked at together
+)
+
+// tokens are sorted by how often they are met.
+var tokens = [...]struct {
+	text string
+	is   token
+}{
+	{"<json:string", stringTag},
+	{"</json:object>", closeTag},
+	{"<json:object", nestTag},
+	{"</json:array>", closeTag},
+	{"<json:array", nestTag},
+	{"<json:number", scalarTag},
+	{"</json:number>", strayTag},
+	{"<json:boolean", scalarTag},
+	{"</json:boolean>", strayTag},
+	{"<json:null", nullTag},
+	{stringEnd, strayTag},
+}
+
+// record finds the end of the frame under way in a stream of JSONx: its position, -1 if it
+// has not come yet, and the length of its terminator, which only a line has.
+func (s *Splitter) record() (end, width int) {
+	x := &s.jsonx
+	for {
+		b := s.buf[x.at:]
+		switch x.in {
+		case inFront:
+			i := bytes.IndexAny(b, "<\n")
+			if i < 0 {
+				x.at = len(s.buf)
+				return -1, 0
+			}
+			x.at += i
+			if b[i] == '\n' {
+				x.in, x.width = ended, 1
+				continue
+			}
+			t, _, more := tokenAt(b[i:])
+			switch {
+			case more:
+				return -1, 0
+			case t.begins():
+				x.in = inTags
+			default:
+				x.at++
+			}
+		case inTags:
+			if more := s.tags(b); more {
+				if s.eof && s.complete() {
+					return len(s.buf), 0
+				}
+				return -1, 0
+			}
+		case inTag:
+			i := bytes.IndexByte(b, '>')
+			if i < 0 {
+				x.at = len(s.buf)
+				return -1, 0
+			}
+			x.at += i + 1
+			switch x.tag {
+			case stringTag:
+				x.in = inString
+			case scalarTag:
+				x.in = inScalar
+			case nullTag:
+				x.in = inTags
+			default:
+				x.in = inTags
+				x.depth++
+			}
+		case inScalar:
+			i := bytes.IndexByte(b, '<')
+			if i < 0 {
+				x.at = len(s.buf)
+				return -1, 0
+			}
+			x.at += i
+			x.in = inTags
+		case inString:
+			i := bytes.Index(b, []byte(stringEnd))
+			if i < 0 {
+				x.at = max(x.at, len(s.buf)-len(stringEnd)+1)
+				return -1, 0
+			}
+			x.at += i
+			if more := s.endOfString(b[i+len(stringEnd):]); more {
+				return -1, 0
+			}
+			x.at += len(stringEnd)
+		default:
+			return x.at, x.width
+		}
+	}
+}
+
+// tags steps over the tag at the front of b, or finds that the record has ended before
+// it. It returns true if b ended before that was certain.
+func (s *Splitter) tags(b []byte) (more bool) {
+	x := &s.jsonx
+	t, n, more := tokenAt(b)
+	if more {
+		return true
+	}
+	switch {
+	case t == closeTag:
+		x.depth = max(0, x.depth-1)
+		x.at += n
+	case t == strayTag:
+		x.at += n
+	case t == noTag && x.depth == 0:
+		x.in, x.typeless = ended, true
+	case t == noTag:
+		x.at++
+		if i := bytes.IndexByte(b[1:], '<'); i >= 0 {
+			x.at += i
+		} else {
+			x.at = len(s.buf)
+		}
+	default:
+		name, more := nameAt(b[n:])
+		if more {
+			return true
+		}
+		if x.depth == 0 {
+			if x.lastLen >= 0 {
+				c := bytes.Compare(name, x.last[:x.lastLen])
+				if c < 0 || c == 0 && len(name) < maxName {
+					x.in, x.typeless = ended, true
+					return false
+				}
+			}
+			x.lastLen = copy(x.last[:], name)
+		}
+		x.in, x.tag, x.isType = inTag, t, t == stringTag && string(name) == typeName
+		x.at += n
+	}
+	return false
+}
+
+// endOfString says what the end of a string is, in front of b: the end of it, of the
+// record too, or text. It returns true if b ended before that was certain.
+func (s *Splitter) endOfString(b []byte) (more bool) {
+	x := &s.jsonx
+	if x.depth == 0 {
+		if x.in = inTags; x.isType {
+			x.in, x.width = ended, 0
+		}
+		return false
+	}
+	t, n, more := tokenAt(b)
+	if more {
+		return true
+	}
+	inside := t == closeTag
+	if t.begins() && x.isType {
+		name, more := nameAt(b[n:])
+		if more {
+			return true
+		}
+		inside = string(name) > typeName
+	} else if t.begins() {
+		inside = true
+	}
+	switch {
+	case inside:
+		x.in = inTags
+	case x.isType:
+		x.in, x.width = ended, 0
+	}
+	return false
+}
+
+// complete says whether a record without its type may be whole: in a stream that had such
+// a record, and behind a top-level member that is.
+func (s *Splitter) complete() bool {
+	x := &s.jsonx
+	return x.typeless && x.in == inTags && x.depth == 0 && x.lastLen >= 0 && x.at == len(s.buf)
+}
+
+// tokenAt reads what b begins with: what it is, its length, and whether b ended before
+// that was certain.
+func tokenAt(b []byte) (t token, n int, more bool) {
+	if len(b) > 0 && b[0] != '<' {
+		return noTag, 0, false
+	}
+	for i := range tokens {
+		ok, m := startsWith(b, tokens[i].text)
+		if ok {
+			return tokens[i].is, len(tokens[i].text), false
+		}
+		more = more || m
+	}
+	return noTag, 0, more
+}
+
+// nameAt reads up to maxName bytes of the name of a start tag, of which b is what is behind
+// its token, and says whether b ended before there was as much. Without a name it is empty.
+func nameAt(b []byte) (name []byte, more bool) {
+	if ok, more := startsWith(b, nameStart); !ok {
+		return nil, more
+	}
+	b = b[len(nameStart):]
+	for i, c := range b {
+		if i == maxName || c == '"' || c == '>' {
+			return b[:i], false
+		}
+	}
+	if len(b) == maxName {
+		return b, false
+	}
+	return nil, true
+}
+
+// startsWith says whether b begins with text, and whether b ended before that was certain.
+func startsWith(b []byte, text string) (ok, more bool) {
+	if len(b) < len(text) {
+		return false, string(b) == text[:len(b)]
+	}
+	return string(b[:len(text)]) == text, false
+}
