@@ -540,11 +540,8 @@ func (l *Lane) store(ctx context.Context) {
 			}
 		}
 		l.appending.Store(raw)
-		if len(waiters) > 0 {
-			l.o.Buffer.Hurry()
-		}
 		if len(group) > 0 {
-			if err := l.append(ctx, group); err == nil {
+			if err := l.append(ctx, group, len(waiters) > 0); err == nil {
 				l.told(gaps, group[0].First)
 				tell(waiters, nil)
 			} else {
@@ -596,12 +593,15 @@ func (l *Lane) reuse(mems [][]byte) {
 
 // append stores group and does not return before it is stored or ctx has ended:
 // while there is no room or the disk fails, batches wait in memory and, through
-// the bounded hand-overs, at the sockets. An error means that group is not stored
-// and the lane stops.
-func (l *Lane) append(ctx context.Context, group []*batch.Batch) error {
+// the bounded hand-overs, at the sockets. With waited nothing gathers. An error means
+// that group is not stored and the lane stops.
+func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) error {
 	pause, since, full := time.Duration(0), time.Time{}, false
 	for {
 		l.move()
+		if waited {
+			l.o.Buffer.Hurry()
+		}
 		err := l.o.Buffer.Append(ctx, group...)
 		l.move()
 		if err == nil {

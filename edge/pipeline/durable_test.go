@@ -1,0 +1,424 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"spillway/buffer"
+	"spillway/buffer/batch"
+	"spillway/edge/listen"
+)
+
+// slowFS is a directory whose segments take a time to be synced, or wait for a gate.
+type slowFS struct {
+	*hungFS
+	sync  time.Duration
+	gate  chan struct{} // yields a value for each sync; nil: there is none
+	syncs atomic.Int64  // begun
+}
+
+type slowFile struct {
+	buffer.File
+	name string
+	fs   *slowFS
+}
+
+func newSlowFS(t *testing.T, sync time.Duration) *slowFS {
+	return &slowFS{hungFS: &hungFS{dirFS: newDirFS(t)}, sync: sync}
+}
+
+func (d *slowFS) Create(name string) (buffer.File, error) {
+	f, err := d.hungFS.Create(name)
+	return slowFile{f, name, d}, err
+}
+
+func (f slowFile) Sync() error {
+	if strings.HasSuffix(f.name, ".seg") {
+		f.fs.syncs.Add(1)
+		time.Sleep(f.fs.sync)
+		if f.fs.gate != nil {
+			<-f.fs.gate
+		}
+	}
+	return f.File.Sync()
+}
+
+// patient makes a lane that seals and syncs nothing by itself for an hour.
+func patient(disk buffer.FS) func(*buffer.Options, *LaneOptions) {
+	return func(o *buffer.Options, l *LaneOptions) {
+		o.FS, o.SyncGap, l.Codec = disk, time.Hour, batch.None
+		l.Batch.Age, l.AgeHeld = time.Hour, time.Hour
+	}
+}
+
+// store stores one message and waits.
+func store(ctx context.Context, s listen.Storer, text string) error {
+	s.Message(msg(text), from, time.Now())
+	return stored(ctx, s)
+}
+
+func stored(ctx context.Context, s listen.Storer) error {
+	durable, err := s.Store(ctx)
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-durable:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// What one sender waits for is on the disk after one sync, however long the lane would
+// gather, and also behind records for which nobody waits.
+func TestStoreSealsAtOnce(t *testing.T) {
+	disk := newSlowFS(t, 0)
+	b := start(t, "", &memory{}, Block, patient(disk))
+	s, other := b.in.OpenStorer(), b.in.Open()
+	for i := range 10 {
+		other.Message(msg("nobody waits"), from, time.Now())
+		other.Flush(t.Context())
+		before := disk.syncs.Load()
+		if err := store(t.Context(), s, fmt.Sprint("entry ", i)); err != nil {
+			t.Fatal(err)
+		}
+		if n, next := disk.syncs.Load()-before, b.buf.Stats().Next; n != 1 || next != uint64(2*i+3) {
+			t.Errorf("entry %d: %d syncs, and the next number is %d", i, n, next)
+		}
+	}
+	b.stop()
+}
+
+// However many wait at a time, they share the batch that is sealed when the Append under
+// way returns.
+func TestStoreShares(t *testing.T) {
+	disk := newSlowFS(t, 0)
+	disk.gate = make(chan struct{})
+	b := start(t, "", &memory{}, Block, patient(disk))
+	var wg sync.WaitGroup
+	one := func(i int) {
+		wg.Go(func() {
+			if err := store(t.Context(), b.in.OpenStorer(), fmt.Sprint("entry ", i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	one(0)
+	waitFor(t, "its Append", func() bool { return disk.syncs.Load() == 1 })
+	for i := range 99 {
+		one(1 + i)
+	}
+	waitFor(t, "the others", func() bool { return b.lane.Admitted() == 100 })
+	close(disk.gate)
+	wg.Wait()
+	if s := b.buf.Stats(); disk.syncs.Load() != 2 || s.AppendedBatches != 2 || s.AppendedRecords != 100 {
+		t.Errorf("%d syncs, %d batches of %d records", disk.syncs.Load(), s.AppendedBatches, s.AppendedRecords)
+	}
+	b.stop()
+}
+
+// A block whose lines go to several batches is durable when the last one is.
+func TestStoreOfSeveralBatches(t *testing.T) {
+	for _, n := range []int{1, 9, 10, 11, 95, 100} {
+		disk := newSlowFS(t, time.Millisecond)
+		b := start(t, "", &memory{}, Block, func(o *buffer.Options, l *LaneOptions) {
+			patient(disk)(o, l)
+			l.Batch.Records = 10
+		})
+		s := b.in.OpenStorer()
+		for i := range n {
+			s.Message(msg(fmt.Sprint("line ", i)), from, time.Now())
+		}
+		if err := stored(t.Context(), s); err != nil {
+			t.Error(err)
+		}
+		if next := b.buf.Stats().Next; next != uint64(n+1) {
+			t.Errorf("%d lines: told when the next number was %d", n, next)
+		}
+		b.stop()
+	}
+}
+
+// Nothing to store is durable.
+func TestStoreOfNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, "", &memory{}, Block, patient(newSlowFS(t, 0)))
+		if err := stored(t.Context(), b.in.OpenStorer()); err != nil {
+			t.Error(err)
+		}
+		b.stop()
+	})
+}
+
+// Without room the sender is told at once, and its records count nowhere.
+func TestStoreFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{}
+		m.setFail(errDown)
+		b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) {
+			patient(newSlowFS(t, 0))(o, l)
+			o.MaxBytes = 1 << 20
+		})
+		s, big := b.in.OpenStorer(), strings.Repeat("x", 32<<10)
+		took, full := int64(0), error(nil)
+		for full == nil {
+			if full = store(t.Context(), s, big); full == nil {
+				took++
+			}
+		}
+		if !errors.Is(full, listen.ErrFull) || took < 10 {
+			t.Errorf("after %d: %v", took, full)
+		}
+		// Also while others wait at the door.
+		ctx, cancel := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			s := b.in.Open()
+			s.Message(msg(big), from, time.Now())
+			if s.Flush(ctx) == nil {
+				t.Error("there was room for it")
+			}
+		}()
+		for range 100 {
+			began := time.Now()
+			if err := store(t.Context(), s, big); !errors.Is(err, listen.ErrFull) || time.Since(began) > 0 {
+				t.Errorf("after %v: %v", time.Since(began), err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel()
+		<-gone
+		if m, a, d := b.in.Messages.Load(), b.in.Admitted.Load(), b.in.Dropped(); m != took+1 || a != took || d["buffer_full"] != 0 || d["stopped"] != 1 {
+			t.Errorf("%d messages, %d admitted, dropped %v, want %d admitted and one stopped", m, a, d, took)
+		}
+		m.setFail(nil)
+		waitFor(t, "room", func() bool { time.Sleep(time.Second); return store(t.Context(), s, big) == nil })
+		b.stop()
+	})
+}
+
+// The reserve is not for those who can be told.
+func TestStoreLeavesTheReserve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{}
+		m.setFail(errDown)
+		b := start(t, "", m, Refuse, func(o *buffer.Options, l *LaneOptions) {
+			patient(newSlowFS(t, 0))(o, l)
+			o.MaxBytes, l.Reserve = 1<<20, 256<<10
+		})
+		s, big := b.in.OpenStorer(), strings.Repeat("x", 32<<10)
+		for store(t.Context(), s, big) == nil {
+		}
+		if room := b.buf.Stats().Room; room < 256<<10 {
+			t.Errorf("%d bytes are left", room)
+		}
+		m.setFail(nil)
+		b.stop()
+	})
+}
+
+// A disk that is behind is waited for, one that fails or hangs is not for long.
+func TestStoreDisk(t *testing.T) {
+	big := strings.Repeat("x", 1<<20)
+	t.Run("behind", func(t *testing.T) {
+		disk := newSlowFS(t, 0)
+		disk.gate = make(chan struct{})
+		b := start(t, "", &memory{}, Block, patient(disk))
+		var wg sync.WaitGroup
+		for range 30 { // of which 8 fit what may be on its way
+			wg.Go(func() {
+				if err := store(t.Context(), b.in.OpenStorer(), big); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		waitFor(t, "what may be on its way", func() bool { return b.lane.held.Load() >= b.lane.most(b.lane.ordinary) })
+		close(disk.gate)
+		wg.Wait()
+		b.stop()
+	})
+	t.Run("fails", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			disk := newSlowFS(t, 0)
+			b := start(t, "", &memory{}, Block, patient(disk))
+			s := b.in.OpenStorer()
+			if err := store(t.Context(), s, "before"); err != nil {
+				t.Fatal(err)
+			}
+			// For a moment: whoever waits does not notice.
+			disk.bad.Store(true)
+			go func() { time.Sleep(500 * time.Millisecond); disk.bad.Store(false) }()
+			if err := store(t.Context(), s, "patient"); err != nil {
+				t.Error(err)
+			}
+			disk.bad.Store(true)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			if err := store(ctx, s, "impatient"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
+			began := time.Now()
+			if err := store(t.Context(), s, "too late"); !errors.Is(err, listen.ErrFull) || time.Since(began) > 0 {
+				t.Errorf("after %v: %v", time.Since(began), err)
+			}
+			disk.bad.Store(false)
+			time.Sleep(time.Minute)
+			if err := store(t.Context(), s, "after"); err != nil {
+				t.Error(err)
+			}
+			if n := b.buf.Stats().Next; n != 5 { // impatient too
+				t.Errorf("next number %d", n)
+			}
+			b.stop()
+		})
+	})
+	t.Run("hangs", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			disk, hang := newSlowFS(t, 0), make(chan struct{})
+			b := start(t, "", &memory{}, Block, patient(disk))
+			s := b.in.OpenStorer()
+			if err := store(t.Context(), s, "zero"); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Hour)
+			disk.hang.Store(&hang)
+			ctx, cancel := context.WithTimeout(t.Context(), hungFor)
+			if err := store(ctx, s, "one"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
+			began := time.Now()
+			if err := store(t.Context(), s, "two"); !errors.Is(err, listen.ErrFull) || time.Since(began) > 0 {
+				t.Errorf("after %v: %v", time.Since(began), err)
+			}
+			disk.hang.Store(nil)
+			close(hang)
+			time.Sleep(time.Minute)
+			if err := store(t.Context(), s, "three"); err != nil {
+				t.Error(err)
+			}
+			b.stop()
+		})
+	})
+	t.Run("stop", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			disk := newSlowFS(t, 0)
+			b := start(t, "", &memory{}, Block, patient(disk))
+			disk.bad.Store(true)
+			told := make(chan error)
+			go func() { told <- store(t.Context(), b.in.OpenStorer(), "one") }()
+			synctest.Wait()
+			b.cancel()
+			if err := <-told; !errors.Is(err, errCut) {
+				t.Error(err)
+			}
+			disk.bad.Store(false)
+			b.stop()
+		})
+	})
+}
+
+// Every record whose sender was told that it is durable is there when the agent is
+// killed at any moment after, whatever the disk did.
+func TestStoredIsThere(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	for round := range 6 {
+		disk := newSlowFS(t, time.Duration(rnd.IntN(3))*time.Millisecond)
+		b := start(t, "", &memory{}, Block, func(o *buffer.Options, l *LaneOptions) {
+			o.FS, o.SegmentBytes, o.KeepAcked, o.SyncGap = disk, 256<<10, time.Hour, 5*time.Millisecond
+			l.Batch.Records, l.Batch.Age, l.AgeHeld = 1+rnd.IntN(50), time.Hour, time.Hour
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		told := map[string]bool{} // guarded by mu
+		var wg sync.WaitGroup
+		for k := range 8 {
+			own := rand.New(rand.NewPCG(seed, uint64(round*8+k+1)))
+			wg.Go(func() {
+				s := b.in.OpenStorer()
+				for i := 0; ctx.Err() == nil; i++ {
+					wait, done := context.WithTimeout(ctx, time.Duration(1+own.IntN(50))*time.Millisecond)
+					var sent []string
+					for n := range 1 + own.IntN(30) {
+						sent = append(sent, fmt.Sprintf("%d-%d-%d", k, i, n))
+						s.Message(msg(sent[n]), from, time.Now())
+					}
+					if k == 0 { // nobody waits for these
+						s.Flush(ctx)
+						time.Sleep(time.Millisecond)
+					} else if stored(wait, s) == nil {
+						mu.Lock()
+						for _, m := range sent {
+							told[m] = true
+						}
+						mu.Unlock()
+					}
+					done()
+				}
+			})
+		}
+		for range 3 {
+			time.Sleep(time.Duration(rnd.IntN(40)) * time.Millisecond)
+			disk.bad.Store(true)
+			time.Sleep(time.Duration(rnd.IntN(10)) * time.Millisecond)
+			disk.bad.Store(false)
+		}
+		waitFor(t, "records", func() bool { mu.Lock(); defer mu.Unlock(); return len(told) > 100 })
+		// Killed here: what the directory holds is what the next start finds.
+		mu.Lock()
+		want := len(told)
+		all := make([]string, 0, want)
+		for m := range told {
+			all = append(all, m)
+		}
+		mu.Unlock()
+		left := t.TempDir()
+		files, err := os.ReadDir(disk.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if c, err := os.ReadFile(filepath.Join(disk.Name(), f.Name())); err != nil {
+				t.Fatal(err)
+			} else if err := os.WriteFile(filepath.Join(left, f.Name()), c, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		wg.Wait()
+		b.stop()
+		there := map[string]bool{}
+		err = buffer.Cat(left, func(b *batch.Batch, _ string, _ batch.Epoch, _ batch.Seal) error {
+			text, err := batch.Decode(nil, b.Payload, b.Codec, int(b.Raw))
+			for l := range strings.Lines(string(text)) {
+				var r rec
+				err = errors.Join(err, json.Unmarshal([]byte(l), &r))
+				there[r.Message] = true
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range all {
+			if !there[r] {
+				t.Fatalf("seed %d, round %d: %s of %d is not there", seed, round, r, want)
+			}
+		}
+	}
+}
