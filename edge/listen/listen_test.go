@@ -22,20 +22,26 @@ type recorder struct {
 	mu    sync.Mutex
 	got   []string
 	from  map[netip.AddrPort]int
-	conns []*Conn       // of the messages, as they came
-	block chan struct{} // when set, Flush waits for it
+	conns []*Conn         // of got
+	flags []framing.Flags // of got
+	block chan struct{}   // when set, Flush waits for it
 }
 
 type recSink struct {
 	r    *recorder
-	held []string
+	held []heldMessage
+}
+
+type heldMessage struct {
+	text  string
+	conn  *Conn
+	flags framing.Flags
 }
 
 func (s *recSink) Message(m framing.Message, from Sender, _ time.Time) {
-	s.held = append(s.held, string(m.Data))
+	s.held = append(s.held, heldMessage{string(m.Data), from.Conn, m.Flags})
 	s.r.mu.Lock()
 	s.r.from[from.Addr]++
-	s.r.conns = append(s.r.conns, from.Conn)
 	s.r.mu.Unlock()
 }
 
@@ -48,7 +54,9 @@ func (s *recSink) Flush(ctx context.Context) error {
 		}
 	}
 	s.r.mu.Lock()
-	s.r.got = append(s.r.got, s.held...)
+	for _, h := range s.held {
+		s.r.got, s.r.conns, s.r.flags = append(s.r.got, h.text), append(s.r.conns, h.conn), append(s.r.flags, h.flags)
+	}
 	s.r.mu.Unlock()
 	s.held = nil
 	return nil

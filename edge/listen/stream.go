@@ -32,6 +32,10 @@ const (
 	// no connection to be called empty.
 	pending = 20 * time.Millisecond
 
+	// releaseAfter is how long a connection must send nothing for a message that only
+	// what follows can end (lines that belong together) to be whole.
+	releaseAfter = time.Second
+
 	// A sender of many small writes wakes the reader for each: at 10,000 messages
 	// a second that is most of the cost. When a socket had little and that soon after
 	// the last time, the reader lets messages gather in it for a moment.
@@ -406,7 +410,16 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 				s.idle(c)
 				continue
 			case stale:
-				s.old(c)
+				if !r.sp.Waiting() {
+					s.old(c)
+				} else if !r.release(hard) {
+					return false
+				}
+				continue
+			case ripe:
+				if !r.release(hard) {
+					return false
+				}
 				continue
 			case cut:
 				if !r.cut(hard) {
@@ -461,15 +474,34 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 	}
 }
 
-// age notes since when a message is unfinished: now, if one came meanwhile.
+// age notes since when a message is unfinished (now, if one came meanwhile), and how
+// long one that is whole may wait for what follows.
 func (r *reader) age(came bool) {
+	c := r.c
 	switch {
 	case r.s.o.MaxMessageAge == 0:
 	case r.sp.Buffered() == 0:
-		r.c.stale = time.Time{}
-	case came || r.c.stale.IsZero():
-		r.c.stale = time.Now().Add(r.s.o.MaxMessageAge)
+		c.stale = time.Time{}
+	case came || c.stale.IsZero():
+		c.stale = time.Now().Add(r.s.o.MaxMessageAge)
 	}
+	if c.ripe = (time.Time{}); r.sp.Waiting() {
+		c.ripe = time.Now().Add(releaseAfter)
+	}
+}
+
+// release hands out the message that waits for what follows, which has not come.
+func (r *reader) release(hard context.Context) bool {
+	if !r.begin(hard) {
+		return false
+	}
+	now := time.Now()
+	for m, ok := r.sp.Release(); ok; m, ok = r.sp.Release() {
+		r.sink.Message(m, r.c.sender(), now)
+	}
+	r.count()
+	r.age(true)
+	return r.end(hard)
 }
 
 // gather waits for a moment. Sleeping is not enough: whatever arrives for a tcp
@@ -534,6 +566,13 @@ func (r *reader) looks() {
 		if n, due := r.s.notices.due("counted: " + r.c.name()); due {
 			r.s.o.Log.Warn("messages look octet counted", "input", r.s.o.Name, "peer", r.c.name(), "times", n,
 				"hint", "set "+r.s.o.Variable+"FRAMING=auto or rfc6587, or the sender to line framing")
+		}
+	}
+	if now.LooksJSONX > 0 && r.seen.LooksJSONX == 0 {
+		r.s.Stats.LooksJSONX.Add(1)
+		if n, due := r.s.notices.due("jsonx: " + r.c.name()); due {
+			r.s.o.Log.Warn("messages look like Vault's jsonx, which has no line ends", "input", r.s.o.Name, "peer", r.c.name(), "times", n,
+				"hint", "set "+r.s.o.Variable+"FRAMING=jsonx, or format=json of Vault's audit device")
 		}
 	}
 }
