@@ -89,12 +89,33 @@ func reference() string {
 	table(&b, "Buffer", "Each lane has a buffer in `<STATE_DIR>/buffer/<lane>`, with these limits.", settings(&BufferConfig{}, prefix+"BUFFER_"))
 	table(&b, "Batches", "An open batch is sealed when it reaches one of these.", settings(&BatchConfig{}, prefix+"BATCH_"))
 	table(&b, "Inputs", "For each name in SPILLWAY_INPUTS.", settings(&Input{}, prefix+"INPUT_<NAME>_"))
+	vaultTable(&b)
 	table(&b, "Outputs", "For each name in SPILLWAY_OUTPUTS. What else there is depends on the URL.", settings(&outputURL{}, prefix+"OUTPUT_<NAME>_"))
 	for _, k := range kinds {
 		table(&b, "Outputs: "+k.name, fmt.Sprintf("With a URL as in `%s`.", k.example), k.options(prefix+"OUTPUT_<NAME>_"))
 	}
 	refusedTable(&b)
 	return b.String()
+}
+
+// vaultTable lists the defaults that PARSE=vault changes.
+func vaultTable(b *strings.Builder) {
+	const under = prefix + "INPUT_<NAME>_"
+	e := newEnvironment(nil)
+	e.parse(&Input{}, under, nil)
+	changed := map[string]string{}
+	(&Input{Socket: "tcp"}).vaultDefaults(changed, "tcp")
+	more := map[string]string{
+		"ON_FULL":   " where connections can be refused; else drop for datagrams, and block for a unix socket that systemd holds open",
+		"SO_RCVBUF": " for tcp and tls",
+	}
+	b.WriteString("\n### Inputs of audit entries\n\nWith PARSE=vault, which an input called vault has unless it is set, these defaults are others.\n\n| variable | default |\n|---|---|\n")
+	for _, s := range e.settings {
+		option := strings.TrimPrefix(s.Name, under)
+		if v, ok := changed[option]; ok {
+			fmt.Fprintf(b, "| `%s` | `%s`%s |\n", s.Name, v, more[option])
+		}
+	}
 }
 
 // refusedTable lists what people may look for and not find.

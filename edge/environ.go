@@ -469,13 +469,14 @@ func (l *list) UnmarshalText(text []byte) error {
 
 // parsers read types that can't read themselves, or not with errors for people.
 var parsers = map[reflect.Type]env.ParserFunc{
-	reflect.TypeFor[bool]():             asParser(parseBool),
-	reflect.TypeFor[int]():              asParser(parseInt),
-	reflect.TypeFor[time.Duration]():    asParser(parseDuration),
-	reflect.TypeFor[[]byte]():           asParser(framing.ParseDelimiter),
-	reflect.TypeFor[framing.Mode]():     asParser(anyCase(framing.ParseMode)),
-	reflect.TypeFor[framing.Oversize](): asParser(anyCase(framing.ParseOversize)),
-	reflect.TypeFor[batch.Codec]():      asParser(anyCase(batch.ParseCodec)),
+	reflect.TypeFor[bool]():                  asParser(parseBool),
+	reflect.TypeFor[int]():                   asParser(parseInt),
+	reflect.TypeFor[time.Duration]():         asParser(parseDuration),
+	reflect.TypeFor[[]byte]():                asParser(framing.ParseDelimiter),
+	reflect.TypeFor[framing.Mode]():          asParser(anyCase(framing.ParseMode)),
+	reflect.TypeFor[framing.Oversize]():      asParser(anyCase(framing.ParseOversize)),
+	reflect.TypeFor[framing.MultilineRule](): asParser(anyCase(framing.ParseMultiline)),
+	reflect.TypeFor[batch.Codec]():           asParser(anyCase(batch.ParseCodec)),
 }
 
 // anyCase is a parser of names in lower case that takes capitals too.

@@ -25,11 +25,12 @@ type Input struct {
 
 	URL string `env:"URL" doc:"tcp://host:port, tls://host:port or udp://host:port; unix:///path, unixgram:///path or unixpacket:///path (/@name: abstract); http://host:port/path or https://host:port/path, to which each message is posted; fd://name for sockets that systemd hands over by that name; localhost (also no host) is 127.0.0.1 and ::1, port 0 any free one" default:"by the name of the input: tcp://localhost:5514, udp://localhost:5514, tls://localhost:6514, unix:///run/spillway/syslog.sock or, called vault, tcp://localhost:9090"`
 
-	Framing        framing.Mode     `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet or nul"`
-	Delimiter      []byte           `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
-	MaxMessageSize outputs.Size     `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
-	Oversize       framing.Oversize `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close; of http it is always refused"`
-	MaxMessageAge  time.Duration    `env:"MAX_MESSAGE_AGE" envDefault:"5m" doc:"a connection whose message is not finished after so long is closed; what came of it is kept; 0: never"`
+	Framing        framing.Mode          `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet, nul or jsonx (Vault's format=jsonx)"`
+	Delimiter      []byte                `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
+	Multiline      framing.MultilineRule `env:"MULTILINE" envDefault:"off" doc:"pri: a line that does not begin with a PRI, as in <13>, goes on with the message before it, which ends where the next one begins, or after 1s of silence; off: each line is a message"`
+	MaxMessageSize outputs.Size          `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
+	Oversize       framing.Oversize      `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close; of http it is always refused"`
+	MaxMessageAge  time.Duration         `env:"MAX_MESSAGE_AGE" envDefault:"5m" doc:"a connection whose message is not finished after so long is closed; what came of it is kept; 0: never"`
 
 	ParseName         string       `env:"PARSE" envDefault:"auto" doc:"what messages are: auto, rfc3164 or rfc5424 for syslog, vault for entries of an audit device of Vault or OpenBao, none for text"`
 	TimezoneName      string       `env:"TIMEZONE" envDefault:"Local" doc:"zone of header times that have none, as in Europe/Berlin"`
@@ -111,7 +112,7 @@ func (in *Input) what() string {
 
 // framing are the options of the input's splitters.
 func (in *Input) framing() framing.Options {
-	return framing.Options{Mode: in.Framing, Delimiter: in.Delimiter, MaxMessageSize: int(in.MaxMessageSize), Oversize: in.Oversize, NonSyslog: !in.Parse}
+	return framing.Options{Mode: in.Framing, Delimiter: in.Delimiter, Multiline: in.Multiline, MaxMessageSize: int(in.MaxMessageSize), Oversize: in.Oversize, NonSyslog: !in.Parse}
 }
 
 // inputKinds says of each kind of input what its records are called after and which
@@ -133,7 +134,7 @@ var inputKinds = map[string]struct {
 
 var (
 	ofSockets     = []string{"OVERSIZE", "ON_FULL"}
-	ofStreams     = []string{"FRAMING", "DELIMITER", "MAX_MESSAGE_AGE"}
+	ofStreams     = []string{"FRAMING", "DELIMITER", "MULTILINE", "MAX_MESSAGE_AGE"}
 	ofConnections = []string{"MAX_CONNECTIONS", "IDLE_TIMEOUT"}
 	ofNetwork     = []string{"ALLOW", "SO_RCVBUF"}
 	ofTCP         = []string{"KEEPALIVE", "PROXY_PROTOCOL"}
@@ -231,6 +232,7 @@ func (in *Input) applies(e *environment, under string) {
 var ofRequests = map[string]string{
 	"FRAMING":   "where each request is a message, or each of its lines with Content-Type application/x-ndjson",
 	"DELIMITER": "where each request is a message, or each of its lines with Content-Type application/x-ndjson",
+	"MULTILINE": "where each request is a message, or each of its lines with Content-Type application/x-ndjson",
 	"OVERSIZE":  "which answers 413 to a larger message",
 	"ON_FULL":   "which answers 503 as long as there is no room",
 }
@@ -246,8 +248,11 @@ func (in *Input) messages(e *environment, under string) {
 		}
 		return
 	}
-	if (in.Framing == framing.Octet || in.Framing == framing.NUL) && e.has(under+"DELIMITER") {
-		e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
+	if in.Framing == framing.Octet || in.Framing == framing.NUL || in.Framing == framing.JSONX {
+		if e.has(under + "DELIMITER") {
+			e.problem(under+"DELIMITER", "has no effect with %sFRAMING=%v: remove one of them", under, in.Framing)
+		}
+		e.idle(under+"MULTILINE", "has no effect with %sFRAMING=%v, which knows no lines: remove one of them", under, in.Framing)
 	}
 }
 

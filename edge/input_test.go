@@ -88,12 +88,12 @@ func TestInputTLS(t *testing.T) {
 	write("one\n")
 	c, err := load(t, "SPILLWAY_INPUTS=tls", in+"TLS_CERT_FILE=/c", in+"TLS_KEY_FILE=/k", in+"TLS_KEY_PASSPHRASE_FILE="+passphrase, in+"TLS_CLIENT_CA_FILE=/ca",
 		in+"TLS_CLIENT_FINGERPRINTS="+sha1, in+"TLS_CLIENT_NAMES=GW7.example, 192.0.2.7", in+"TLS_MAX_VERSION=1.2", in+"TLS_CIPHERS="+suite, in+"TLS_CURVES=X25519,p-256",
-		in+"PROXY_PROTOCOL=Any", in+"MAX_MESSAGE_AGE=10s")
+		in+"PROXY_PROTOCOL=Any", in+"MAX_MESSAGE_AGE=10s", in+"MULTILINE=PRI")
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := c.Inputs[0].listen(nil)
-	if o.ProxyProtocol != listen.ProxyAny || o.MaxMessageAge != 10*time.Second {
+	if o.ProxyProtocol != listen.ProxyAny || o.Framing.Multiline != framing.MultilinePRI || o.MaxMessageAge != 10*time.Second {
 		t.Errorf("%+v", o)
 	}
 	if o.TLS.ClientAuth != listen.ClientRequired || o.TLS.MinVersion != tls.VersionTLS12 || o.TLS.MaxVersion != tls.VersionTLS12 ||
@@ -300,6 +300,11 @@ func TestInputProblems(t *testing.T) {
 		{"no regular expression", in + "tcp://:1 SPILLWAY_INPUT_A_DROP_REGEX=a(?=b)",
 			`SPILLWAY_INPUT_A_DROP_REGEX="a(?=b)": invalid or unsupported Perl syntax at "(?=": write it as RE2 has it (https://github.com/google/re2/wiki/Syntax)`},
 		{"all messages", in + "tcp://:1 SPILLWAY_INPUT_A_DROP_REGEX=.*", `SPILLWAY_INPUT_A_DROP_REGEX=".*": is found in every message, so that no record is left: name what stands in those that are to go`},
+		{"lines of no lines", in + "tcp://:1 SPILLWAY_INPUT_A_FRAMING=jsonx SPILLWAY_INPUT_A_MULTILINE=pri", `SPILLWAY_INPUT_A_MULTILINE="pri": has no effect with SPILLWAY_INPUT_A_FRAMING=jsonx, which knows no lines: remove one of them`},
+		{"delimiter of records", in + "tcp://:1 SPILLWAY_INPUT_A_FRAMING=jsonx SPILLWAY_INPUT_A_DELIMITER=x", `SPILLWAY_INPUT_A_DELIMITER="x": has no effect with SPILLWAY_INPUT_A_FRAMING=jsonx: remove one of them`},
+		{"lines of entries", in + "tcp://:1 SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_MULTILINE=pri", `SPILLWAY_INPUT_A_MULTILINE="pri": not with SPILLWAY_INPUT_A_PARSE=vault, whose entries are one line: remove it`},
+		{"lines of datagrams", in + "udp://:1 SPILLWAY_INPUT_A_MULTILINE=pri", `SPILLWAY_INPUT_A_MULTILINE="pri": changes nothing for a udp input, where each datagram is one message: remove it`},
+		{"lines of what", in + "tcp://:1 SPILLWAY_INPUT_A_MULTILINE=regex", `SPILLWAY_INPUT_A_MULTILINE="regex": unknown multi-line rule: use off or pri`},
 		{"keepalive", in + "tcp://:1 SPILLWAY_INPUT_A_KEEPALIVE=10ms", `SPILLWAY_INPUT_A_KEEPALIVE="10ms": out of bounds: use 1s or more, or 0 for never`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -53,6 +53,7 @@ func (in *Input) vault(e *environment, under string) {
 	for _, o := range []string{"DROP_SEVERITY_ABOVE", "DROP_REGEX"} {
 		e.idle(under+o, "not with %sPARSE=vault: no audit entry is dropped for what it says; remove it, and filter where records are read", under)
 	}
+	e.idle(under+"MULTILINE", "not with %sPARSE=vault, whose entries are one line: remove it", under)
 	if in.datagram() {
 		e.note(under+"URL", "Vault can't send an entry that is larger than a datagram, its request fails then if it has no other device, and a datagram that gets lost is told by nobody: use tcp://, or unix:// on one host")
 	}

@@ -99,7 +99,7 @@ var refused = []struct {
 	{"NULs at the end of a message are framing, those within it stay: remove this variable", []string{"INPUT/*/KEEP_NULL"}},
 	{"what a sender did not finish is told by log.flags of its record: remove this variable", []string{"INPUT/*/PARTIAL"}},
 	{"connections are always drained before they are closed, in the way that loses least: remove this variable", []string{"INPUT/*/CLOSE"}},
-	{"not in this version: each line or frame is one message, ended by what SPILLWAY_INPUT_<NAME>_FRAMING and _DELIMITER say", []string{"INPUT/*/MULTILINE*"}},
+	{"the setting is SPILLWAY_INPUT_<NAME>_MULTILINE: off, or pri, with which a line without a PRI goes on with the message before it", []string{"INPUT/*/MULTI_LINE*", "INPUT/*/MULTILINE_*", "INPUT/*/FLAGS"}},
 	{"what is dropped here is what SPILLWAY_INPUT_<NAME>_DROP_SEVERITY_ABOVE and _DROP_REGEX name; all else is for who reads the records", []string{
 		"INPUT/*/PROCESSORS", "INPUT/*/FILTER*", "INPUT/*/DROP_EVENT*", "INPUT/*/CUSTOM"}},
 
