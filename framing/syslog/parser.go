@@ -157,9 +157,6 @@ func skipBOM(b []byte, i int) int {
 	return i
 }
 
-// mark is what syslogd sends to say that it is alive.
-const mark = "-- MARK --"
-
 // setText makes b[i:] the text.
 func (m *Message) setText(b []byte, i int) {
 	if i < len(b) && b[i] == bom[0] {
@@ -167,9 +164,15 @@ func (m *Message) setText(b []byte, i int) {
 	}
 	if i < len(b) {
 		m.Text = b[i:]
-		if b[i] == '-' && hasPrefix(b, i, mark) {
-			m.Flags |= Mark
-		}
+	}
+}
+
+// mark is what syslogd sends to say that it is alive.
+const mark = "-- MARK --"
+
+func (m *Message) noteMark() {
+	if len(m.Text) > 0 && m.Text[0] == '-' && hasPrefix(m.Text, 0, mark) {
+		m.Flags |= Mark
 	}
 }
 
@@ -358,6 +361,7 @@ func (p *Parser) parse5424(m *Message, b []byte, i int) bool {
 		m.SD = b[i:end]
 	}
 	m.setText(b, end+1)
+	m.noteMark()
 	return true
 }
 

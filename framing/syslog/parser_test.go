@@ -2,7 +2,9 @@ package syslog
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,22 @@ import (
 
 	"pgregory.net/rapid"
 )
+
+// TestMain gives each property a thousand draws, which take a tenth of a second;
+// -rapid.checks says otherwise. A failure prints its seed.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	checks := "1000"
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "rapid.checks" {
+			checks = f.Value.String()
+		}
+	})
+	if err := flag.Set("rapid.checks", checks); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 func TestFormat(t *testing.T) {
 	for _, f := range []Format{Auto, RFC3164, RFC5424} {

@@ -52,10 +52,12 @@ func (p *Parser) parse3164(m *Message, b []byte, i int, received int64) bool {
 				next = i
 			}
 			m.setText(b, next)
+			m.noteMark()
 			return ok
 		}
 	}
 	m.body(b, end, m.Priority < 0 && isDigit(b[at]))
+	m.noteMark()
 	return true
 }
 
