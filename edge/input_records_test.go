@@ -33,3 +33,15 @@ func TestSyslogNames(t *testing.T) {
 		}
 	}
 }
+
+// TestMultiline: lines are joined, and the last message waits for nobody.
+func TestMultiline(t *testing.T) {
+	t.Parallel()
+	a := start(t, "SPILLWAY_INPUT_TCP_MULTILINE=pri", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=0s")
+	fmt.Fprint(a.dial("tcp"), "<11>app: failed\n  at f()\n  at g()\n<11>app: again\n  at h()\n") // stays open
+	for i, want := range []string{`"message":"failed\n  at f()\n  at g()"`, `"message":"again\n  at h()"`} {
+		if r := a.outbox(2)[i]; !strings.Contains(r, want) {
+			t.Errorf("no %s in %s", want, r)
+		}
+	}
+}

@@ -64,7 +64,7 @@ func TestInputMetrics(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	certificate(t, dir, "server")
-	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local,proxied", "SPILLWAY_INPUT_PROXIED_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_PROXIED_PROXY_PROTOCOL=v1", "SPILLWAY_INPUT_PROXIED_MAX_MESSAGE_AGE=1s",
+	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local,proxied,lines", "SPILLWAY_INPUT_LINES_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_LINES_FRAMING=delimiter", "SPILLWAY_INPUT_PROXIED_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_PROXIED_PROXY_PROTOCOL=v1", "SPILLWAY_INPUT_PROXIED_MAX_MESSAGE_AGE=1s",
 		"SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TCP_MAX_CONNECTIONS=1",
 		"SPILLWAY_INPUT_TLS_TLS_CERT_FILE="+dir+"/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE="+dir+"/server.key",
 		"SPILLWAY_INPUT_LOCAL_URL=unixgram://"+dir+"/log")
@@ -121,6 +121,11 @@ func TestInputMetrics(t *testing.T) {
 	fmt.Fprint(c2, "<13>half of a mess")
 	counted(`spillway_input_stale_connections_total{input="proxied"}`, 1)
 	counted(`spillway_input_messages_total{input="proxied"}`, 2)
+
+	fmt.Fprint(a.dial("lines"), "7 <13>abcd7 <13>efgh\n")
+	counted(`spillway_input_mismatched_connections_total{input="lines",looks="octet_counted"}`, 1)
+	fmt.Fprint(a.dial("lines"), `<json:string name="type">request</json:string>`)
+	counted(`spillway_input_mismatched_connections_total{input="lines",looks="jsonx"}`, 1)
 
 	local, err := net.Dial("unixgram", dir+"/log")
 	if err != nil {
