@@ -65,9 +65,9 @@ type Conn struct {
 	Proxy netip.AddrPort // who told the address of the sender (PROXY protocol); not valid: nobody, it is the peer's
 	TLS   *TLSFacts      // nil: plain
 
-	// Told is the sink's: what it made of the rest, once for the connection. Nobody
-	// but Sink.Message uses it; the calls for one connection come one after another.
-	Told any
+	// Told is the sinks': what they made of the rest, once for the connection. Two may
+	// use it at once: requests of HTTP/2 come side by side.
+	Told atomic.Value
 }
 
 // TLSFacts are what a finished handshake says of a connection.

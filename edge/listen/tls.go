@@ -90,6 +90,8 @@ func (o *TLSOptions) validate(variable string) error {
 		return fmt.Errorf("%sTLS_MAX_VERSION: %s is below %[1]sTLS_MIN_VERSION, %[3]s: no version is left", variable, version(o.MaxVersion), version(o.MinVersion))
 	case len(o.CipherSuites) > 0 && o.MinVersion >= tls.VersionTLS13:
 		return fmt.Errorf("%sTLS_CIPHERS: changes nothing with %[1]sTLS_MIN_VERSION=1.3, whose suites are fixed: remove one of them", variable)
+	case slices.Equal(o.Curves, []tls.CurveID{tls.X25519MLKEM768}) && o.MaxVersion == tls.VersionTLS12:
+		return fmt.Errorf("%sTLS_CURVES: X25519MLKEM768 is of TLS 1.3, and %[1]sTLS_MAX_VERSION is 1.2: add another", variable)
 	case o.ClientAuth != ClientNone && !client:
 		return fmt.Errorf("%sTLS_CLIENT_AUTH=%v needs %[1]sTLS_CLIENT_CA_FILE or %[1]sTLS_CLIENT_FINGERPRINTS: without them no client could be believed", variable, o.ClientAuth)
 	case o.ClientAuth == ClientNone && len(o.ClientFingerprints) > 0:

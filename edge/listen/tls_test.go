@@ -331,6 +331,9 @@ func TestTLSFiles(t *testing.T) {
 			o.ClientFingerprints, o.ClientNames, o.ClientAuth = make([]Fingerprint, 1), make([]ClientName, 1), ClientRequired
 		}, "TLS_CLIENT_NAMES needs"},
 		{"no version left", func(o *TLSOptions, dir string) { o.MinVersion, o.MaxVersion = tls.VersionTLS13, tls.VersionTLS12 }, "TLS_MAX_VERSION: 1.2 is below SPILLWAY_INPUT_IN_TLS_MIN_VERSION, 1.3"},
+		{"no curve left", func(o *TLSOptions, dir string) {
+			o.MaxVersion, o.Curves = tls.VersionTLS12, []tls.CurveID{tls.X25519MLKEM768}
+		}, "TLS_CURVES: X25519MLKEM768 is of TLS 1.3"},
 		{"suites of nothing", func(o *TLSOptions, dir string) { o.MinVersion, o.CipherSuites = tls.VersionTLS13, []uint16{1} }, "TLS_CIPHERS: changes nothing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -45,10 +45,10 @@ func TestSender(t *testing.T) {
 	}
 
 	// What a certificate says is made once for its connection, also for other sinks.
-	told := secure.Conn.Told
+	told := secure.Conn.Told.Load()
 	other := in.Open().(*sink)
 	other.setSender(secure)
-	if told == nil || secure.Conn.Told != told {
+	if told == nil || secure.Conn.Told.Load() != told {
 		t.Error("made again")
 	}
 	if n := testing.AllocsPerRun(100, func() { s.setSender(behind); s.setSender(secure) }); n != 0 {
