@@ -2,6 +2,7 @@ package vaultsender
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -23,7 +24,7 @@ type Operation struct {
 // reads, writes and lists of a key-value mount, logins, denied ones. Two with the
 // same seed make the same, times excepted. For one goroutine.
 type Operations struct {
-	// Pad is how many more bytes each response has, in one value of its data.
+	// Pad is how many more bytes each response has, about: hashed values of its data.
 	Pad int
 
 	rand *rand.Rand
@@ -63,7 +64,11 @@ func (o *Operations) Next(now time.Time) Operation {
 	op.Request = line(entry, now)
 	data := map[string]any{"value": o.hmac(), "version": 1 + o.rand.IntN(30), "destroyed": false}
 	if o.Pad > 0 {
-		data["padding"] = strings.Repeat("0123456789abcdef", o.Pad/16+1)[:o.Pad]
+		keys := make([]string, 1+o.Pad/len(token+`"",`))
+		for i := range keys {
+			keys[i] = o.hmac()
+		}
+		data["keys"] = keys
 	}
 	entry["type"], entry["response"] = "response", map[string]any{"data": data, "mount_class": kind.class, "mount_point": kind.mount, "mount_type": kind.typ}
 	if kind.denied {
@@ -96,11 +101,11 @@ func line(entry map[string]any, at time.Time) []byte {
 }
 
 func (o *Operations) bytes(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(o.rand.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.LittleEndian.AppendUint64(b, o.rand.Uint64())
 	}
-	return b
+	return b[:n]
 }
 
 func (o *Operations) id() string {
