@@ -122,9 +122,9 @@ type HTTPServer struct {
 	s     *Server // of the connections up to their first byte, or handshake
 	token atomic.Pointer[[sha256.Size]byte]
 
-	hard     context.Context // Serve's
-	bodyTime time.Duration   // bodyTime, and less in tests
-	stopTime time.Duration   // for running requests at the stop
+	hard                 context.Context // Serve's
+	headerTime, bodyTime time.Duration   // the constants, and less in tests
+	stopTime             time.Duration   // for running requests at the stop
 
 	mu       sync.Mutex
 	greeting map[*conn]struct{} // those that s has, guarded by mu
@@ -144,7 +144,7 @@ func ListenHTTP(o HTTPOptions) (*HTTPServer, error) {
 	if o.MaxMessageSize <= 0 {
 		o.MaxMessageSize = framing.DefaultMaxMessageSize
 	}
-	h := &HTTPServer{o: o, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}}
+	h := &HTTPServer{o: o, headerTime: headerTime, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}}
 	if err := h.readToken(); err != nil {
 		return nil, err
 	}
@@ -204,7 +204,7 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 	q := &queue{ready: make(chan *httpConn), closed: make(chan struct{}), addr: s.Addrs()[0]}
 	srv := &http.Server{
 		Handler: h, DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout: headerTime, IdleTimeout: h.o.IdleTimeout, MaxHeaderBytes: headerBytes,
+		ReadHeaderTimeout: h.headerTime, IdleTimeout: h.o.IdleTimeout, MaxHeaderBytes: headerBytes,
 		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: 100, MaxReceiveBufferPerConnection: 64 << 10, MaxReceiveBufferPerStream: 64 << 10},
 		BaseContext: func(net.Listener) context.Context { return hard },
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
