@@ -8,6 +8,7 @@
 //	 "event":{"created":"2026-11-20T12:00:00.25Z",         receive time
 //	          ["original":"<165>1 2003-…",]                Options.PreserveOriginal
 //	          ["sequence":29,]                             of a Cisco header
+//	          ["timezone":"IST",]                          of a Cisco header, if it is not known
 //	          "dataset":"tcp.generic"},
 //	 "data_stream":{"type":"logs","dataset":"tcp.generic","namespace":"default"},
 //	 "ecs":{"version":"8.11.0"},["input":{"type":"tcp"},]
@@ -351,6 +352,9 @@ func (e *Encoder) AppendRecord(dst []byte, msg framing.Message, m *syslog.Messag
 	}
 	if m != nil && len(m.Sequence) > 0 {
 		dst = appendSequence(dst, m.Sequence)
+	}
+	if m != nil && m.Flags&syslog.UnknownZone != 0 && m.Err == "" {
+		dst = e.appendMember(dst, `,"timezone":"`, m.Fault)
 	}
 	dst = append(dst, e.middle...)
 

@@ -446,6 +446,11 @@ func TestRecord(t *testing.T) {
 			want:   `{"event":{"sequence":29,"dataset":"tcp.generic"}}`,
 		},
 		{
+			name:   "zone that is not known",
+			header: &syslog.Message{Priority: -1, Flags: syslog.UnknownZone, Fault: []byte(`I"T`)},
+			want:   `{"event":{"timezone":"I\"T","dataset":"tcp.generic"},"log":{"flags":["unknown_zone"]}}`,
+		},
+		{
 			name:   "sequence of zeros",
 			header: &syslog.Message{Priority: -1, Sequence: []byte("000")},
 			want:   `{"event":{"sequence":0}}`,

@@ -188,7 +188,7 @@ func nothingLost(m *Message) *regexp.Regexp {
 	} else {
 		names := `Z|(?i:TZ|GMT|UTC)[+-][0-9]{1,2}`
 		if m.Flags&UnknownZone != 0 {
-			names += `|[A-Z]{2,5}`
+			names += `|` + aFault
 		}
 		for n := range zoneOffsets {
 			names += `|(?i:` + n + `)`

@@ -29,6 +29,7 @@ type bsdTime struct {
 	printed string
 	instant time.Time
 	flags   Flags
+	zone    string // that nobody knows
 	colonTo string // what must follow: "%" behind the name of a zone that nobody knows
 }
 
@@ -158,7 +159,8 @@ func drawBSDTime(t *rapid.T, loc *time.Location, received time.Time) bsdTime {
 		b.WriteString(" Z")
 		hasOffset = true
 	case "unknown name":
-		b.WriteString(" " + rapid.SampledFrom([]string{"IST", "BST", "XYZ", "AB", "QUXLY"}).Draw(t, "unknown zone") + ":")
+		out.zone = rapid.SampledFrom([]string{"IST", "BST", "XYZ", "AB", "QUXLY"}).Draw(t, "unknown zone")
+		b.WriteString(" " + out.zone + ":")
 		out.flags |= UnknownZone
 		out.colonTo = "%"
 	}
@@ -260,6 +262,7 @@ func TestRFC3164Grammar(t *testing.T) {
 			want.HasTime, want.Time = true, tm.instant
 			want.Flags |= tm.flags | map[string]Flags{"": 0, "*": ClockUnset, ".": ClockLost}[mark]
 			mustBe = tm.colonTo
+			want.Fault = []byte(tm.zone)
 		case "uptime":
 			b.WriteString(rapid.SampledFrom([]string{"1w2d:", "00:00:46:", "3y12w:", "*5d01h:"}).Draw(t, "uptime"))
 			want.Flags |= Uptime
@@ -367,7 +370,7 @@ func TestRFC3164Grammar(t *testing.T) {
 		}
 
 		in := b.String() + rapid.SampledFrom([]string{"", "\n", "\r\n", "\x00", "\n\x00"}).Draw(t, "end")
-		for _, f := range []*[]byte{&want.ProcID, &want.Text} {
+		for _, f := range []*[]byte{&want.ProcID, &want.Text, &want.Fault} {
 			if len(*f) == 0 {
 				*f = nil
 			}

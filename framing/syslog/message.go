@@ -42,9 +42,9 @@ type Message struct {
 	Err string
 	Pos int
 
-	// Fault is the timestamp or version that Err is about, as it was sent; it is
-	// in no other field, unless Text is the whole line. nil: Err is about
-	// something else.
+	// Fault is the timestamp or version that Err is about, as it was sent, or the
+	// name that UnknownZone is about. It is in no other field, unless Text is the
+	// whole line. nil: there is no such word.
 	Fault []byte
 }
 

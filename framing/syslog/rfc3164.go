@@ -405,6 +405,13 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 		return end
 	}
 	p.setTime(m, &st, received)
+	if st.flags&UnknownZone != 0 {
+		zone := word // the last word of the time
+		for isAlpha(b[zone-1]) {
+			zone--
+		}
+		m.Fault = b[zone:word]
+	}
 	if end-i == len("Mmm dd hh:mm:ss") && b[i+12] == ':' && st.flags == 0 && !st.hasOffset && !st.hasYear {
 		p.minute.text = [12]byte(b[i:])
 		p.minute.unix = m.Time.Unix() - int64(st.second%60)
