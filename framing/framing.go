@@ -8,9 +8,9 @@
 // # Guarantees
 //
 //   - The messages depend on the bytes alone, never on how they were cut into
-//     reads. (Two things follow the reads, because only the owner's clock decides
-//     them: what Cut hands out, and how much of the text goes along with a framing
-//     error.)
+//     reads. (Three things follow the reads, because only the owner's clock decides
+//     them: what Cut and Release hand out, and how much of the text goes along with a
+//     framing error.)
 //   - A message is a run of bytes that the peer sent, in order. Nothing is
 //     invented; what is left out is the framing itself, trailing NULs, frames
 //     without content, and what Stats.Discarded counts.
@@ -55,8 +55,49 @@
 // The last but one is Python's SysLogHandler, which ends everything in NUL and sends
 // tracebacks: behind a frame that began with `<` and ended in NUL, LF ends the next
 // frame that begins with `<` only if a frame that begins with `<` or a count follows, or
-// the end of the stream. Should such a sender change to LF, one message waits for the
-// next one.
+// the end of the stream. Should such a sender change to LF, one message is Waiting for the
+// next one, or for Release. That such a sender's very first message is a traceback can't be
+// known at its first LF: it comes as lines, unless they are joined by their PRI.
+//
+// # Lines that are one message
+//
+// With MultilinePRI a line that does not begin with `<`, one to three digits and `>` goes on
+// with the message before it, in Auto, Delimiter and RFC6587:
+//
+//	sent                              messages
+//	<13>a\n  at f()\n<13>b\n          `<13>a\n  at f()`; `<13>b` is Waiting
+//	text\nmore\n<13>b\n               `text\nmore`; `<13>b` is Waiting: what no PRI precedes is a message too
+//	<13>a\n\n<13>b\n                  `<13>a`: line ends behind the last line go
+//	<13>a\nb\0<13>c                   Auto: `<13>a\nb`, since NUL ends a message, at once
+//	<13>a\nb\n5 <13>cd\n              Auto, RFC6587: `<13>a\nb`, `<13>c`; `d` is Waiting
+//
+// A counted frame ends by its count and is joined to nothing; one that follows a line is
+// recognised by a count with a PRI behind it. A message that has several lines is flagged
+// Multiline. The last one waits for the next, the end of the stream, or Release, which the
+// owner calls when the peer has been quiet for a while. So a message whose lines come with
+// a pause between them may come in two.
+//
+// # JSONx
+//
+// The audit records of Vault's `format=jsonx` are elements one behind the other without
+// anything between them, and their values are not escaped: raw LF and `<` are everyday.
+// JSONX follows the tags: a record ends with its member `type`, the last one since members
+// are sorted, outside of every object and array. (jsonx.go draws the grammar.)
+//
+//	sent                                              messages
+//	…<json:string name="type">request</json:string>   a record: what stands before it back to the last one
+//	vault-a: <json:object name="auth">…               the text in front belongs to the record
+//	LF, CR and NUL between records                    skipped: a relay's line ends
+//	{"time":…}\n                                      a line of text is a message: the format is json
+//	<json:object name="type">…, or inside an object   goes on: only a string outside of all ends a record
+//	…<json:string name="time">…<json:object name="auth">…   two records, the first without a type: a member
+//	                                                  out of order, or text, begins the next one
+//
+// A record without its type (Vault Enterprise can exclude it) so waits for the next one, the
+// end of the stream or, once the stream had another such record, for Release; it never
+// grows past MaxMessageSize. Whoever can write `</json:string>` and a tag into a value, as
+// anyone can into a path, can make the record look like two, or wait for the next one. No
+// byte is lost by that, and the record after it is whole. format=json has none of this.
 //
 // # Limits
 //

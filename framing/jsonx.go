@@ -14,7 +14,7 @@ import "bytes"
 //	array   = `<json:array`  [name] `>` *member `</json:array>`
 //	string  = `<json:string` [name] `>` value `</json:string>`
 //	scalar  = `<json:number` … `</json:number>` / `<json:boolean` … `</json:boolean>`
-//	null    = `<json:null`   [name] ` />`
+//	null    = `<json:null`   [name] ` />`         any other tag that ends in "/>" is an end too
 //	name    = ` name="` escaped `"`               escaped: none of < > " in it
 //
 // The members of an object, and of a record, are sorted by name, so the type is a record's
@@ -38,6 +38,7 @@ type jsonx struct {
 	lastLen  int           // the length of it; -1: there is none
 	width    int           // ended: length of the terminator at at
 	typeless bool          // a record of this stream ended without its type
+	looked   uint64        // bytes looked at: tests hold it linear in the bytes received
 }
 
 // place is what a scanner is inside of.
@@ -48,7 +49,7 @@ const (
 	inTags   place = 1 // a member, or the end of the object or array
 	inTag    place = 2 // the rest of a start tag
 	inString place = 3 // the value of a string
-	inScalar place = 4 // the value of a number or boolean
+	inScalar place = 4 // what is no tag, as the value of a number is
 	ended    place = 5 // the frame has ended
 )
 
@@ -100,86 +101,110 @@ var tokens = [...]struct {
 func (s *Splitter) record() (end, width int) {
 	x := &s.jsonx
 	for {
-		b := s.buf[x.at:]
+		var more bool
 		switch x.in {
 		case inFront:
-			i := bytes.IndexAny(b, "<\n")
-			if i < 0 {
-				x.at = len(s.buf)
-				return -1, 0
-			}
-			x.at += i
-			if b[i] == '\n' {
-				x.in, x.width = ended, 1
-				continue
-			}
-			t, _, more := tokenAt(b[i:])
-			switch {
-			case more:
-				return -1, 0
-			case t.begins():
-				x.in = inTags
-			default:
-				x.at++
-			}
+			more = s.front()
 		case inTags:
-			if more := s.tags(b); more {
-				if s.eof && s.complete() {
-					return len(s.buf), 0
-				}
-				return -1, 0
-			}
+			more = s.tags()
 		case inTag:
-			i := bytes.IndexByte(b, '>')
-			if i < 0 {
-				x.at = len(s.buf)
-				return -1, 0
+			if more = !s.seek(">"); more {
+				break
 			}
-			x.at += i + 1
-			switch x.tag {
-			case stringTag:
-				x.in = inString
-			case scalarTag:
-				x.in = inScalar
-			case nullTag:
+			x.at++
+			empty := x.at > 1 && s.buf[x.at-2] == '/' // the start is the end too
+			switch {
+			case empty || x.tag == nullTag:
 				x.in = inTags
+			case x.tag == stringTag:
+				x.in = inString
+			case x.tag == scalarTag:
+				x.in = inScalar
 			default:
 				x.in = inTags
 				x.depth++
 			}
 		case inScalar:
-			i := bytes.IndexByte(b, '<')
-			if i < 0 {
-				x.at = len(s.buf)
-				return -1, 0
+			if more = !s.seek("<"); !more {
+				x.in = inTags
 			}
-			x.at += i
-			x.in = inTags
 		case inString:
-			i := bytes.Index(b, []byte(stringEnd))
-			if i < 0 {
-				x.at = max(x.at, len(s.buf)-len(stringEnd)+1)
-				return -1, 0
+			if more = !s.seek(stringEnd) || s.endOfString(); !more {
+				x.at += len(stringEnd)
 			}
-			x.at += i
-			if more := s.endOfString(b[i+len(stringEnd):]); more {
-				return -1, 0
-			}
-			x.at += len(stringEnd)
 		default:
 			return x.at, x.width
+		}
+		if more && s.eof && s.complete() {
+			return len(s.buf), 0
+		}
+		if more {
+			return -1, 0
 		}
 	}
 }
 
-// tags steps over the tag at the front of b, or finds that the record has ended before
-// it. It returns true if b ended before that was certain.
-func (s *Splitter) tags(b []byte) (more bool) {
+// seek steps to what, or as far as it can't begin before.
+func (s *Splitter) seek(what string) bool {
 	x := &s.jsonx
+	b := s.buf[x.at:]
+	var i int
+	if len(what) == 1 {
+		i = bytes.IndexByte(b, what[0])
+	} else {
+		i = bytes.Index(b, []byte(what))
+	}
+	if i < 0 {
+		x.looked += uint64(len(b))
+		x.at = max(x.at, len(s.buf)-len(what)+1)
+		return false
+	}
+	x.looked += uint64(i + len(what))
+	x.at += i
+	return true
+}
+
+// front looks for the first member of a record, or the end of a line. It returns true if
+// more bytes are needed.
+func (s *Splitter) front() (more bool) {
+	x := &s.jsonx
+	b := s.buf[x.at:]
+	i := bytes.IndexAny(b, "<\n")
+	if i < 0 {
+		x.looked += uint64(len(b))
+		x.at = len(s.buf)
+		return true
+	}
+	x.looked += uint64(i)
+	x.at += i
+	if b[i] == '\n' {
+		x.looked++
+		x.in, x.width = ended, 1
+		return false
+	}
+	t, _, more := tokenAt(b[i:])
+	switch {
+	case more:
+		return true
+	case t.begins():
+		x.in = inTags
+	default:
+		x.looked++
+		x.at++
+	}
+	return false
+}
+
+// tags steps into the tag that is next, or finds that the record has ended before it. It
+// returns true if more bytes are needed.
+func (s *Splitter) tags() (more bool) {
+	x := &s.jsonx
+	b := s.buf[x.at:]
 	t, n, more := tokenAt(b)
 	if more {
 		return true
 	}
+	x.looked += uint64(n)
 	switch {
 	case t == closeTag:
 		x.depth = max(0, x.depth-1)
@@ -190,11 +215,7 @@ func (s *Splitter) tags(b []byte) (more bool) {
 		x.in, x.typeless = ended, true
 	case t == noTag:
 		x.at++
-		if i := bytes.IndexByte(b[1:], '<'); i >= 0 {
-			x.at += i
-		} else {
-			x.at = len(s.buf)
-		}
+		x.in = inScalar // up to the next tag
 	default:
 		name, more := nameAt(b[n:])
 		if more {
@@ -216,9 +237,9 @@ func (s *Splitter) tags(b []byte) (more bool) {
 	return false
 }
 
-// endOfString says what the end of a string is, in front of b: the end of it, of the
-// record too, or text. It returns true if b ended before that was certain.
-func (s *Splitter) endOfString(b []byte) (more bool) {
+// endOfString says what the `</json:string>` that is next is: the end of the string, of the
+// record too, or text. It returns true if more bytes are needed.
+func (s *Splitter) endOfString() (more bool) {
 	x := &s.jsonx
 	if x.depth == 0 {
 		if x.in = inTags; x.isType {
@@ -226,6 +247,7 @@ func (s *Splitter) endOfString(b []byte) (more bool) {
 		}
 		return false
 	}
+	b := s.buf[x.at+len(stringEnd):]
 	t, n, more := tokenAt(b)
 	if more {
 		return true

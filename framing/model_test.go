@@ -348,6 +348,9 @@ func modelRecord(in string, typeless *bool) (end, width int) {
 			return -1, 0
 		}
 		at += n + i + 1
+		if in[at-2] == '/' {
+			continue
+		}
 		switch kind {
 		case "object", "array":
 			open++

@@ -181,7 +181,7 @@ func (s *Splitter) End() (Message, bool) {
 // after Next said no.
 func (s *Splitter) Waiting() bool {
 	switch {
-	case s.kind != line || s.over || s.err != nil:
+	case s.kind != line || s.err != nil:
 		return false
 	case s.mode == JSONX:
 		return s.complete()
@@ -192,9 +192,9 @@ func (s *Splitter) Waiting() bool {
 	}
 }
 
-// Release hands out the message that is Waiting. It is for an owner whose peer has been
-// quiet for a while: what goes on with the message later is a message of its own. It
-// returns false if there is nothing to hand out.
+// Release hands out the message that is Waiting, the parts of it one per call, until it says
+// no. It is for an owner whose peer has been quiet for a while: what goes on with the
+// message later is a message of its own.
 func (s *Splitter) Release() (Message, bool) {
 	if !s.Waiting() {
 		return Message{}, false
@@ -529,7 +529,7 @@ func (s *Splitter) finish(next, terminator int) {
 	s.start, s.need, s.from = next, 0, 0
 	s.kind, s.over, s.part = between, false, false
 	if s.mode == JSONX {
-		s.jsonx = jsonx{lastLen: -1, typeless: s.jsonx.typeless}
+		s.jsonx = jsonx{lastLen: -1, typeless: s.jsonx.typeless, looked: s.jsonx.looked}
 	}
 }
 
