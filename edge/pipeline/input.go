@@ -13,6 +13,7 @@ import (
 	"spillway/framing"
 	"spillway/framing/ecs"
 	"spillway/framing/syslog"
+	"spillway/framing/vault"
 )
 
 // InputOptions configure an input.
@@ -39,7 +40,23 @@ type Input struct {
 	Truncated atomic.Int64
 	Admitted  atomic.Int64 // records handed to the lane
 
-	dropped [lostReasons]atomic.Uint64 // records, by reason
+	// Of vault inputs. What a sender was told to send again counts each time.
+	Entries       atomic.Int64 // messages that are audit entries
+	Torn          atomic.Int64 // entries that were cut off with their connection
+	Resent        atomic.Int64 // of these: the whole entry came too, on another connection
+	Duplicates    atomic.Int64 // entries that came before, byte for byte
+	Probes        atomic.Int64 // entries that enabling an audit device wrote
+	RawSecrets    atomic.Int64 // entries with a token that is not hashed
+	PrefixMissing atomic.Int64 // messages without the prefix that was asked for
+	Missing       atomic.Int64 // responses that did not come within the timeout
+	Orphans       atomic.Int64 // responses whose request did not
+	Unwatched     atomic.Int64 // requests that were not waited for: too many were
+	Alerts        atomic.Int64 // records of Missing and Orphans
+
+	dropped  [lostReasons]atomic.Uint64     // records, by reason
+	filtered [filteredReasons]atomic.Uint64 // messages that became no record, by reason
+
+	vault *vaultInput // nil: it is not Vault that sends
 }
 
 // NewInput returns an input.
@@ -47,14 +64,20 @@ func NewInput(o InputOptions) *Input {
 	if o.OnFull == Refuse {
 		o.Lane.refuses.Store(true)
 	}
-	return &Input{o: o}
+	in := &Input{o: o}
+	if o.Vault != nil {
+		in.vault = newVaultInput(*o.Vault)
+	}
+	return in
 }
 
 // Dropped returns how many records the input lost before the lane numbered them,
 // by reason: buffer_full, stopped (while there was no room), kernel (before they
 // could be read, which Messages does not count). Gap records tell of them.
 //
-// While no Flush is under way, Messages = Admitted + buffer_full + stopped.
+// While no Flush is under way,
+//
+//	Messages + Alerts = Admitted + buffer_full + stopped + all of Filtered
 func (in *Input) Dropped() map[string]uint64 {
 	m := make(map[string]uint64, lostReasons-1)
 	for r := lostFull; r < lostReasons; r++ {
@@ -63,10 +86,24 @@ func (in *Input) Dropped() map[string]uint64 {
 	return m
 }
 
+// Filtered returns how many messages became no record because the options of the input
+// say so, by reason: severity and text (Filter), duplicate and raw_secret
+// (VaultOptions).
+func (in *Input) Filtered() map[string]uint64 {
+	m := make(map[string]uint64, filteredReasons-1)
+	for r := filteredSeverity; r < filteredReasons; r++ {
+		m[r.String()] = in.filtered[r].Load()
+	}
+	return m
+}
+
 // Open returns a sink. Each message may name another sender.
 func (in *Input) Open() listen.Sink {
 	s := &sink{in: in, raw: in.o.Lane.o.Raw, enc: ecs.NewEncoder(in.o.Records)}
-	if in.o.Parse {
+	switch {
+	case in.vault != nil:
+		s.vault = &vaultSink{in: in.vault}
+	case in.o.Parse:
 		s.parser = syslog.NewParser(in.o.Format, in.o.Zone)
 	}
 	return s
@@ -78,7 +115,8 @@ type sink struct {
 	in     *Input
 	raw    bool
 	enc    *ecs.Encoder
-	parser *syslog.Parser // nil: PARSE=none
+	vault  *vaultSink     // nil: it is not Vault that sends
+	parser *syslog.Parser // nil: PARSE=none, or Vault
 	msg    syslog.Message
 	from   listen.Sender // of the last message
 
@@ -88,8 +126,18 @@ type sink struct {
 
 type counts struct{ messages, bytes, failures, truncated int64 }
 
-// Message encodes one message into the block.
+// Message encodes one message into the block, unless the input's options say that it
+// becomes no record.
 func (s *sink) Message(m framing.Message, from listen.Sender, now time.Time) {
+	if from != s.from {
+		s.setSender(from)
+	}
+	if why := s.read(m, from, now); why != filteredNot {
+		s.in.Messages.Add(1)
+		s.in.Bytes.Add(int64(len(m.Data)))
+		s.in.filtered[why].Add(1)
+		return
+	}
 	b := s.block
 	if b == nil {
 		b = s.in.o.Lane.block()
@@ -98,20 +146,18 @@ func (s *sink) Message(m framing.Message, from listen.Sender, now time.Time) {
 	}
 	s.n.messages++
 	s.n.bytes += int64(len(m.Data))
-	if from != s.from {
-		s.setSender(from)
-	}
 	start := len(b.lines)
 	b.lines = s.append(b.lines, m, now)
 	for len(b.lines)-start > maxLine {
 		// Escapes make a record up to twelve times as long as its message.
 		m.Data, m.Flags = m.Data[:len(m.Data)/2], m.Flags|framing.Truncated
+		s.parse(m, now)
 		b.lines = s.append(b.lines[:start], m, now)
 	}
 	if m.Flags&framing.Truncated != 0 {
 		s.n.truncated++
 	}
-	if s.msg.Err != "" {
+	if s.msg.Err != "" || s.vault != nil && s.vault.entry.Err != "" {
 		s.n.failures++
 	}
 	b.ends = append(b.ends, uint32(len(b.lines)))
@@ -121,14 +167,41 @@ func (s *sink) Message(m framing.Message, from listen.Sender, now time.Time) {
 // codec can compress it: gzip then makes it longer by 5 bytes for each 64 KiB.
 const maxLine = batch.MaxSingle - 64<<10
 
-func (s *sink) append(dst []byte, m framing.Message, now time.Time) []byte {
-	if s.raw {
-		return ecs.AppendRaw(dst, m.Data)
+// read parses a message and says why it becomes no record.
+func (s *sink) read(m framing.Message, from listen.Sender, now time.Time) filtered {
+	s.parse(m, now)
+	if s.vault != nil {
+		return s.seeEntry(m, from, now)
 	}
-	if s.parser == nil {
+	if s.parser == nil || s.raw {
+		return s.in.o.Filter.drops(-1, m.Data)
+	}
+	severity := -1
+	if s.msg.Priority >= 0 {
+		severity = s.msg.Priority & 7
+	}
+	return s.in.o.Filter.drops(severity, s.msg.Text)
+}
+
+func (s *sink) parse(m framing.Message, now time.Time) {
+	switch {
+	case s.vault != nil:
+		vault.Parse(&s.vault.entry, m.Data, s.vault.in.o.Prefix)
+	case s.parser != nil && !s.raw:
+		s.parser.Parse(&s.msg, m.Data, now)
+	}
+}
+
+// append appends the record of the message that parse read.
+func (s *sink) append(dst []byte, m framing.Message, now time.Time) []byte {
+	switch {
+	case s.raw:
+		return ecs.AppendRaw(dst, m.Data)
+	case s.vault != nil:
+		return s.appendEntry(dst, m, now)
+	case s.parser == nil:
 		return s.enc.AppendRecord(dst, m, nil, now)
 	}
-	s.parser.Parse(&s.msg, m.Data, now)
 	return s.enc.AppendRecord(dst, m, &s.msg, now)
 }
 
@@ -146,6 +219,7 @@ func (s *sink) Flush(ctx context.Context) error {
 	switch why := s.in.o.Lane.admit(ctx, b, s.in.o.OnFull); why {
 	case lostNone:
 		s.in.Admitted.Add(n) // b is the lane's now
+		s.kept()
 		return nil
 	case lostStopped:
 		s.drop(b, why)
@@ -165,18 +239,37 @@ func (s *sink) count() {
 	s.n = counts{}
 }
 
-func (s *sink) drop(b *block, why lost) {
-	s.lost(uint64(len(b.ends)), why, time.Unix(0, b.time))
-	s.in.o.Lane.release(b)
+// kept notes that the block is the lane's.
+func (s *sink) kept() {
+	if s.vault != nil {
+		s.vault.marks = s.vault.marks[:0]
+	}
 }
 
-func (s *sink) lost(n uint64, why lost, since time.Time) {
-	s.in.dropped[why].Add(n)
-	s.in.o.Lane.drops.add(s.in.o.Name, why.String(), n, since)
+// given notes that the block is nobody's: what is sent again did not come before.
+func (s *sink) given() {
+	if s.vault != nil {
+		s.vault.undo()
+	}
+}
+
+func (s *sink) drop(b *block, why lost) {
+	s.given()
+	s.in.drop(b, why)
+}
+
+func (in *Input) drop(b *block, why lost) {
+	in.lost(uint64(len(b.ends)), why, time.Unix(0, b.time))
+	in.o.Lane.release(b)
+}
+
+func (in *Input) lost(n uint64, why lost, since time.Time) {
+	in.dropped[why].Add(n)
+	in.o.Lane.drops.add(in.o.Name, why.String(), n, since)
 }
 
 // Dropped implements listen.Dropper: the kernel had no room for n datagrams.
-func (s *sink) Dropped(n uint64, since time.Time) { s.lost(n, lostKernel, since) }
+func (s *sink) Dropped(n uint64, since time.Time) { s.in.lost(n, lostKernel, since) }
 
 // Close flushes nothing: its caller has.
 func (s *sink) Close() {

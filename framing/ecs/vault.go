@@ -117,6 +117,9 @@ func (e *Encoder) AppendVault(dst []byte, msg framing.Message, v *vault.Entry, r
 	return append(dst, `,"spillway":{`...)
 }
 
+// Source returns what SetSource said last.
+func (e *Encoder) Source() Source { return e.source }
+
 // appendOriginal appends event.original, if Options ask for it.
 func (e *Encoder) appendOriginal(dst, data []byte) []byte {
 	switch e.original {

@@ -173,9 +173,15 @@ func (e *Entry) single() bool {
 		path.Is("sys/seal") || path.Is("sys/step-down") || e.Is(Operation, "help")
 }
 
+// Mark is what Undo needs. The zero value is of an entry that there is nothing to undo of.
+type Mark struct {
+	key, sum uint64
+	half     uint8
+}
+
 // See takes note of an entry that came from a sender at now, and says what it is to
 // those before it.
-func (p *Pairs) See(e *Entry, from Sender, now time.Time) Verdict {
+func (p *Pairs) See(e *Entry, from Sender, now time.Time) (Verdict, Mark) {
 	at := now.Sub(p.base)
 	s, newest := p.sender(from, at)
 	if e.IsProbe() {
@@ -186,7 +192,7 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) Verdict {
 	var buf [keptID]byte
 	id := e.values[RequestID].AppendText(buf[:0])
 	if len(id) == 0 {
-		return Alone
+		return Alone, Mark{}
 	}
 	h, pairs := e.half()
 	key := maphash.Bytes(p.seed, id)
@@ -194,21 +200,28 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) Verdict {
 		key ^= maphash.Bytes(p.seed, e.values[Type].Raw) | 1
 	}
 	sum := maphash.Bytes(p.seed, e.Body) | 1
+	mark := Mark{key, sum, uint8(h)}
 	if i, known := p.ids[key]; known {
 		n := &p.nodes[i]
 		switch n.sums[h] {
 		case 0:
 		case sum:
-			return Duplicate
+			return Duplicate, Mark{}
 		default:
-			return Repeated
+			return Repeated, Mark{}
 		}
 		n.sums[h] = sum
-		if n.list == told {
-			return Late
+		switch {
+		case n.list == told:
+			return Late, mark
+		case n.sums[1-h] == 0: // that of both was undone
+			if n.list == waiting {
+				return First, mark
+			}
+			return Alone, mark
 		}
 		p.move(i, done, at)
-		return Paired
+		return Paired, mark
 	}
 
 	i := p.add(key, at)
@@ -216,7 +229,7 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) Verdict {
 	n.sums[h] = sum
 	if !pairs || p.o.Blind || e.single() || h == 1 && at-max(s.known, p.started) < p.o.Timeout {
 		p.push(i, done, at)
-		return Alone
+		return Alone, mark
 	}
 	if p.lists[waiting].n >= p.most {
 		p.Unwatched++
@@ -224,7 +237,15 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) Verdict {
 	}
 	n.detail = p.describe(e, id, from, now)
 	p.push(i, waiting, at)
-	return First
+	return First, mark
+}
+
+// Undo forgets an entry that was seen and could not be kept: when it comes again it is
+// not a duplicate. Until then it is as missing as one that never came.
+func (p *Pairs) Undo(m Mark) {
+	if i, ok := p.ids[m.key]; ok && m.sum != 0 && p.nodes[i].sums[m.half] == m.sum {
+		p.nodes[i].sums[m.half] = 0
+	}
 }
 
 // Forget makes nothing be told of an id whose other half has come, but not whole.
@@ -235,16 +256,21 @@ func (p *Pairs) Forget(id Value, now time.Time) {
 	}
 }
 
-// Expire tells what is missing at now, the oldest first, and returns how many torn
-// entries have not come again. It is called every now and then.
-func (p *Pairs) Expire(now time.Time, tell func(Missing)) (torn int) {
+// Expire tells what is missing at now, the oldest first, until tell returns false; what
+// is left is told by the next call. It returns how many torn entries have not come
+// again. It is called every now and then.
+func (p *Pairs) Expire(now time.Time, tell func(Missing) (more bool)) (torn int) {
 	at := now.Sub(p.base)
-	for {
+	for more := true; more; {
 		i := p.lists[waiting].first
 		if i < 0 || at-p.nodes[i].at < p.o.Timeout {
 			break
 		}
 		n, d := &p.nodes[i], &p.details[p.nodes[i].detail]
+		if n.sums == [2]uint64{} { // undone
+			p.remove(i)
+			continue
+		}
 		m := Missing{ID: d.id[:d.nID], Path: d.path[:d.nPath], Type: halves[0], Seen: d.seen, Addr: d.addr}
 		if n.sums[0] != 0 {
 			m.Type = halves[1]
@@ -252,7 +278,7 @@ func (p *Pairs) Expire(now time.Time, tell func(Missing)) (torn int) {
 		if s := p.senders[d.addr]; s != nil {
 			m.Changed = s.changed
 		}
-		tell(m)
+		more = tell(m)
 		p.move(i, told, at)
 	}
 	for {
