@@ -530,6 +530,8 @@ func TestStructuredData(t *testing.T) {
 		},
 		{name: "name that replacement makes equal to a valid one", sd: "[a x=\"1\"][\xff][\xef\xbf\xbd]", want: `{"a":{"x":"1"},"` + "\ufffd" + `":{}}`, tags: []any{"invalid_utf8"}},
 		{name: "too many", sd: tooMany.String(), flags: []any{"structured_data_in_message"}},
+		{name: "too many parameters", sd: `[a` + strings.Repeat(` b="1"`, maxParams) + `]`, flags: []any{"structured_data_in_message"}},
+		{name: "much that is not UTF-8", sd: "[a b=\"" + strings.Repeat("\xff", maxScratch) + `"]`, want: `{"a":{"b":"` + strings.Repeat("\ufffd", maxScratch) + `"}}`, tags: []any{"invalid_utf8"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -564,6 +566,9 @@ func TestStructuredData(t *testing.T) {
 			}
 			if flags, _ := member(got, "log/flags").([]any); !reflect.DeepEqual(flags, tt.flags) {
 				t.Errorf("flags are %v, want %v", flags, tt.flags)
+			}
+			if cap(e.scratch) > maxScratch {
+				t.Errorf("%d bytes are kept for the next record", cap(e.scratch))
 			}
 			if len(e.params) != 0 || len(e.scratch) != 0 {
 				t.Errorf("%d params and %d bytes left behind", len(e.params), len(e.scratch))

@@ -126,9 +126,6 @@ func (m *Message) body(b []byte, i int, needTag bool) {
 // host takes the word at b[i], which is followed by a space, as host and
 // returns the offset of that space, or 0 if it can't be one.
 func (m *Message) host(b []byte, i int) int {
-	if i >= len(b) {
-		return 0
-	}
 	from, end, skip := i, 0, 0
 	switch {
 	case b[i] == '%':
@@ -552,11 +549,12 @@ func (st *stamp) tail(b []byte, i int) int {
 			}
 			i = j
 		case !hasHalf && len(word) == 2 && word[1]|0x20 == 'm' && (word[0]|0x20 == 'a' || word[0]|0x20 == 'p'):
-			j := end
+			kept, j := *st, end
 			if j < len(b) && b[j] == '.' {
 				j = st.fraction(b, j)
 			}
 			if !stops(b, j) {
+				*st = kept
 				return i
 			}
 			hasHalf = true
