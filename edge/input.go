@@ -341,7 +341,7 @@ func (in *Input) open(records *pipeline.Input, memory *listen.Memory, log *slog.
 		o := in.listenHTTP(log)
 		o.Memory = memory
 		if records != nil {
-			o.Open = func() listen.Storer { return records.Open().(listen.Storer) }
+			o.Open = records.OpenStorer
 		}
 		s, err := listen.ListenHTTP(o)
 		if err != nil {

@@ -99,12 +99,14 @@ func (in *Input) records(e *environment, under string, c *Config) {
 		if in.Vault != nil {
 			e.problem(under+"PARSE", "not with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: use ndjson, or none here")
 		}
-		for _, o := range []string{"PARSE", "DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL", "DROP_SEVERITY_ABOVE"} {
-			if e.has(under+o) && !(o == "PARSE" && !in.Parse) { // PARSE=none says the same
-				e.problem(under+o, "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it")
-			}
+		const nothing = "changes nothing with SPILLWAY_ENCODING=raw, where a record is the message and nothing else: remove it"
+		if in.Parse { // PARSE=none says the same
+			e.idle(under+"PARSE", nothing)
 		}
-	} else if !in.Parse && e.has(under+"TIMEZONE") {
-		e.problem(under+"TIMEZONE", "changes nothing with %sPARSE=%s: remove it", under, strings.ToLower(in.ParseName))
+		for _, o := range []string{"DATASET", "PIPELINE", "TAGS", "TIMEZONE", "PRESERVE_ORIGINAL", "DROP_SEVERITY_ABOVE"} {
+			e.idle(under+o, nothing)
+		}
+	} else if !in.Parse {
+		e.idle(under+"TIMEZONE", "changes nothing with %sPARSE=%s: remove it", under, strings.ToLower(in.ParseName))
 	}
 }

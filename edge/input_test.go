@@ -174,7 +174,7 @@ func TestInputVault(t *testing.T) {
 	}
 
 	const set = "SPILLWAY_INPUT_VAULT_"
-	c, err = load(t, "SPILLWAY_INPUTS=vault", set+"PREFIX=vault-a: ", set+"PAIRING=false", set+"PAIR_TIMEOUT=5m", set+"DEDUPE=true", set+"RAW_SECRETS=Drop", set+"LANE=main", set+"ON_FULL=block", set+"IDLE_TIMEOUT=1h")
+	c, err = load(t, "SPILLWAY_INPUTS=vault", set+"PREFIX=vault-a: ", set+"PAIRING=false", set+"PAIR_TIMEOUT=5m", set+"DEDUPE=true", set+"RAW_SECRETS=Drop", set+"LANE=main", set+"ON_FULL=block", set+"IDLE_TIMEOUT=1h", set+"URL=unix:///v")
 	if err != nil || len(c.Notes) != 0 {
 		t.Fatalf("%v, notes %q", err, c.Notes)
 	}
@@ -195,6 +195,8 @@ func TestInputNotes(t *testing.T) {
 			`SPILLWAY_INPUT_VAULT_LANE="main": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
 		{"others beside entries", "SPILLWAY_INPUTS=vault,tcp SPILLWAY_INPUT_TCP_LANE=audit",
 			`SPILLWAY_INPUT_VAULT_LANE="audit": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
+		{"impatience with silence", "SPILLWAY_INPUTS=vault SPILLWAY_INPUT_VAULT_IDLE_TIMEOUT=1h",
+			`SPILLWAY_INPUT_VAULT_IDLE_TIMEOUT="1h": Vault never looks whether its connection was closed, so that each close costs the entry that it writes next: use 0`},
 		{"token in clear", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=http://192.0.2.1:1 SPILLWAY_INPUT_A_TOKEN=s3cret", `SPILLWAY_INPUT_A_TOKEN="***": whoever sees the network sees it: use an https:// URL`},
 		{"no reserve", "SPILLWAY_INPUTS=vault SPILLWAY_BUFFER_RESERVE=0",
 			`SPILLWAY_BUFFER_RESERVE="0": what connections still hold when an input with ON_FULL=refuse closes them may find no room then, and is lost: use 1MiB or more`},

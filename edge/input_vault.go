@@ -54,6 +54,9 @@ func (in *Input) vault(e *environment, under string) {
 		e.idle(under+o, "not with %sPARSE=vault: no audit entry is dropped for what it says; remove it, and filter where records are read", under)
 	}
 	e.idle(under+"MULTILINE", "not with %sPARSE=vault, whose entries are one line: remove it", under)
+	if in.IdleTimeout > 0 && (in.Socket == "tcp" || in.Socket == "tls") {
+		e.note(under+"IDLE_TIMEOUT", "Vault never looks whether its connection was closed, so that each close costs the entry that it writes next: use 0")
+	}
 	if in.datagram() {
 		e.note(under+"URL", "Vault can't send an entry that is larger than a datagram, its request fails then if it has no other device, and a datagram that gets lost is told by nobody: use tcp://, or unix:// on one host")
 	}
