@@ -45,3 +45,63 @@ func TestMultiline(t *testing.T) {
 		}
 	}
 }
+
+// TestFilters: what is to go becomes no record, and is counted.
+func TestFilters(t *testing.T) {
+	t.Parallel()
+	a := start(t, "SPILLWAY_INPUTS=tcp,raw", "SPILLWAY_INPUT_TCP_DROP_SEVERITY_ABOVE=info", "SPILLWAY_INPUT_TCP_DROP_REGEX=^GET /health", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=0s",
+		"SPILLWAY_INPUT_RAW_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_RAW_PARSE=none", "SPILLWAY_INPUT_RAW_DROP_REGEX=^<14>", "SPILLWAY_INPUT_RAW_LANE=other")
+	fmt.Fprint(a.dial("tcp"), "<14>web: GET /health 200\n<15>web: a debug line\n<14>web: GET / 200\nno severity\n")
+	for i, want := range []string{`"message":"GET / 200"`, `"message":"no severity"`} {
+		if r := a.outbox(2)[i]; !strings.Contains(r, want) {
+			t.Errorf("no %s in %s", want, r)
+		}
+	}
+	fmt.Fprint(a.dial("raw"), "<14>header and all\n<15>stays\n")
+	if r := a.outbox(3); !strings.Contains(strings.Join(r, ""), `"message":"<15>stays"`) {
+		t.Errorf("not there: %s", r)
+	}
+	m := a.metrics()
+	for metric, want := range map[string]float64{`messages_total{input="tcp"}`: 4, `records_admitted_total{input="tcp"}`: 2, `filtered_total{input="tcp",reason="severity"}`: 1,
+		`filtered_total{input="tcp",reason="text"}`: 1, `filtered_total{input="raw",reason="text"}`: 1} {
+		if got := m["spillway_input_"+metric]; got != want {
+			t.Errorf("%s is %v, want %v", metric, got, want)
+		}
+	}
+}
+
+// TestVaultInput: audit entries become records in a lane of their own, and one that
+// is missing is told.
+func TestVaultInput(t *testing.T) {
+	t.Parallel()
+	a := start(t, "SPILLWAY_INPUTS=vault", "SPILLWAY_INPUT_VAULT_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_VAULT_PAIR_TIMEOUT=1s", "SPILLWAY_INPUT_VAULT_PREFIX=@cee: ",
+		"SPILLWAY_INPUT_VAULT_DEDUPE=true", "SPILLWAY_INPUT_VAULT_RAW_SECRETS=drop", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=0s")
+	c := a.dial("vault")
+	entry := func(kind, id, token string) {
+		fmt.Fprintf(c, `@cee: {"time":"2026-11-21T12:00:00Z","type":%q,"auth":{"client_token":%q},"request":{"id":%q,"operation":"read","path":"secret/x"}}`+"\n", kind, token, id)
+	}
+	hashed := "hmac-sha256:" + strings.Repeat("0", 64)
+	entry("request", "one", hashed)
+	entry("response", "one", hashed)
+	entry("response", "one", hashed)
+	entry("request", "two", hashed)
+	entry("request", "three", "hvs.clear")
+	entry("response", "three", hashed)
+	records := strings.Join(a.outbox(5), "\n")
+	for _, want := range []string{`"dataset":"vault.audit"`, `"action":"vault-audit-gap"`, `"id":"two`} {
+		if !strings.Contains(records, want) {
+			t.Errorf("no %s in\n%s", want, records)
+		}
+	}
+	m := a.metrics()
+	for metric, want := range map[string]float64{`messages_total{input="vault"}`: 6, `records_admitted_total{input="vault"}`: 5, `vault_entries_total{input="vault"}`: 6,
+		`vault_missing_total{entry="response",input="vault"}`: 1, `vault_alerts_total{input="vault"}`: 1, `vault_duplicates_total{input="vault"}`: 1, `vault_raw_secrets_total{input="vault"}`: 1,
+		`filtered_total{input="vault",reason="duplicate"}`: 1, `filtered_total{input="vault",reason="raw_secret"}`: 1} {
+		if got := m["spillway_input_"+metric]; got != want {
+			t.Errorf("%s is %v, want %v", metric, got, want)
+		}
+	}
+	if m[`spillway_lane_records_admitted_total{lane="audit"}`] != 5 {
+		t.Error("not in the lane audit")
+	}
+}

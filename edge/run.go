@@ -190,12 +190,17 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 	defer stopAccepting()
 	defer endAll()
 
-	var inputs, lanes, probes, adm sync.WaitGroup
+	var inputs, watches, lanes, probes, adm sync.WaitGroup
+	watching, stopWatching := context.WithCancel(hard)
+	defer stopWatching()
 	probes.Go(func() { a.chain.Run(hard) })
 	for _, l := range a.lanes {
 		lanes.Go(func() { l.Run(hard) })
 	}
 	for _, in := range a.inputs {
+		if in.cfg.Vault != nil {
+			watches.Go(func() { in.records.Watch(watching) })
+		}
 		inputs.Go(func() { in.Serve(accepting, hard) })
 		a.log.Info("listening", "input", in.cfg.Name, "address", fmt.Sprint(in.Addrs()), "lane", in.cfg.Lane)
 	}
@@ -249,6 +254,8 @@ func (a *agent) run(ctx context.Context, signals <-chan os.Signal) int {
 		endAll()
 	})
 	inputs.Wait()
+	stopWatching() // nothing comes any more that could be missing, or explain what is
+	watches.Wait()
 	for _, l := range a.lanes {
 		l.Close()
 	}

@@ -25,7 +25,7 @@ func (a status) inputStats() (all []admin.InputStats) {
 		n := func(c *atomic.Int64) uint64 { return uint64(c.Load()) }
 		all = append(all, admin.InputStats{
 			Name: in.cfg.Name, Accepts: s.Refuses.Load() == 0, Datagrams: in.cfg.datagram() || s.ReceiveBuffer.Load() != 0, TLS: s.CertificateExpires.Load() != 0,
-			Messages: r.Messages.Load(), Admitted: r.Admitted.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: r.Dropped(),
+			Messages: r.Messages.Load(), Admitted: r.Admitted.Load(), MessageBytes: r.Bytes.Load(), ParseFailures: r.Failures.Load(), Truncated: r.Truncated.Load(), Dropped: r.Dropped(), Filtered: r.Filtered(),
 			ReadBytes: s.Bytes.Load(), EmptyFrames: s.Empty.Load(), Oversize: s.Oversize.Load(), DiscardedBytes: s.Discarded.Load(),
 			FramingErrors: s.Framing.Load(), CutFrames: s.Cut.Load(), MemoryCut: s.MemoryCut.Load(), Denied: s.Denied.Load(),
 			Connections: s.Connections.Load(), OpenConnections: s.Open.Load(), IdleConnections: s.Idle.Load(), Shut: s.Shut.Load(),
@@ -37,6 +37,11 @@ func (a status) inputStats() (all []admin.InputStats) {
 			Reloads:            map[string]uint64{"ok": n(&s.Reloads), "failed": n(&s.ReloadFailures)},
 			ReceiveBuffer:      s.ReceiveBuffer.Load(),
 		})
+		if in.cfg.Vault != nil {
+			all[len(all)-1].Vault = &admin.VaultStats{Entries: r.Entries.Load(), Probes: r.Probes.Load(), Torn: r.Torn.Load(), Resent: r.Resent.Load(), Duplicates: r.Duplicates.Load(),
+				RawSecrets: r.RawSecrets.Load(), PrefixMissing: r.PrefixMissing.Load(), Missing: map[string]uint64{"request": n(&r.Orphans), "response": n(&r.Missing)},
+				Unwatched: r.Unwatched.Load(), Alerts: r.Alerts.Load()}
+		}
 		if q := in.requests; q != nil {
 			all[len(all)-1].Requests = map[string]uint64{"stored": n(&q.Stored), "full": n(&q.Full), "late": n(&q.Late), "stopped": n(&q.Stopped), "too_large": n(&q.TooLarge),
 				"unauthorized": n(&q.Unauthorized), "slow": n(&q.Slow), "invalid": n(&q.Invalid), "gone": n(&q.Gone), "panic": n(&q.Panics)}

@@ -57,6 +57,8 @@ type InputStats struct {
 	Truncated     int64             // messages cut at MAX_MESSAGE_SIZE
 	Dropped       map[string]uint64 // records that got no number, by reason; all reasons are there
 
+	Filtered map[string]uint64 // messages that became no record, by reason; all reasons are there
+
 	ReadBytes      int64 // from sockets, with framing
 	EmptyFrames    int64
 	Oversize       int64 // messages over MAX_MESSAGE_SIZE, whatever became of them
@@ -74,6 +76,7 @@ type InputStats struct {
 	Mismatched         map[string]uint64 // connections framed otherwise than FRAMING says, by what they look like
 	Shut               int64             // times that it stopped accepting for lack of room
 
+	Vault    *VaultStats       // nil: not PARSE=vault
 	Requests map[string]uint64 // by how they ended; nil: it takes none, else all endings are there
 
 	HandshakeFailures  map[string]uint64 // by reason; all reasons are there
@@ -81,6 +84,20 @@ type InputStats struct {
 	Reloads            map[string]uint64 // of TLS files, by result, "ok" or "failed"
 
 	ReceiveBuffer int64 // gauge: bytes that the kernel granted; 0: not asked
+}
+
+// VaultStats are the counters of an input of audit entries since the start.
+type VaultStats struct {
+	Entries       int64             // messages that are entries
+	Probes        int64             // of them, those that enabling an audit device wrote
+	Torn          int64             // entries that were cut off with their connection
+	Resent        int64             // of these, those that came again as a whole
+	Duplicates    int64             // entries that came before, byte for byte
+	RawSecrets    int64             // entries with a token that is not hashed
+	PrefixMissing int64             // messages without PREFIX
+	Missing       map[string]uint64 // halves of a pair that did not come, by type, "request" or "response"
+	Unwatched     int64             // requests that were not waited for: there were too many
+	Alerts        int64             // records that tell what is missing
 }
 
 // Never is a duration that does not end.

@@ -30,14 +30,21 @@ func sources() Sources {
 		Inputs: func() []InputStats {
 			return []InputStats{
 				{Name: "tls", Accepts: true, TLS: true, Messages: 184220, Admitted: 184218, MessageBytes: 41449500, ReadBytes: 41633720, ParseFailures: 12, Truncated: 3, Oversize: 4, DiscardedBytes: 73400320,
-					Dropped: map[string]uint64{"buffer_full": 0, "stopped": 2, "kernel": 0}, EmptyFrames: 9, FramingErrors: 1, CutFrames: 5, MemoryCut: 6, Denied: 7,
+					Dropped: map[string]uint64{"buffer_full": 0, "stopped": 2, "kernel": 0}, Filtered: map[string]uint64{"severity": 0, "text": 0, "duplicate": 0, "raw_secret": 0}, EmptyFrames: 9, FramingErrors: 1, CutFrames: 5, MemoryCut: 6, Denied: 7,
 					Connections: 412, OpenConnections: 37, RefusedConnections: map[string]uint64{"max_connections": 14, "silent": 3, "tls_on_plain": 0, "proxy_header": 21}, IdleConnections: 88, StaleConnections: 19, Shut: 1,
-					Requests:           map[string]uint64{"stored": 22, "full": 23, "late": 24, "stopped": 25, "too_large": 26, "unauthorized": 27, "slow": 28, "invalid": 29, "gone": 30, "panic": 0},
 					Mismatched:         map[string]uint64{"octet_counted": 20, "jsonx": 0},
 					HandshakeFailures:  map[string]uint64{"plain": 15, "timeout": 16, "certificate": 17, "other": 18},
 					CertificateExpires: time.Unix(1826809200, 0), Reloads: map[string]uint64{"ok": 3, "failed": 1}},
-				{Name: "udp", Accepts: true, Datagrams: true, Messages: 90310, Admitted: 90239, MessageBytes: 16707350, ReadBytes: 16797660, ParseFailures: 1,
-					Dropped: map[string]uint64{"buffer_full": 71, "stopped": 0, "kernel": 640}, EmptyFrames: 10, Denied: 8, ReceiveBuffer: 8388608},
+				{Name: "udp", Accepts: true, Datagrams: true, Messages: 90341, Admitted: 90239, MessageBytes: 16707350, ReadBytes: 16797660, ParseFailures: 1,
+					Dropped: map[string]uint64{"buffer_full": 71, "stopped": 0, "kernel": 640}, Filtered: map[string]uint64{"severity": 29, "text": 2, "duplicate": 0, "raw_secret": 0}, EmptyFrames: 10, Denied: 8, ReceiveBuffer: 8388608},
+				{Name: "vault", Accepts: true, Messages: 5204, Admitted: 5202, MessageBytes: 11709000, ReadBytes: 11714204, ParseFailures: 1,
+					Dropped: map[string]uint64{"buffer_full": 0, "stopped": 0, "kernel": 0}, Filtered: map[string]uint64{"severity": 0, "text": 0, "duplicate": 2, "raw_secret": 3},
+					Connections: 4, OpenConnections: 1, RefusedConnections: map[string]uint64{"max_connections": 0, "silent": 0, "tls_on_plain": 0, "proxy_header": 0}, Mismatched: map[string]uint64{"octet_counted": 0, "jsonx": 0},
+					Vault: &VaultStats{Entries: 5203, Probes: 1, Missing: map[string]uint64{"request": 1, "response": 2}, Alerts: 3, Unwatched: 11, Torn: 1, Resent: 1, Duplicates: 2, RawSecrets: 3, PrefixMissing: 12}},
+				{Name: "hook", Accepts: true, Messages: 22, Admitted: 22, MessageBytes: 49500, ReadBytes: 49500,
+					Dropped: map[string]uint64{"buffer_full": 0, "stopped": 0, "kernel": 0}, Filtered: map[string]uint64{"severity": 0, "text": 0, "duplicate": 0, "raw_secret": 0},
+					Connections: 3, OpenConnections: 2, RefusedConnections: map[string]uint64{"max_connections": 0, "silent": 0, "tls_on_plain": 0, "proxy_header": 0}, Mismatched: map[string]uint64{"octet_counted": 0, "jsonx": 0},
+					Requests: map[string]uint64{"stored": 22, "full": 23, "late": 24, "stopped": 25, "too_large": 26, "unauthorized": 27, "slow": 28, "invalid": 29, "gone": 30, "panic": 0}},
 			}
 		},
 		Lanes: func() []LaneStats {

@@ -57,6 +57,7 @@ var inputMetrics = []family[InputStats]{
 	counter("input", "input_discarded_bytes_total", "Bytes thrown away behind MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.DiscardedBytes) }),
 	counter("input", "input_records_admitted_total", "Records that the lane took from the input.", func(s *InputStats) float64 { return float64(s.Admitted) }),
 	counters("input", "reason", "input_dropped_total", "Records that never got a number; a gap record tells of them. kernel: datagrams that nobody could read, which are no messages in the counters above.", func(s *InputStats) map[string]uint64 { return s.Dropped }),
+	counters("input", "reason", "input_filtered_total", "Messages that became no record: DROP_SEVERITY_ABOVE (severity), DROP_REGEX (text), DEDUPE (duplicate) or RAW_SECRETS=drop (raw_secret).", func(s *InputStats) map[string]uint64 { return s.Filtered }),
 	counter("input", "input_empty_frames_total", "Frames and datagrams without content.", func(s *InputStats) float64 { return float64(s.EmptyFrames) }),
 	counter("input", "input_framing_errors_total", "Streams whose framing could not be followed.", func(s *InputStats) float64 { return float64(s.FramingErrors) }),
 	counter("input", "input_cut_frames_total", "Counted frames that the sender did not finish.", func(s *InputStats) float64 { return float64(s.CutFrames) }),
@@ -72,6 +73,19 @@ var streamMetrics = []family[InputStats]{
 	counter("input", "input_stale_connections_total", "Connections closed because a message was not finished after MAX_MESSAGE_AGE.", func(s *InputStats) float64 { return float64(s.StaleConnections) }),
 	counters("input", "looks", "input_mismatched_connections_total", "Connections that look framed otherwise than FRAMING says.", func(s *InputStats) map[string]uint64 { return s.Mismatched }),
 	counter("input", "input_shut_total", "How often the input stopped accepting because there was no room (ON_FULL=refuse).", func(s *InputStats) float64 { return float64(s.Shut) }),
+}
+
+var vaultMetrics = []family[InputStats]{
+	counter("input", "input_vault_entries_total", "Messages that are audit entries.", func(s *InputStats) float64 { return float64(s.Vault.Entries) }),
+	counter("input", "input_vault_probes_total", "Entries that enabling an audit device wrote.", func(s *InputStats) float64 { return float64(s.Vault.Probes) }),
+	counters("input", "entry", "input_vault_missing_total", "Entries that did not come within PAIR_TIMEOUT of the other one of their request; an alert record tells of each.", func(s *InputStats) map[string]uint64 { return s.Vault.Missing }),
+	counter("input", "input_vault_alerts_total", "Alert records that the lane took; they are no messages.", func(s *InputStats) float64 { return float64(s.Vault.Alerts) }),
+	counter("input", "input_vault_unwatched_total", "Requests whose response was not waited for, as too many were waiting.", func(s *InputStats) float64 { return float64(s.Vault.Unwatched) }),
+	counter("input", "input_vault_torn_total", "Entries that were cut off with their connection; Vault sends them again on the next.", func(s *InputStats) float64 { return float64(s.Vault.Torn) }),
+	counter("input", "input_vault_resent_total", "Entries that were cut off and came again as a whole.", func(s *InputStats) float64 { return float64(s.Vault.Resent) }),
+	counter("input", "input_vault_duplicates_total", "Entries that came before, byte for byte.", func(s *InputStats) float64 { return float64(s.Vault.Duplicates) }),
+	counter("input", "input_vault_raw_secrets_total", "Entries with a token that is not hashed (log_raw=true).", func(s *InputStats) float64 { return float64(s.Vault.RawSecrets) }),
+	counter("input", "input_vault_prefix_missing_total", "Messages that do not begin with PREFIX.", func(s *InputStats) float64 { return float64(s.Vault.PrefixMissing) }),
 }
 
 var requestMetrics = []family[InputStats]{
@@ -160,7 +174,7 @@ type collector struct{ s Sources }
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, families := range [][]family[InputStats]{inputMetrics, streamMetrics, requestMetrics, tlsMetrics, datagramMetrics} {
+	for _, families := range [][]family[InputStats]{inputMetrics, streamMetrics, vaultMetrics, requestMetrics, tlsMetrics, datagramMetrics} {
 		describe(ch, families)
 	}
 	describe(ch, laneMetrics)
@@ -179,6 +193,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		collect(emit, inputMetrics, &s, s.Name)
 		if !s.Datagrams {
 			collect(emit, streamMetrics, &s, s.Name)
+		}
+		if s.Vault != nil {
+			collect(emit, vaultMetrics, &s, s.Name)
 		}
 		collect(emit, requestMetrics, &s, s.Name)
 		if s.TLS {
