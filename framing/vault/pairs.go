@@ -40,7 +40,7 @@ const (
 //     the one entry that such a cut swallows is found.
 //
 // The memory is bounded: of more than MaxIDs ids that wait the oldest leave and count
-// as Unwatched, never as missing. For each id it is about 50 bytes, and 200 more
+// as Unwatched, never as missing. For each id it is about 100 bytes with its place in the map, and 250 more
 // while it waits. The same memory finds entries that were sent twice.
 //
 // Times come from the caller, and only their differences count. Not safe for
@@ -51,7 +51,8 @@ type Pairs struct {
 	Resent    uint64 // torn entries that came again as a whole
 
 	o       PairOptions
-	most    int // ids
+	most    int // ids that wait, and as many that don't
+	telling int // ids that stay known after they were told
 	base    time.Time
 	seed    maphash.Seed
 	started time.Duration // responses are not trusted to have had a request before that and a timeout
@@ -86,7 +87,7 @@ const (
 	told    = 2 // as missing
 )
 
-// node is one id. 56 bytes.
+// node is one id. 48 bytes.
 type node struct {
 	key        uint64
 	at         time.Duration // when it came into its list
@@ -147,7 +148,7 @@ type Missing struct {
 
 // NewPairs returns Pairs that begin at now.
 func NewPairs(o PairOptions, now time.Time) *Pairs {
-	return &Pairs{o: o, most: MaxIDs, base: now, seed: maphash.MakeSeed(), ids: map[uint64]int32{}, free: -1,
+	return &Pairs{o: o, most: MaxIDs, telling: maxTold, base: now, seed: maphash.MakeSeed(), ids: map[uint64]int32{}, free: -1,
 		lists: [3]list{{-1, -1, 0}, {-1, -1, 0}, {-1, -1, 0}}, senders: map[netip.Addr]*sender{}}
 }
 
@@ -339,7 +340,7 @@ func (p *Pairs) add(key uint64, at time.Duration) int32 {
 		}
 		p.remove(p.lists[done].first)
 	}
-	if p.lists[told].n >= maxTold {
+	if p.lists[told].n >= p.telling {
 		p.started = at
 		p.remove(p.lists[told].first)
 	}
