@@ -399,20 +399,29 @@ func (k *check) clock() {
 
 // files compares the limit of open files with the connections that may come.
 func (k *check) files() {
+	if w := k.c.fewFiles(); w != "" {
+		k.warn("%s", w)
+	}
+}
+
+// fewFiles says that the connections that may come need more files than this user may
+// open; "": they do not.
+func (c *Config) fewFiles() string {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		return
+		return ""
 	}
 	const own = 64 // segments, sockets of outputs, logs
 	need := uint64(own)
-	for _, in := range k.c.Inputs {
+	for _, in := range c.Inputs {
 		if !in.datagram() {
 			need += uint64(in.MaxConnections)
 		}
 	}
-	if need > limit.Cur {
-		k.warn("this user may open %d files, and MAX_CONNECTIONS of the inputs asks for %d: raise it (ulimit -n, LimitNOFILE=), or lower MAX_CONNECTIONS", limit.Cur, need)
+	if need <= limit.Cur {
+		return ""
 	}
+	return fmt.Sprintf("this user may open %d files, and MAX_CONNECTIONS of the inputs asks for %d: raise it (ulimit -n, LimitNOFILE=), or lower MAX_CONNECTIONS", limit.Cur, need)
 }
 
 // memory compares GOMEMLIMIT, if it is set, with what unfinished messages may take.

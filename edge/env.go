@@ -120,7 +120,7 @@ func vaultTable(b *strings.Builder) {
 
 // refusedTable lists what people may look for and not find.
 func refusedTable(b *strings.Builder) {
-	b.WriteString("\n## Names that are refused\n\nOptions of syslog-ng and of Elastic's integrations, and settings that do not exist yet, under the names that one would give them here. They change nothing, so that a start with one fails and says what to use instead.\n\n")
+	b.WriteString("\n## Names that are refused\n\nOptions of syslog-ng, of Elastic's integrations and of Vault's audit devices, and settings that do not exist yet, under the names that one would give them here. They change nothing, so that a start with one fails and says what to use instead.\n\n")
 	b.WriteString("| variable | what to use instead |\n|---|---|\n")
 	name := strings.NewReplacer("INPUT/*/", "INPUT_<NAME>_", "OUTPUT/*/", "OUTPUT_<NAME>_", "*", "…")
 	prose := strings.NewReplacer("|", `\|`, "<", `\<`)

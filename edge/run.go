@@ -48,6 +48,9 @@ func cmdRun(ctx context.Context, args []string, stdout, stderr io.Writer, enviro
 	for _, n := range cfg.Notes {
 		log.Warn(n)
 	}
+	if w := cfg.fewFiles(); w != "" {
+		log.Warn(w)
+	}
 	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
 		log.Info("memory limit", "GOMEMLIMIT", outputs.Size(limit).String())
 	}
