@@ -23,8 +23,8 @@ import "bytes"
 // two, since a record that never ends hides all that follow:
 //
 //   - Inside of an object or array a value ends at `</json:string>` only if a tag follows.
-//   - A string called type that is not followed by the end of its object, or a member that is
-//     sorted behind it, is the end of a record, however many objects a value claims to have opened.
+//   - A string called type that is followed by text, or by a member that is not sorted behind
+//     it, is the end of a record, however many objects a value claims to have opened.
 //   - A record without a type (a filter may take it out) ends where a top-level member
 //     begins that is not sorted behind the one before it, or text.
 //   - A closing tag too many is ignored.
@@ -243,7 +243,7 @@ func (s *Splitter) endOfString() (more bool) {
 	x := &s.jsonx
 	if x.depth == 0 {
 		if x.in = inTags; x.isType {
-			x.in, x.width = ended, 0
+			x.in = ended
 		}
 		return false
 	}
@@ -265,8 +265,8 @@ func (s *Splitter) endOfString() (more bool) {
 	switch {
 	case inside:
 		x.in = inTags
-	case x.isType:
-		x.in, x.width = ended, 0
+	case x.isType && t != strayTag:
+		x.in = ended
 	}
 	return false
 }

@@ -110,7 +110,7 @@ func TestVaultJSONX(t *testing.T) {
 				want = append(want, fmt.Sprintf("%q", c.prefix+string(r)))
 			}
 			readers := map[string]io.Reader{"whole": whole(in), "byte by byte": bytewise(in), "data and error at once": iotest.DataErrReader(bytes.NewReader(in))}
-			for range 30 {
+			for range 5 {
 				seed := rand.Uint64()
 				readers[fmt.Sprint("random reads, seed ", seed)] = random(in, seed)
 			}
@@ -215,7 +215,7 @@ func FuzzJSONX(f *testing.F) {
 	f.Add("</json:string>", "\x00", "<13>", uint64(3))
 	f.Fuzz(func(t *testing.T, fault, path, prefix string, seed uint64) {
 		honest := !strings.Contains(fault+path, "</json:")
-		if strings.ContainsAny(prefix, "\n\r\x00") || strings.Contains(prefix, "<json:") {
+		if strings.ContainsAny(prefix, "\n\r\x00") || strings.Contains(prefix, "json:") {
 			prefix = "vault: "
 		}
 		after := prefix + string(vaultEntry("after"))
@@ -225,16 +225,8 @@ func FuzzJSONX(f *testing.F) {
 			if err := like(model(in, jsonxMode), got); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			rest := in
-			for _, m := range got.messages {
-				i := bytes.Index(rest, m.Data)
-				if i < 0 || len(bytes.Trim(rest[:i], "\r\n\x00")) > 0 {
-					t.Fatalf("%s: lost in front of %q: %q", name, m.Data, in)
-				}
-				rest = rest[i+len(m.Data):]
-			}
-			if len(rest) > 0 {
-				t.Fatalf("%s: lost at the end: %q of %q", name, rest, in)
+			if err := got.complete(in, jsonxMode); err != nil {
+				t.Fatalf("%s: %q: %v", name, in, err)
 			}
 			n := len(got.messages)
 			if n < 2 || string(got.messages[n-1].Data) != after {

@@ -22,6 +22,7 @@ type outcome struct {
 	messages []Message
 	stats    Stats
 	broken   error
+	at       []int // run: where in the stream each message begins
 }
 
 // model is the specification of a Splitter, written to be read: it has the whole stream
@@ -380,10 +381,13 @@ func modelRecord(in string, typeless *bool) (end, width int) {
 				ends := kind == "/object" || kind == "/array"
 				begins := kind != "" && kind[0] != '/'
 				if isType {
-					if !ends && !(begins && name > "type") {
+					if kind == "" || begins && name <= "type" {
 						return at, 0
 					}
-					break
+					if ends || begins {
+						break
+					}
+					continue
 				}
 				if ends || begins {
 					break

@@ -196,13 +196,15 @@ func (s *Splitter) Waiting() bool {
 // no. It is for an owner whose peer has been quiet for a while: what goes on with the
 // message later is a message of its own.
 func (s *Splitter) Release() (Message, bool) {
-	if !s.Waiting() {
-		return Message{}, false
+	for s.Waiting() {
+		s.eof = true // it ends what waits
+		m, st := s.line()
+		s.eof = false
+		if st == emit {
+			return m, true
+		}
 	}
-	s.eof = true // it ends what waits
-	m, st := s.line()
-	s.eof = false
-	return m, st == emit
+	return Message{}, false
 }
 
 // Cut treats the unfinished message as over-size now, whatever its length, so that its

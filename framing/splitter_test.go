@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
+	"unsafe"
 )
 
 // chunks is a stream that arrives in pieces of the sizes that next gives.
@@ -48,11 +50,13 @@ func random(in []byte, seed uint64) io.Reader {
 	return &chunks{in, func() int { return 1 + rng.IntN(most) }}
 }
 
-// run is what an owner does with a Splitter: fill, take every message, end.
-func run(t testing.TB, r io.Reader, opt Options) outcome {
+// run is what an owner does with a Splitter: fill, take every message, end. release says
+// whether the peer is quiet for long now; nil: never.
+func run(t testing.TB, r io.Reader, opt Options, release ...func() bool) outcome {
 	t.Helper()
 	s := NewSplitter(opt)
 	var o outcome
+	sent := 0
 	keep := func(m Message) {
 		if len(m.Data) == 0 {
 			t.Fatalf("empty message, flags %b", m.Flags)
@@ -66,20 +70,30 @@ func run(t testing.TB, r io.Reader, opt Options) outcome {
 		if (m.Err != "") != (m.Flags&Invalid != 0) {
 			t.Fatalf("flags %b with error %q", m.Flags, m.Err)
 		}
+		o.at = append(o.at, sent-len(s.buf)+int(uintptr(unsafe.Pointer(&m.Data[0]))-uintptr(unsafe.Pointer(&s.buf[0]))))
 		m.Data, m.Err = bytes.Clone(m.Data), ""
 		o.messages = append(o.messages, m)
 	}
 	for fills := 1; !s.Broken(); fills++ {
-		_, err := s.Fill(r)
+		n, err := s.Fill(r)
+		sent += n
 		for m, ok := s.Next(); ok; m, ok = s.Next() {
 			keep(m)
+		}
+		if len(release) > 0 && release[0]() {
+			for m, ok := s.Release(); ok; m, ok = s.Release() {
+				keep(m)
+			}
+			if s.Waiting() {
+				t.Fatalf("%q waits, although it was released", s.buf[s.start:])
+			}
 		}
 		if fills%3 == 0 { // as if the peer paused
 			if held, n := s.Buffered(), s.Settle(); n != cap(s.buf) || (n == 0) != (held == 0) || s.Buffered() != held {
 				t.Fatalf("%d bytes held, %d after Settle, in %d", held, s.Buffered(), n)
 			}
 		}
-		if limit := opt.maxMessageSize() + 512<<10; cap(s.buf) > limit {
+		if limit := min(opt.maxMessageSize()+512<<10, max(minBuf, 4*sent)); cap(s.buf) > limit {
 			t.Fatalf("buffer of %d bytes, bound %d", cap(s.buf), limit)
 		}
 		if err == io.EOF {
@@ -97,6 +111,46 @@ func run(t testing.TB, r io.Reader, opt Options) outcome {
 	}
 	o.stats, o.broken = s.Stats(), s.Err()
 	return o
+}
+
+var framings = map[string]*regexp.Regexp{} // compiling them takes longer than a test
+
+// complete says whether what was handed out is all of in, except framing.
+func (o *outcome) complete(in []byte, opt Options) error {
+	if o.broken != nil || o.stats.Discarded > 0 {
+		return nil
+	}
+	delim := opt.Delimiter
+	if delim == nil || opt.Mode == JSONX || opt.Mode == NUL {
+		delim = []byte{'\n'}
+	}
+	framing := regexp.QuoteMeta(string(delim)) + `|[\r\n\x00]`
+	if opt.Mode == Auto || opt.Mode == RFC6587 || opt.Mode == Octet {
+		framing += "|[1-9][0-9]{0,8} "
+	}
+	if opt.Mode == Auto {
+		framing += "| "
+	}
+	only := framings[framing]
+	if only == nil {
+		only = regexp.MustCompile("^(?:" + framing + ")*$")
+		framings[framing] = only
+	}
+	end := 0
+	for i, m := range o.messages {
+		at := o.at[i]
+		if at < end || at+len(m.Data) > len(in) || !bytes.Equal(in[at:at+len(m.Data)], m.Data) {
+			return fmt.Errorf("message %q is not what was sent at %d", m.Data, at)
+		}
+		if !only.Match(in[end:at]) {
+			return fmt.Errorf("%q is lost, in front of message %q", in[end:at], m.Data)
+		}
+		end = at + len(m.Data)
+	}
+	if !only.Match(in[end:]) {
+		return fmt.Errorf("%q is lost, at the end", in[end:])
+	}
+	return nil
 }
 
 // show prints messages as a table cell does: quoted, with flags behind.
@@ -468,16 +522,25 @@ func TestModel(t *testing.T) {
 		in := randomStream(rng, opt.Mode)
 		want := model(in, opt)
 		for name, r := range map[string]io.Reader{"whole": whole(in), "byte by byte": bytewise(in), "random": random(in, rng.Uint64())} {
-			if err := like(run(t, r, opt), want); err != nil {
+			got := run(t, r, opt)
+			if err := errors.Join(like(got, want), got.complete(in, opt)); err != nil {
 				t.Fatalf("seed %d, stream %d, %s, options %+v\n%q\n%v", seed, i, name, opt, in, err)
 			}
+		}
+		got := run(t, random(in, rng.Uint64()), opt, func() bool { return rng.IntN(2) == 0 })
+		if err := got.complete(in, opt); err != nil {
+			t.Fatalf("seed %d, stream %d, with pauses, options %+v\n%q\n%v", seed, i, opt, in, err)
 		}
 	}
 }
 
 func FuzzSplitter(f *testing.F) {
-	for i, c := range streams {
-		f.Add([]byte(c.in), uint64(i))
+	for _, c := range streams {
+		seed := uint64(0)
+		for o := (Options{Mode: 99}); o.Mode != c.opt.Mode || o.Multiline != c.opt.Multiline; seed++ {
+			o = randomOptions(rand.New(rand.NewPCG(seed+1, 3)))
+		}
+		f.Add([]byte(c.in), seed)
 	}
 	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -488,19 +551,20 @@ func FuzzSplitter(f *testing.F) {
 			if err := like(got, want); err != nil {
 				t.Fatalf("%s, options %+v\n%q\n%v", name, opt, in, err)
 			}
-			// Nothing is invented and the order is kept.
-			rest, handed := in, 0
+			if err := got.complete(in, opt); err != nil {
+				t.Fatalf("%s, options %+v\n%q\n%v", name, opt, in, err)
+			}
+			handed := 0
 			for _, m := range got.messages {
-				i := bytes.Index(rest, m.Data)
-				if i < 0 {
-					t.Fatalf("message %q is not what was sent: %q", m.Data, in)
-				}
-				rest = rest[i+len(m.Data):]
 				handed += len(m.Data)
 			}
 			if handed+int(got.stats.Discarded) > len(in) {
 				t.Fatalf("%d bytes handed out and %d discarded of %d", handed, got.stats.Discarded, len(in))
 			}
+		}
+		got := run(t, random(in, seed), opt, func() bool { return rng.IntN(2) == 0 })
+		if err := got.complete(in, opt); err != nil {
+			t.Fatalf("with pauses, options %+v\n%q\n%v", opt, in, err)
 		}
 	})
 }
