@@ -76,7 +76,7 @@ func (l *Lane) gathered() {
 // Store implements listen.Storer.
 func (s *sink) Store(ctx context.Context) (<-chan error, error) {
 	b, stored := s.block, make(chan error, 1)
-	if b == nil || len(b.ends) == 0 {
+	if b == nil {
 		stored <- nil // nothing came of what Message took
 		return stored, nil
 	}
@@ -111,7 +111,7 @@ func (l *Lane) enter(ctx context.Context, b *block) error {
 		}
 		// What Append has may be in held and in the buffer, for that moment only.
 		behind := l.held.Load() >= l.most(l.ordinary) || l.appending.Load() > 0
-		if !behind || l.passed(l.stalled.Load()) || !l.o.Buffer.Fits(l.onDisk(max(0, l.held.Load()-l.appending.Load())), l.onDisk(n), l.o.Reserve) {
+		if !behind || !l.o.Buffer.Fits(l.onDisk(max(0, l.held.Load()-l.appending.Load())), l.onDisk(n), l.o.Reserve) {
 			break
 		}
 		select {

@@ -2,12 +2,11 @@ package pipeline
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +17,8 @@ import (
 	"spillway/buffer"
 	"spillway/buffer/batch"
 	"spillway/edge/listen"
+	"spillway/framing/ecs"
+	"spillway/outputs"
 )
 
 // slowFS is a directory whose segments take a time to be synced, or wait for a gate.
@@ -97,6 +98,57 @@ func TestStoreSealsAtOnce(t *testing.T) {
 		if n, next := disk.syncs.Load()-before, b.buf.Stats().Next; n != 1 || next != uint64(2*i+3) {
 			t.Errorf("entry %d: %d syncs, and the next number is %d", i, n, next)
 		}
+	}
+	b.stop()
+}
+
+// An Append that gathers for nobody in particular is hurried by who waits behind it.
+func TestStoreHurries(t *testing.T) {
+	disk := newSlowFS(t, 0)
+	b := start(t, "", &memory{}, Block, func(o *buffer.Options, l *LaneOptions) {
+		patient(disk)(o, l)
+		l.Batch.Records = 2
+	})
+	s, other := b.in.OpenStorer(), b.in.Open()
+	for range 10 {
+		if err := store(t.Context(), s, "a sync, after which the next would be in an hour"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			other.Message(msg("nobody waits"), from, time.Now())
+		}
+		other.Flush(t.Context())
+		waitFor(t, "the Append", func() bool { return b.lane.appending.Load() > 0 })
+	}
+	if err := store(t.Context(), s, "the last"); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+}
+
+// Records that can't be encoded are not durable, and whoever waits is told.
+func TestStoreNotEncoded(t *testing.T) {
+	b := start(t, t.TempDir(), &memory{}, Block, func(_ *buffer.Options, l *LaneOptions) { l.Codec = 9 })
+	for range 3 {
+		if err := store(t.Context(), b.in.OpenStorer(), "x"); err == nil {
+			t.Error("durable")
+		}
+	}
+	b.stop()
+}
+
+// A message that becomes no record is nothing to wait for.
+func TestStoreFiltered(t *testing.T) {
+	b := start(t, t.TempDir(), &memory{}, Block, nil)
+	in := NewInput(InputOptions{Name: "filters", Lane: b.lane, Records: ecs.Options{Dataset: "d", Agent: "a"}, Filter: &Filter{SeverityAbove: -1, Drop: regexp.MustCompile("noise")}})
+	s := in.OpenStorer()
+	for _, text := range []string{"noise", "signal", "noise"} {
+		if err := store(t.Context(), s, text); err != nil {
+			t.Error(err)
+		}
+	}
+	if m, a := in.Messages.Load(), in.Admitted.Load(); m != 3 || a != 1 {
+		t.Errorf("%d messages, %d admitted", m, a)
 	}
 	b.stop()
 }
@@ -206,6 +258,9 @@ func TestStoreFull(t *testing.T) {
 		}
 		m.setFail(nil)
 		waitFor(t, "room", func() bool { time.Sleep(time.Second); return store(t.Context(), s, big) == nil })
+		if m, a := b.in.Messages.Load(), b.in.Admitted.Load(); m != a+1 {
+			t.Errorf("%d messages, %d admitted and one stopped", m, a)
+		}
 		b.stop()
 	})
 }
@@ -387,38 +442,76 @@ func TestStoredIsThere(t *testing.T) {
 			all = append(all, m)
 		}
 		mu.Unlock()
-		left := t.TempDir()
-		files, err := os.ReadDir(disk.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range files {
-			if c, err := os.ReadFile(filepath.Join(disk.Name(), f.Name())); err != nil {
-				t.Fatal(err)
-			} else if err := os.WriteFile(filepath.Join(left, f.Name()), c, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
+		there := contents(t, killed(t, disk.Name()))
 		cancel()
 		wg.Wait()
 		b.stop()
-		there := map[string]bool{}
-		err = buffer.Cat(left, func(b *batch.Batch, _ string, _ batch.Epoch, _ batch.Seal) error {
-			text, err := batch.Decode(nil, b.Payload, b.Codec, int(b.Raw))
-			for l := range strings.Lines(string(text)) {
-				var r rec
-				err = errors.Join(err, json.Unmarshal([]byte(l), &r))
-				there[r.Message] = true
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
 		for _, r := range all {
-			if !there[r] {
+			if there[r] == 0 {
 				t.Fatalf("seed %d, round %d: %s of %d is not there", seed, round, r, want)
 			}
 		}
+	}
+}
+
+// BenchmarkStore is senders that wait for each of their records, on a real disk with the
+// default sync gap, alone and beside a flood for which nobody waits.
+func BenchmarkStore(b *testing.B) {
+	for _, c := range []struct {
+		senders int
+		flood   bool
+	}{{1, false}, {10, false}, {100, false}, {1, true}} {
+		b.Run(fmt.Sprintf("senders=%d/flood=%v", c.senders, c.flood), func(b *testing.B) {
+			buf, err := buffer.Open(b.TempDir(), buffer.Options{Agent: "gw1", MaxBytes: 1 << 30, MinFree: -1, KeepAcked: -1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			l := NewLane(LaneOptions{Name: "audit", Agent: "gw1", Buffer: buf, Codec: batch.Zstd, AgeHeld: 5 * time.Second,
+				Chain: outputs.NewChain(outputs.ChainOptions{}, &nothing{}), Log: slog.New(slog.DiscardHandler)})
+			in := NewInput(InputOptions{Name: "hook", Lane: l, Records: ecs.Options{Dataset: "d", Agent: "a"}})
+			done := make(chan struct{})
+			go func() { l.Run(context.Background()); close(done) }()
+			text := strings.Repeat("an audit entry, ", 64)
+			ctx, cancel := context.WithCancel(b.Context())
+			var flood, senders sync.WaitGroup
+			if c.flood {
+				flood.Go(func() {
+					s := in.Open()
+					for i := 1; ctx.Err() == nil; i++ {
+						if s.Message(msg(text), from, time.Now()); i%100 == 0 {
+							s.Flush(ctx)
+						}
+					}
+					s.Flush(context.Background())
+				})
+			}
+			var next, longest atomic.Int64
+			b.ResetTimer()
+			for range c.senders {
+				senders.Go(func() {
+					s := in.OpenStorer()
+					for next.Add(1) <= int64(b.N) {
+						began := time.Now()
+						if err := store(ctx, s, text); err != nil {
+							b.Error(err)
+						}
+						if d := int64(time.Since(began)); d > longest.Load() {
+							longest.Store(d)
+						}
+					}
+				})
+			}
+			senders.Wait()
+			b.StopTimer()
+			b.ReportMetric(float64(buf.Stats().AppendedRecords)/float64(buf.Stats().Syncs), "records/sync")
+			b.ReportMetric(float64(longest.Load())/1e6, "longest-ms")
+			cancel()
+			flood.Wait()
+			l.Close()
+			<-done
+			if err := buf.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }
