@@ -1,12 +1,14 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"path"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,7 +40,7 @@ func TestNothingDisappears(t *testing.T) {
 			Steps: rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) step {
 				return step{
 					Do:   rapid.SampledFrom([]string{"send", "send", "send", "send", "output fails", "output works", "output works", "output takes nothing for good", "disk fails", "disk works", "disk works", "restart", "stop at once"}).Draw(rt, "do"),
-					In:   rapid.IntRange(0, 3).Draw(rt, "input"),
+					In:   rapid.IntRange(0, 4).Draw(rt, "input"),
 					N:    rapid.IntRange(1, 40).Draw(rt, "messages"),
 					Size: rapid.IntRange(1, 20_000).Draw(rt, "bytes"),
 					Wait: time.Duration(rapid.IntRange(0, 3000).Draw(rt, "ms")) * time.Millisecond,
@@ -104,9 +106,11 @@ type life struct {
 	stopped  sync.Once
 	buf      *buffer.Buffer
 	lane     *Lane
-	ins      [4]*Input
-	work     [4]chan step // of the inputs' connections
+	ins      [5]*Input
+	work     [5]chan step // of the inputs' connections
 	conns    sync.WaitGroup
+	watching sync.WaitGroup
+	enough   context.CancelFunc // ends the watching
 	draining context.CancelFunc // ends the waiting of connections
 	hard     context.CancelFunc // ends all waiting
 	done     chan struct{}
@@ -121,8 +125,11 @@ type world struct {
 	log  safe
 
 	first    map[string]uint64 // numbers of the epochs
+	number   atomic.Int64      // of the newest message
 	sent     atomic.Int64      // messages
 	dropped  uint64            // of these, by inputs
+	filtered uint64            // of these
+	alerts   uint64            // records that are no message
 	lost     map[string]uint64 // records, by reason, of lives that are over
 	unclean  bool              // a life ended while the disk failed
 	rejected uint64
@@ -206,11 +213,20 @@ func (w *world) begin() (*life, error) {
 	l.lane = NewLane(LaneOptions{Name: "main", Agent: "gw1", Buffer: buf, Codec: batch.None, Reserve: 64 << 10, BufferKeeps: w.Sync == buffer.SyncInterval,
 		Batch: batch.BuilderOptions{Records: w.Records}, AgeHeld: 5 * time.Second, Log: log,
 		Chain: outputs.NewChain(outputs.ChainOptions{Log: log}, w.out)})
-	for i, full := range []OnFull{Block, Block, Drop, Refuse} {
-		l.ins[i] = NewInput(InputOptions{Name: fmt.Sprint("in", i), Lane: l.lane, OnFull: full, Records: ecs.Options{Dataset: "d", Agent: "gw1"}})
+	for i, full := range []OnFull{Block, Block, Drop, Refuse, Refuse} {
+		o := InputOptions{Name: fmt.Sprint("in", i), Lane: l.lane, OnFull: full, Records: ecs.Options{Dataset: "d", Agent: "gw1"}}
+		switch i {
+		case 1:
+			o.Filter = &Filter{SeverityAbove: -1, Drop: everySeventh}
+		case 4:
+			o.Vault = &VaultOptions{Pairing: true, PairTimeout: 5 * time.Second, Dedupe: true}
+		}
+		l.ins[i] = NewInput(o)
 		l.work[i] = make(chan step, 100)
 	}
-	var ctx, hard context.Context
+	var ctx, hard, watched context.Context
+	watched, l.enough = context.WithCancel(context.Background())
+	l.watching.Go(func() { l.ins[4].Watch(watched) })
 	ctx, l.draining = context.WithCancel(context.Background())
 	hard, l.hard = context.WithCancel(context.Background())
 	for i, in := range l.ins {
@@ -223,9 +239,12 @@ func (w *world) begin() (*life, error) {
 					if ctx.Err() != nil {
 						return
 					}
-					s.Message(msg(fmt.Sprintf("%d %s", w.sent.Add(1), w.text[:c.Size])), from, time.Now())
-					if s.Flush(ctx) != nil {
-						return
+					for _, m := range w.messages(i, c.Size) {
+						w.sent.Add(1)
+						s.Message(msg(m), from, time.Now())
+						if s.Flush(ctx) != nil {
+							return
+						}
 					}
 				}
 			}
@@ -235,13 +254,45 @@ func (w *world) begin() (*life, error) {
 	return l, nil
 }
 
+// everySeventh drops messages whose number ends in 7.
+var everySeventh = regexp.MustCompile(`^\d*7 `)
+
+// messages are what one input sends next: a text, or the entries of one request, of
+// which every third has no response, and every fifth comes twice.
+func (w *world) messages(in, size int) (all []string) {
+	n := w.number.Add(1)
+	if in != 4 {
+		return []string{fmt.Sprintf("%d %s", n, w.text[:size])}
+	}
+	entry := func(kind string) string {
+		return fmt.Sprintf(`{"request":{"id":"%d","data":%q},"type":%q}`, n, w.text[:size], kind)
+	}
+	all = []string{entry("request")}
+	if n%5 == 0 {
+		all = append(all, all[0])
+	}
+	if n%3 != 0 {
+		all = append(all, entry("response"))
+	}
+	return all
+}
+
+// way is how many messages of an input have neither been admitted nor are counted as
+// none.
+func way(in *Input) int64 {
+	d, f := in.Dropped(), uint64(0)
+	for _, n := range in.Filtered() {
+		f += n
+	}
+	return in.Messages.Load() + in.Alerts.Load() - in.Admitted.Load() - int64(d["buffer_full"]+d["stopped"]+f)
+}
+
 // law is what holds at every moment.
 func (l *life) law() error {
 	for _, in := range l.ins {
-		d := in.Dropped()
 		// One message a Flush: one at most is on its way.
-		if way := in.Messages.Load() - in.Admitted.Load() - int64(d["buffer_full"]+d["stopped"]); way < 0 || way > 1 {
-			return fmt.Errorf("input %s: %d messages, %d admitted, dropped %v", in.o.Name, in.Messages.Load(), in.Admitted.Load(), d)
+		if n := way(in); n < 0 || n > 1 {
+			return fmt.Errorf("input %s: %d messages and %d alerts, %d admitted, dropped %v, filtered %v", in.o.Name, in.Messages.Load(), in.Alerts.Load(), in.Admitted.Load(), in.Dropped(), in.Filtered())
 		}
 	}
 	return l.lane.Counts().law()
@@ -255,6 +306,8 @@ func (l *life) stop(grace time.Duration) {
 			close(c)
 		}
 		l.conns.Wait()
+		l.enough()
+		l.watching.Wait()
 		l.lane.Close()
 		end := time.AfterFunc(grace, l.hard)
 		defer end.Stop()
@@ -276,10 +329,14 @@ func (w *world) end(l *life, atOnce bool) error {
 	l.stop(grace)
 	for _, in := range l.ins {
 		d := in.Dropped()
-		if in.Messages.Load() != in.Admitted.Load()+int64(d["buffer_full"]+d["stopped"]) {
-			return fmt.Errorf("input %s: %d messages, %d admitted, dropped %v", in.o.Name, in.Messages.Load(), in.Admitted.Load(), d)
+		if way(in) != 0 {
+			return fmt.Errorf("input %s: %d messages and %d alerts, %d admitted, dropped %v, filtered %v", in.o.Name, in.Messages.Load(), in.Alerts.Load(), in.Admitted.Load(), d, in.Filtered())
 		}
 		w.dropped += d["buffer_full"] + d["stopped"]
+		w.alerts += uint64(in.Alerts.Load())
+		for _, n := range in.Filtered() {
+			w.filtered += n
+		}
 	}
 	c := l.lane.Counts()
 	if err := c.law(); err != nil {
@@ -308,7 +365,7 @@ func (w *world) judge() error {
 		seq   uint64
 	}
 	have, told, last := map[number]bool{}, map[number]bool{}, map[string]uint64{}
-	toldDropped := uint64(0)
+	toldDropped, alerts := uint64(0), uint64(0)
 	for _, b := range w.m.batches {
 		text, err := batch.Decode(nil, b.Payload, b.Codec, int(b.Raw))
 		if err != nil {
@@ -317,6 +374,7 @@ func (w *world) judge() error {
 		for line := range strings.Lines(string(text)) {
 			var r struct {
 				Message  string
+				Event    struct{ ID, Kind string }
 				Spillway struct {
 					Epoch string
 					Seq   uint64
@@ -336,8 +394,10 @@ func (w *world) judge() error {
 			have[n] = true
 			last[n.epoch] = max(last[n.epoch], n.seq)
 			switch g := r.Spillway.Gap; {
+			case g == nil && r.Event.Kind == "alert":
+				alerts++
 			case g == nil:
-				id, _, _ := strings.Cut(r.Message, " ")
+				id, _, _ := strings.Cut(cmp.Or(r.Event.ID, r.Message), " ")
 				if arrived[id] {
 					return fmt.Errorf("message %s arrived twice", id)
 				}
@@ -368,14 +428,14 @@ func (w *world) judge() error {
 	for _, n := range w.lost {
 		lost += n
 	}
-	missing, explained := uint64(w.sent.Load())-uint64(len(arrived)), w.dropped+lost+w.rejected
+	missing, explained := uint64(w.sent.Load())+w.alerts-uint64(len(arrived))-alerts, w.dropped+w.filtered+lost+w.rejected
 	if missing > explained {
-		return fmt.Errorf("%d of %d messages are missing, and %d are counted as dropped, %d as rejected, %v as lost", missing, w.sent.Load(), w.dropped, w.rejected, w.lost)
+		return fmt.Errorf("%d of %d messages and %d alerts are missing, and %d are counted as dropped, %d as filtered, %d as rejected, %v as lost", missing, w.sent.Load(), w.alerts, w.dropped, w.filtered, w.rejected, w.lost)
 	}
 	// What is counted and not missing are gap records that were lost themselves, or
 	// records that were dropped while they were handed over.
 	if w.Full == buffer.Hold && !w.unclean && w.rejected == 0 && (missing != explained || both > 0) {
-		return fmt.Errorf("%d of %d messages are missing, but %d are counted: %d dropped, lost %v; %d told and there", missing, w.sent.Load(), explained, w.dropped, w.lost, both)
+		return fmt.Errorf("%d of %d messages and %d alerts are missing, but %d are counted: %d dropped, %d filtered, lost %v; %d told and there", missing, w.sent.Load(), w.alerts, explained, w.dropped, w.filtered, w.lost, both)
 	}
 	// A gap record may lie in a batch that is lost or rejected in another life.
 	if !w.unclean && w.Full == buffer.Hold && w.rejected == 0 && toldDropped != w.dropped {
