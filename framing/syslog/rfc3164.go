@@ -387,7 +387,7 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 	if end == 0 {
 		return 0
 	}
-	if end == len(b) || b[end] != ' ' || end+1 < len(b) && maybeTail[b[end+1]] {
+	if end == len(b) || b[end] != ' ' || mayBeTail(b, end+1) {
 		end = st.tail(b, end)
 	}
 	word := end
@@ -443,9 +443,11 @@ func (p *Parser) sameMinute(m *Message, b []byte, i int, received int64) bool {
 	if limit := received + maxAhead; unix > limit || unix < limit-360*daySeconds {
 		return false
 	}
-	var st stamp
-	if st.tail(b, i+size) != i+size || st.flags != 0 {
-		return false
+	if mayBeTail(b, i+size+1) {
+		var st stamp
+		if st.tail(b, i+size) != i+size || st.flags != 0 {
+			return false
+		}
 	}
 	m.Flags |= YearGuessed
 	m.Time = time.Unix(unix, 0).UTC()
@@ -453,13 +455,32 @@ func (p *Parser) sameMinute(m *Message, b []byte, i int, received int64) bool {
 	return true
 }
 
-// maybeTail holds the bytes that may begin a part of a tail behind a space.
-var maybeTail = func() (t [256]bool) {
+// beginsTail holds the bytes that may begin a part of a tail behind a space.
+var beginsTail = func() (t [256]bool) {
 	for c := range t {
 		t[c] = isDigit(byte(c)) || isAlpha(byte(c)) || c == '+' || c == '-'
 	}
 	return t
 }()
+
+// mayBeTail is false for most hosts and tags at b[i]: their letters end in what
+// no part of a tail has there.
+func mayBeTail(b []byte, i int) bool {
+	if i >= len(b) || !beginsTail[b[i]] {
+		return false
+	}
+	end := wordEnd(b, i)
+	if end == i || stops(b, end) || b[end] == '.' {
+		return true
+	}
+	return (b[end] == '+' || b[end] == '-') && zoneHasHours(b[i:end])
+}
+
+// zoneHasHours reports whether word is a name that may have an hour behind it.
+func zoneHasHours(word []byte) bool {
+	n := name(word)
+	return n == nameTZ || n == nameGMT || n == nameUTC
+}
 
 // bsd parses "Mmm" 1*2SP 1*2digit SP [year SP] clock.
 func (st *stamp) bsd(b []byte, i int) int {
@@ -549,13 +570,16 @@ func (st *stamp) tail(b []byte, i int) int {
 			}
 			i = j
 		case !hasHalf && len(word) == 2 && word[1]|0x20 == 'm' && (word[0]|0x20 == 'a' || word[0]|0x20 == 'p'):
-			kept, j := *st, end
+			j := end
 			if j < len(b) && b[j] == '.' {
-				j = st.fraction(b, j)
+				for j++; j < len(b) && isDigit(b[j]); j++ {
+				}
 			}
 			if !stops(b, j) {
-				*st = kept
 				return i
+			}
+			if j > end {
+				st.fraction(b, end)
 			}
 			hasHalf = true
 			st.halfDay(word[0]|0x20 == 'p')
@@ -592,7 +616,7 @@ func (st *stamp) zoneWord(b []byte, at, end int) int {
 			return end
 		}
 	case b[end] == '+' || b[end] == '-':
-		if n := name(word); n != nameTZ && n != nameGMT && n != nameUTC {
+		if !zoneHasHours(word) {
 			return at
 		}
 		h, i := 0, end+1
