@@ -21,12 +21,16 @@ import (
 // same; what it sent arrives. One whose messages come in pieces stays.
 func TestMessageAge(t *testing.T) {
 	a := newAuthority(t)
-	for _, secure := range []bool{false, true} {
-		t.Run(fmt.Sprint("tls=", secure), func(t *testing.T) {
+	for _, kind := range []string{"tcp", "tls", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			secure := kind == "tls"
 			r, log := newRecorder(), &logs{}
 			o := Options{Network: "tcp", Open: r.open, Log: log.logger(), IdleTimeout: time.Minute, MaxMessageAge: time.Second}
-			if secure {
+			switch kind {
+			case "tls":
 				o.TLS, _ = tlsOptions(t, a)
+			case "unix":
+				o.Network, o.Address = kind, t.TempDir()+"/s"
 			}
 			s, stop := serve(t, o)
 			connect := func() net.Conn {

@@ -405,7 +405,23 @@ func TestProxyGivesWay(t *testing.T) {
 			t.Error("it stays open")
 		}
 	}
-	if s.Stats.Evicted.Load() != 2 || s.Stats.Refused.Load() != 0 {
-		t.Errorf("%d gave way, %d refused", s.Stats.Evicted.Load(), s.Stats.Refused.Load())
+	if s.Stats.Evicted.Load() != 2 || s.Stats.Refused.Load() != 0 || s.Stats.ProxyHeader.Load() != 0 {
+		t.Errorf("%d gave way, %d refused, %d without a header", s.Stats.Evicted.Load(), s.Stats.Refused.Load(), s.Stats.ProxyHeader.Load())
+	}
+}
+
+// A connection is idle since its last byte, and the header has some too.
+func TestProxyIdle(t *testing.T) {
+	t.Parallel()
+	r := newRecorder()
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, ProxyProtocol: ProxyAny, IdleTimeout: 3 * time.Second})
+	c := dial(t, s)
+	time.Sleep(2 * time.Second)
+	fmt.Fprint(c, "PROXY UNKNOWN\r\n")
+	time.Sleep(2 * time.Second)
+	fmt.Fprint(c, "<13>one\n")
+	eventually(t, "the message", func() bool { return r.len() == 1 || s.Stats.Open.Load() == 0 })
+	if r.len() != 1 || s.Stats.Idle.Load() != 0 {
+		t.Errorf("messages %q, %d idle", r.got, s.Stats.Idle.Load())
 	}
 }

@@ -19,12 +19,15 @@ type Fingerprint struct {
 	n   int // bytes of sum: sha1.Size or sha256.Size
 }
 
-// ParseFingerprint reads a fingerprint as RFC 5425 writes it and openssl x509
-// -fingerprint prints it: the name of the hash, a colon, and the bytes in hex with colons
-// between them, as in sha-256:8F:00:…; sha256 and hex without colons will do, and
-// neither's case matters.
+// ParseFingerprint reads a fingerprint as RFC 5425 writes it: the name of the hash, a
+// colon, and the bytes in hex with colons between them, as in sha-256:8F:00:…; sha256, hex
+// without colons and what openssl x509 -fingerprint prints (sha256 Fingerprint=8F:00:…)
+// will do, and the case does not matter.
 func ParseFingerprint(text string) (f Fingerprint, err error) {
-	name, digits, ok := strings.Cut(text, ":")
+	name, digits, ok := strings.Cut(text, " Fingerprint=")
+	if !ok {
+		name, digits, ok = strings.Cut(text, ":")
+	}
 	name = strings.ToLower(strings.TrimSpace(name))
 	switch name {
 	case "sha-1", "sha1":

@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -552,6 +553,9 @@ func TestParseFingerprint(t *testing.T) {
 	pairs := strings.Repeat(":0A", 20)[1:]
 	for _, tt := range []struct{ text, want string }{
 		{"sha-1:" + pairs, "sha-1:" + pairs},
+		{"sha-1:E1:2D:53:2B:7C:6B:8A:29:A2:76:C8:64:36:0B:08:4B:7A:F1:9E:9D", "sha-1:E1:2D:53:2B:7C:6B:8A:29:A2:76:C8:64:36:0B:08:4B:7A:F1:9E:9D"}, // of RFC 5425
+		{"sha1 Fingerprint=" + pairs, "sha-1:" + pairs},
+		{"SHA256 Fingerprint=" + strings.Repeat(":AB", 32)[1:], "sha-256" + strings.Repeat(":AB", 32)},
 		{"SHA1:" + strings.ToLower(pairs), "sha-1:" + pairs},
 		{"sha-1:" + strings.ReplaceAll(pairs, ":", ""), "sha-1:" + pairs},
 		{"sha256:" + strings.Repeat("ab", 32), "sha-256" + strings.Repeat(":AB", 32)},
@@ -776,6 +780,20 @@ func TestTLSEncryptedKey(t *testing.T) {
 				t.Fatal(err)
 			}
 			block, _ := pem.Decode(b)
+			var info struct {
+				Algorithm pkix.AlgorithmIdentifier
+				Data      []byte
+			}
+			if _, err := asn1.Unmarshal(block.Bytes, &info); err == nil { // half a block, as it says
+				info.Data = info.Data[:len(info.Data)-1]
+				cut, err := asn1.Marshal(info)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := decryptKey(&pem.Block{Type: block.Type, Bytes: cut}, []byte("opensesame")); err != errPassphrase {
+					t.Errorf("half a block: %v", err)
+				}
+			}
 			for n := range len(block.Bytes) {
 				cut := *block
 				cut.Bytes = append(bytes.Clone(block.Bytes[:n]), block.Bytes[n+1:]...)
