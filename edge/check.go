@@ -281,7 +281,7 @@ func (k *check) certificate(in Input, until time.Time) {
 	const soon = 14 * 24 * time.Hour
 	k.say("", "certificate %s, until %s", in.TLSCertFile, until.Format(time.RFC3339))
 	if time.Until(until) < soon {
-		k.warn("SPILLWAY_INPUT_%s_TLS_CERT_FILE=%q: the certificate ends %s: replace the file, it is read again while the agent runs", strings.ToUpper(in.Name), in.TLSCertFile, until.Format(time.RFC3339))
+		k.warn("%sTLS_CERT_FILE=%q: the certificate ends %s: replace the file, it is read again while the agent runs", in.variable(), in.TLSCertFile, until.Format(time.RFC3339))
 	}
 }
 
@@ -358,8 +358,8 @@ func (k *check) outputs(ctx context.Context, probe bool) {
 	}
 	for _, in := range k.c.Inputs {
 		if largest > 0 && in.MaxMessageSize > largest && !in.datagram() { // no datagram is that large
-			k.warn("SPILLWAY_INPUT_%s_MAX_MESSAGE_SIZE=%v: no output takes a batch of more than %v: a message that is larger even when compressed can't be delivered; lower it to %v, or add an output that takes more, such as s3",
-				strings.ToUpper(in.Name), in.MaxMessageSize, largest, largest)
+			k.warn("%sMAX_MESSAGE_SIZE=%v: no output takes a batch of more than %v: a message that is larger even when compressed can't be delivered; lower it to %v, or add an output that takes more, such as s3",
+				in.variable(), in.MaxMessageSize, largest, largest)
 		}
 	}
 }

@@ -286,7 +286,7 @@ func (c *Config) acrossInputs(e *environment) {
 		e.idle(memory, "changes nothing with inputs that take datagrams only, each of which is one message: remove it")
 	} else if c.MessageMemory < least {
 		set := e.has(memory) || slices.ContainsFunc(c.Inputs, func(in Input) bool {
-			return in.MaxMessageSize == largest && e.has(prefix+"INPUT_"+strings.ToUpper(in.Name)+"_MAX_MESSAGE_SIZE")
+			return in.MaxMessageSize == largest && e.has(in.variable()+"MAX_MESSAGE_SIZE")
 		})
 		if set {
 			e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest)

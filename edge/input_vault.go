@@ -67,7 +67,7 @@ func (c *Config) vaultLanes(e *environment) {
 	for _, in := range c.Inputs {
 		i := slices.IndexFunc(c.Inputs, func(other Input) bool { return other.Vault == nil && other.Lane == in.Lane })
 		if in.Vault != nil && i >= 0 {
-			e.note(prefix+"INPUT_"+strings.ToUpper(in.Name)+"_LANE", "input %s has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own", c.Inputs[i].Name)
+			e.note(in.variable()+"LANE", "input %s has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own", c.Inputs[i].Name)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,10 @@ func TestRequests(t *testing.T) {
 		}
 	}
 	post("one", "hello", http.StatusNoContent)
+	slow := a.dial("hook")
+	fmt.Fprintf(slow, "POST /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer one\r\nContent-Length: 1000\r\n\r\n%0500d", 0)
+	a.until("a body counts among unfinished messages", func() bool { return a.metrics()[`spillway_lane_message_memory_bytes{lane="main"}`] >= 500 })
+	slow.Close()
 	post("two", "hello", http.StatusUnauthorized)
 	post("one", strings.Repeat("x", 2000), http.StatusRequestEntityTooLarge)
 	write("two\n")
@@ -64,7 +69,8 @@ func TestInputMetrics(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	certificate(t, dir, "server")
-	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local,proxied,lines", "SPILLWAY_INPUT_LINES_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_LINES_FRAMING=delimiter", "SPILLWAY_INPUT_PROXIED_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_PROXIED_PROXY_PROTOCOL=v1", "SPILLWAY_INPUT_PROXIED_MAX_MESSAGE_AGE=1s",
+	a := start(t, "SPILLWAY_INPUTS=tcp,udp,tls,local,proxied,lines,others", "SPILLWAY_INPUT_OTHERS_URL=unix:///@"+dir, "SPILLWAY_INPUT_OTHERS_PEER_UID="+strconv.Itoa(os.Getuid()+1),
+		"SPILLWAY_INPUT_LINES_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_LINES_FRAMING=delimiter", "SPILLWAY_INPUT_PROXIED_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_PROXIED_PROXY_PROTOCOL=v1", "SPILLWAY_INPUT_PROXIED_MAX_MESSAGE_AGE=1s",
 		"SPILLWAY_INPUT_TLS_URL=tls://127.0.0.1:0", "SPILLWAY_INPUT_TCP_MAX_CONNECTIONS=1",
 		"SPILLWAY_INPUT_TLS_TLS_CERT_FILE="+dir+"/server.pem", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE="+dir+"/server.key",
 		"SPILLWAY_INPUT_LOCAL_URL=unixgram://"+dir+"/log")
@@ -111,6 +117,10 @@ func TestInputMetrics(t *testing.T) {
 	counted(`spillway_input_messages_total{input="tcp"}`, 1)
 	a.tryDial("tcp") // the reset may come before Dial has looked
 	counted(`spillway_input_refused_connections_total{input="tcp",reason="max_connections"}`, 1)
+
+	// Nobody of this user may write there.
+	fmt.Fprintln(a.dial("others"), "<13>two")
+	counted(`spillway_input_denied_total{input="others"}`, 1)
 
 	// Its senders come through a balancer.
 	fmt.Fprintln(a.dial("proxied"), "<13>no header")
