@@ -110,40 +110,69 @@ func (b *Buffer) writeAside(run *batch.Run, floor uint64) (name string, err erro
 			err = fmt.Errorf("write %s/%s: %w", rejected, name, err)
 		}
 	}()
-	foot := Footer{Salt: h.Salt, FirstTime: run.Batches[0].FirstTime}
-	buf, off := appendSegmentHeader(nil, &h), int64(0)
-	write := func(p []byte) error {
-		n, err := writeAt(f, p, off)
-		off += int64(n)
-		return err
-	}
+	w := segmentWriter{f: f}
+	w.begin(&h)
 	for i := range run.Batches {
-		x := &run.Batches[i]
-		xh := x.Header
-		xh.Salt, xh.SyncedOff = h.Salt, 0
-		if err := write(batch.AppendHeader(buf, &xh)); err != nil {
+		if err := w.add(&run.Batches[i]); err != nil {
 			return name, err
 		}
-		if err := write(x.Payload); err != nil {
-			return name, err
-		}
-		buf = buf[:0]
-		foot.Batches++
-		foot.Last, foot.LastTime = x.Last(), x.LastTime
-		foot.Raw += uint64(x.Raw)
 	}
-	if err := f.Sync(); err != nil {
-		return name, err
-	}
-	// The footer says that all before it is durable: damage is never taken for a torn write.
-	foot.End, foot.SyncedOff = off, uint32(off)
-	if err := write(appendFooter(buf, &foot)); err != nil {
-		return name, err
-	}
-	if err := f.Sync(); err != nil {
+	if err := w.end(); err != nil {
 		return name, err
 	}
 	return name, b.fs.SyncDir()
+}
+
+// segmentWriter writes a segment whose batches all lie elsewhere already: the
+// buffer's own are written by Append.
+type segmentWriter struct {
+	f    File
+	off  int64
+	buf  []byte // the segment header, until the first batch
+	foot Footer
+}
+
+func (w *segmentWriter) begin(h *segmentHeader) {
+	w.buf, w.off, w.foot = appendSegmentHeader(w.buf[:0], h), 0, Footer{Salt: h.Salt}
+}
+
+func (w *segmentWriter) write(p []byte) error {
+	n, err := writeAt(w.f, p, w.off)
+	w.off += int64(n)
+	return err
+}
+
+// add writes x, of which it changes and keeps nothing.
+func (w *segmentWriter) add(x *batch.Batch) error {
+	h := x.Header
+	h.Salt, h.SyncedOff = w.foot.Salt, 0
+	if err := w.write(batch.AppendHeader(w.buf, &h)); err != nil {
+		return err
+	}
+	if err := w.write(x.Payload); err != nil {
+		return err
+	}
+	w.buf = w.buf[:0]
+	if w.foot.Batches == 0 {
+		w.foot.FirstTime = x.FirstTime
+	}
+	w.foot.Batches++
+	w.foot.Last, w.foot.LastTime = x.Last(), x.LastTime
+	w.foot.Raw += uint64(x.Raw)
+	return nil
+}
+
+// end makes the segment durable; its name is not.
+func (w *segmentWriter) end() error {
+	if err := w.f.Sync(); err != nil {
+		return err
+	}
+	// The footer says that all before it is durable: damage is never taken for a torn write.
+	w.foot.End, w.foot.SyncedOff = w.off, uint32(w.off)
+	if err := w.write(appendFooter(w.buf[:0], &w.foot)); err != nil {
+		return err
+	}
+	return w.f.Sync()
 }
 
 // trimAside removes files of rejected/: what an earlier try left of run, which is in

@@ -3,7 +3,6 @@ package buffer
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"time"
@@ -11,13 +10,16 @@ import (
 	"spillway/buffer/batch"
 )
 
-// The tools read a directory without a lock, also that of a running agent or a
-// copy: segments are only ever appended to. They change nothing.
+// The tools in this file and in tools_stats.go read a directory without a lock,
+// also that of a running agent or a copy: segments are only ever appended to. They
+// change nothing. Salvage reads in the same way and writes elsewhere; Rewind and
+// Trim take the lock.
 
 // States of a segment.
 const (
-	StateOpen   = "open"   // no footer: being written, or cut off
-	StateSealed = "sealed" // closed with a footer
+	StateOpen       = "open"       // no footer: being written, or cut off
+	StateSealed     = "sealed"     // closed with a footer
+	StateUnreadable = "unreadable" // the file can't be opened
 )
 
 // SegmentInfo is what Segments says about one segment, from its name, its header
@@ -49,8 +51,9 @@ type Position struct {
 	Gaps      []Gap             `json:"gaps,omitempty"` // not yet told in-band
 }
 
-// Segments lists the segments of dir, oldest first, and the names of files that
-// are none of the buffer's. It reads a few hundred bytes per segment.
+// Segments lists the segments of dir, oldest first, and the names of what is none
+// of the buffer's, or is where a segment or the cursor should be and no regular
+// file. It reads a few hundred bytes per segment.
 func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
 	d, err := openDir(dir)
 	if err != nil {
@@ -61,10 +64,8 @@ func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("list %s: %w", dir, err)
 	}
-	for _, f := range files {
-		if _, ok := parseName(f.Name); !ok && f.Name != cursorFile {
-			foreign = append(foreign, f.Name)
-		}
+	if foreign, err = strangers(d); err != nil {
+		return nil, nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	parsed := parseNames(files)
 	for i, s := range parsed {
@@ -77,7 +78,9 @@ func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
 			continue // delivered meanwhile
 		}
 		if err != nil {
-			return nil, nil, err
+			info.State = StateUnreadable
+			segs = append(segs, info)
+			continue
 		}
 		var buf [segmentHeaderSize]byte
 		n, _ := readAt(f, buf[:], 0)
@@ -92,6 +95,22 @@ func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
 		segs = append(segs, info)
 	}
 	return segs, foreign, nil
+}
+
+// strangers are the names in d that are none of the buffer's.
+func strangers(d *osFS) (names []string, err error) {
+	entries, err := fs.ReadDir(d.root.FS(), ".")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		_, segment := parseName(e.Name())
+		sub := e.Name() == quarantine || e.Name() == rejected
+		if ours := e.Type().IsRegular() && (segment || e.Name() == cursorFile) || e.IsDir() && sub; !ours {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
 }
 
 // ReadPosition returns what the cursor of dir says; ok is false if there is no
@@ -131,8 +150,9 @@ type Finding struct {
 	// What is "damaged" (bytes that were durable once), "torn" (a write that was cut
 	// off: normal after a crash), "lost" (numbers that are missing before Off), "gone"
 	// (the same, of segments that were delivered or dropped and told of: normal), "sum"
-	// (SHA-256 does not match), "seal" (does not follow the batch before it), or
-	// "version" (written by a newer spillway).
+	// (SHA-256 does not match), "seal" (does not follow the batch before it),
+	// "version" (written by a newer spillway), "unreadable" (the file can't be opened),
+	// or of Salvage alone "left" (readable, and not saved: Err says why).
 	What  string      `json:"what"`
 	Epoch batch.Epoch `json:"-"`
 	First uint64      `json:"first,omitempty"` // records concerned, as far as known
@@ -165,15 +185,17 @@ type Report struct {
 }
 
 // walker goes through the batches of a directory in their order: number
-// arithmetic and the seal chain, for Verify and Cat.
+// arithmetic and the seal chain, for all the tools.
 type walker struct {
-	report Report
-	find   func(Finding)
-	each   func(*batch.Batch, *segment, batch.Seal) error
+	report  Report
+	find    func(Finding)
+	each    func(b *batch.Batch, s *segment, before batch.Seal) error
+	headers bool // payloads are not read, and not checked
 
 	epoch    batch.Epoch
 	next     uint64 // expected; 0: nothing is
 	seal     batch.Seal
+	known    bool   // the seal before the next batch is
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
 	hurt      bool   // there is damage behind the last batch
@@ -221,32 +243,87 @@ func (w *walker) walk(dir string) error {
 	}
 	segs := parseNames(files)
 	for i, s := range segs {
-		if i+1 == len(segs) {
-			s.last = math.MaxUint64 // nothing behind it says where it ends
-		}
-		w.follower = 0
-		if i+1 < len(segs) && segs[i+1].epoch == s.epoch {
-			w.follower = segs[i+1].first
-		}
-		f, err := d.Open(s.name(), false)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // delivered meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		err = w.segment(f, s)
-		f.Close()
-		if err != nil {
+		w.follow(segs, i)
+		if err := w.copies(d, s, []string{s.name()}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *walker) segment(f io.ReaderAt, s *segment) error {
+// follow gets ready for segs[i].
+func (w *walker) follow(segs []*segment, i int) {
+	if i+1 == len(segs) {
+		segs[i].last = math.MaxUint64 // nothing behind it says where it ends
+	}
+	w.follower = 0
+	if i+1 < len(segs) && segs[i+1].epoch == segs[i].epoch {
+		w.follower = segs[i+1].first
+	}
+}
+
+// copies walks through s, which lies in these files of d: one, or several copies.
+func (w *walker) copies(d FS, s *segment, files []string) error {
+	var all []*piece
+	for _, name := range files {
+		f, err := d.Open(name, false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // delivered meanwhile
+		}
+		if err != nil {
+			w.hurt = true
+			w.tell(Finding{File: name, End: s.size, What: "unreadable", Epoch: s.epoch, Err: err})
+			continue
+		}
+		defer f.Close()
+		p := &piece{name: name, f: f, promise: -1}
+		size, err := f.Size()
+		if err != nil || len(files) == 1 {
+			size = s.size // as it was listed: a running agent appends to it
+		}
+		p.scan = scanner{r: f, end: size, salt: s.salt, payloads: !w.headers}
+		w.report.Bytes += size
+		all = append(all, p)
+	}
+	if len(all) == 0 {
+		return nil
+	}
 	w.report.Segments++
-	w.report.Bytes += s.size
+	w.begin(s)
+	for {
+		// Of several copies, each batch is taken from the first that has it.
+		var least *piece
+		for _, p := range all {
+			for p.ahead == nil && !p.done {
+				w.step(s, p)
+			}
+			if p.ahead != nil && (least == nil || p.ahead.Batch.First < least.ahead.Batch.First) {
+				least = p
+			}
+		}
+		if least == nil {
+			return nil
+		}
+		e := least.ahead
+		least.ahead = nil
+		if err := w.batch(s, least.name, e); err != nil {
+			return err
+		}
+	}
+}
+
+// piece is one file of a segment, and how far it was read.
+type piece struct {
+	name    string
+	f       File
+	scan    scanner
+	ahead   *Extent // a batch that is not walked over yet
+	done    bool
+	promise int64 // bytes below this were durable once; -1: not looked at
+}
+
+// begin gets ready for the first batch of s.
+func (w *walker) begin(s *segment) {
 	if s.epoch != w.epoch {
 		w.epoch, w.seal = s.epoch, batch.Seal{}
 		w.next = max(w.next, s.first)
@@ -254,74 +331,85 @@ func (w *walker) segment(f io.ReaderAt, s *segment) error {
 	if w.next == 0 {
 		w.next = s.first
 	}
-	known := w.next > s.first || w.seal != (batch.Seal{}) // the seal before the next batch
-	promise := int64(-1)
-	for e := range Scan(f, s.size, s.name()) {
-		switch e.Kind {
-		case KindHeader:
-			if e.header.First == s.first && w.next <= s.first {
-				w.seal, known = e.header.Before, true
-				if e.header.Aside {
-					w.next = s.first
-				}
-			}
-		case KindDamage:
-			if promise < 0 {
-				rest := scanner{r: f, off: e.End, end: s.size, salt: s.salt}
-				promise = rest.promise(w.follower)
-			}
-			w.damage(s, &e, promise)
-		case KindBatch:
-			b := &e.Batch
-			if b.Last() < w.next || b.First > s.last { // the copy in the next segment counts
-				w.report.Duplicates++
-				continue
-			}
-			found := Finding{File: s.name(), Off: e.Off, End: e.End, Epoch: s.epoch, First: b.First, Last: b.Last()}
-			follows := b.Chain(w.seal, s.epoch) == b.Seal
-			if b.First > w.next {
-				lost := found
-				lost.What, lost.End, lost.First, lost.Last = "lost", e.Off, w.next, b.First-1
-				// drop_oldest spares what is planned: segments behind that go before it.
-				removed := b.First == s.first && !w.hurt && (lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last)
-				if removed {
-					lost.What = "gone"
-				} else {
-					w.report.Lost += b.First - w.next
-				}
-				if follows && !removed {
-					lost.Err = errors.New("left out by the writer: the seals join")
-				}
-				w.tell(lost)
-				known = follows
-			}
-			before := w.seal
-			if known && !follows {
-				found.What, found.Err = "seal", errors.New("the seal does not follow the batch before it")
-				w.tell(found)
-			}
-			if err := b.Check(); err != nil {
-				found.What, found.Err = "sum", err
-				w.tell(found)
-			}
-			w.next, w.seal, known, w.hurt = b.Last()+1, b.Seal, true, false
-			w.report.Batches++
-			w.report.Records += uint64(b.Count)
-			w.report.Payload += int64(b.Length)
-			if w.each != nil {
-				if err := w.each(b, s, before); err != nil {
-					return err
-				}
+	w.known = w.next > s.first || w.seal != (batch.Seal{})
+}
+
+// step reads one extent of p.
+func (w *walker) step(s *segment, p *piece) {
+	e, ok := p.scan.next()
+	if !ok {
+		p.done = true
+		return
+	}
+	switch e.Kind {
+	case KindHeader:
+		if e.header.First == s.first && w.next <= s.first {
+			w.seal, w.known = e.header.Before, true
+			if e.header.Aside {
+				w.next = s.first
 			}
 		}
+	case KindDamage:
+		if p.promise < 0 {
+			rest := scanner{r: p.f, off: e.End, end: p.scan.end, salt: s.salt}
+			p.promise = rest.promise(w.follower)
+		}
+		w.damage(s, p.name, &e, p.promise)
+	case KindBatch:
+		p.ahead = &e
+	}
+}
+
+// batch walks over one batch.
+func (w *walker) batch(s *segment, file string, e *Extent) error {
+	b := &e.Batch
+	if b.Last() < w.next || b.First > s.last { // the copy in the next segment counts
+		w.report.Duplicates++
+		return nil
+	}
+	found := Finding{File: file, Off: e.Off, End: e.End, Epoch: s.epoch, First: b.First, Last: b.Last()}
+	follows := b.Chain(w.seal, s.epoch) == b.Seal
+	if b.First > w.next {
+		lost := found
+		lost.What, lost.End, lost.First, lost.Last = "lost", e.Off, w.next, b.First-1
+		// drop_oldest spares what is planned: segments behind that go before it.
+		removed := b.First == s.first && !w.hurt && (lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last)
+		if removed {
+			lost.What = "gone"
+		} else {
+			w.report.Lost += b.First - w.next
+		}
+		if follows && !removed {
+			lost.Err = errors.New("left out by the writer: the seals join")
+		}
+		w.tell(lost)
+		w.known = follows
+	}
+	before := w.seal
+	if w.known && !follows {
+		found.What, found.Err = "seal", errors.New("the seal does not follow the batch before it")
+		w.tell(found)
+	}
+	if !w.headers {
+		if err := b.Check(); err != nil {
+			found.What, found.Err = "sum", err
+			w.tell(found)
+		}
+	}
+	w.next, w.seal, w.known, w.hurt = b.Last()+1, b.Seal, true, false
+	w.report.Batches++
+	w.report.Records += uint64(b.Count)
+	w.report.Payload += int64(b.Length)
+	if w.each != nil {
+		return w.each(b, s, before)
 	}
 	return nil
 }
 
 // damage tells about a damaged extent. What is missing in it is told by the
 // numbers of the batch behind it.
-func (w *walker) damage(s *segment, e *Extent, promise int64) {
-	f := Finding{File: s.name(), Off: e.Off, End: e.End, What: "torn", Epoch: s.epoch, Err: e.Err}
+func (w *walker) damage(s *segment, file string, e *Extent, promise int64) {
+	f := Finding{File: file, Off: e.Off, End: e.End, What: "torn", Epoch: s.epoch, Err: e.Err}
 	w.hurt = true
 	if e.Batch.Count > 0 {
 		f.First, f.Last = e.Batch.First, e.Batch.Last()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -19,50 +20,188 @@ import (
 	"spillway/outputs"
 )
 
-const bufferUsage = `usage: spillway buffer ls|cat|verify DIR [--json]
-  ls      the segments, and what is delivered
-  cat     every record that can be read, as NDJSON
-  verify  every checksum, seal and number; exit code 1 if something is damaged or lost
-DIR is <state>/buffer/<lane>, also of a running agent, or a copy of one; or rejected/ or
-quarantine/ in it. Nothing is changed.`
+const bufferUsage = `usage: spillway buffer ls|cat|verify|stats DIR [--json]
+       spillway buffer salvage DIR NEWDIR [--epoch E] [--agent NAME] [--json]
+       spillway buffer rewind DIR --to N|--since TIME [--json]
+       spillway buffer trim DIR --delivered|--to N|--before TIME [--undelivered] [--json]
+These change nothing, and read the directory of a running agent too:
+  ls       the segments, and what is delivered
+  cat      every record that can be read, as NDJSON
+  verify   every checksum, seal and number; exit code 1 if something is damaged or lost
+  stats    batches, records, bytes, sizes and ages; what is delivered, pending and lost
+  salvage  write what can still be read to NEWDIR, a buffer of its own, with the same identities; exit code 1
+           if something could not be saved. NEWDIR must not exist, or be empty
+             --epoch E       of this epoch only, where two buffers lie together
+             --agent NAME    who wrote the segments whose names do not tell it
+These change DIR, and refuse while an agent runs:
+  rewind   go back within what is kept, so that it is delivered again with the same identities
+             --to N          so that record N is the next
+             --since TIME    so that every record received since then is sent again
+  trim     remove whole segments, the oldest first; the newest one stays
+             --delivered     all that are delivered
+             --to N          those that end with record N or before
+             --before TIME   those whose last record was received before
+             --undelivered   also those that are not delivered: they are LOST, and a gap record tells
+DIR is <state>/buffer/<lane>, or a copy of one; for what only reads also rejected/ or quarantine/
+in it. TIME is as in 2026-11-21T18:00:00Z, or an age as in 90m.`
 
-// cmdBuffer is `spillway buffer`: it looks into a buffer and changes nothing.
+// bufferTool is one of `spillway buffer`.
+type bufferTool struct {
+	name   string
+	dirs   int      // arguments
+	values []string // options with a value
+	flags  []string // options without
+	run    func(*bufferCall) (good bool, err error)
+}
+
+var bufferTools = []bufferTool{
+	{"ls", 1, nil, nil, func(c *bufferCall) (bool, error) { return true, bufferLs(c.dir, c.json, c.stdout) }},
+	{"cat", 1, nil, nil, func(c *bufferCall) (bool, error) { return bufferCat(c.dir, c.stdout, c.stderr), nil }},
+	{"verify", 1, nil, nil, func(c *bufferCall) (bool, error) { return bufferVerify(c.dir, c.json, c.stdout) }},
+	{"stats", 1, nil, nil, bufferStats},
+	{"salvage", 2, []string{"--epoch", "--agent"}, nil, bufferSalvage},
+	{"rewind", 1, []string{"--to", "--since"}, nil, bufferRewind},
+	{"trim", 1, []string{"--to", "--before"}, []string{"--delivered", "--undelivered"}, bufferTrim},
+}
+
+// bufferCall is one call of a bufferTool.
+type bufferCall struct {
+	dir, into      string
+	json           bool
+	options        map[string]string // that were given; of a flag ""
+	stdout, stderr io.Writer
+}
+
+// usageError is a wrong argument.
+type usageError struct{ text string }
+
+func (e usageError) Error() string { return e.text }
+
+// given returns which of options were given.
+func (c *bufferCall) given(options ...string) (out []string) {
+	for _, o := range options {
+		if _, ok := c.options[o]; ok {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// record is the value of option, a record number; 0 if it was not given.
+func (c *bufferCall) record(option string) (uint64, error) {
+	v, ok := c.options[option]
+	if !ok {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err != nil || n == 0 {
+		return 0, usageError{fmt.Sprintf("%s %s: want the number of a record, as ls prints them", option, v)}
+	}
+	return n, nil
+}
+
+// time is the value of option, a time or an age; zero if it was not given.
+func (c *bufferCall) time(option string) (time.Time, error) {
+	v, ok := c.options[option]
+	if !ok {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339, v); err == nil {
+		return t, nil
+	}
+	if d, err := time.ParseDuration(v); err == nil && d >= 0 {
+		return time.Now().Add(-d), nil
+	}
+	return time.Time{}, usageError{fmt.Sprintf("%s %s: want a time as in 2026-11-21T18:00:00Z, or an age as in 90m", option, v)}
+}
+
+// parseBuffer reads the arguments of `spillway buffer`; a nil tool says that usage helps.
+func parseBuffer(args []string) (*bufferTool, *bufferCall, error) {
+	if len(args) == 0 {
+		return nil, nil, nil
+	}
+	i := slices.IndexFunc(bufferTools, func(t bufferTool) bool { return t.name == args[0] })
+	if i < 0 {
+		return nil, nil, nil
+	}
+	tool := &bufferTools[i]
+	call := &bufferCall{options: map[string]string{}}
+	var dirs []string
+	for args = args[1:]; len(args) > 0; args = args[1:] {
+		name, value, joined := strings.Cut(args[0], "=")
+		switch {
+		case args[0] == "--json":
+			call.json = true
+		case !strings.HasPrefix(args[0], "-"):
+			dirs = append(dirs, args[0])
+		case slices.Contains(tool.flags, args[0]):
+			call.options[args[0]] = ""
+		case !slices.Contains(tool.values, name):
+			return nil, nil, nil
+		case joined:
+			call.options[name] = value
+		case len(args) == 1:
+			return nil, nil, usageError{args[0] + ": a value is missing"}
+		default:
+			call.options[args[0]] = args[1]
+			args = args[1:]
+		}
+	}
+	if len(dirs) != tool.dirs {
+		return nil, nil, nil
+	}
+	call.dir = dirs[0]
+	if tool.dirs == 2 {
+		call.into = dirs[1]
+	}
+	return tool, call, nil
+}
+
+// cmdBuffer is `spillway buffer`.
 func cmdBuffer(_ context.Context, args []string, stdout, stderr io.Writer, _ []string) int {
-	asJSON := slices.Contains(args, "--json")
-	args = slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a == "--json" })
-	if len(args) != 2 || strings.HasPrefix(args[1], "-") {
+	tool, call, err := parseBuffer(args)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitUsage
+	}
+	if tool == nil {
 		fmt.Fprintln(stderr, bufferUsage)
 		return exitUsage
 	}
-	dir := args[1]
-	if info, err := os.Stat(dir); err != nil {
-		fmt.Fprintf(stderr, "%s: %v\n", dir, pathCause(err))
+	call.stdout, call.stderr = stdout, stderr
+	if info, err := os.Stat(call.dir); err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", call.dir, pathCause(err))
 		return exitFailure
 	} else if !info.IsDir() {
-		fmt.Fprintf(stderr, "%s: no directory: give that of a lane, as in <state>/buffer/main\n", dir)
+		fmt.Fprintf(stderr, "%s: no directory: give that of a lane, as in <state>/buffer/main\n", call.dir)
 		return exitFailure
 	}
-	var err error
-	good := true
-	switch args[0] {
-	case "ls":
-		err = bufferLs(dir, asJSON, stdout)
-	case "cat":
-		good = bufferCat(dir, stdout, stderr)
-	case "verify":
-		good, err = bufferVerify(dir, asJSON, stdout)
-	default:
-		fmt.Fprintln(stderr, bufferUsage)
+	good, err := tool.run(call)
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		fmt.Fprintln(stderr, err)
 		return exitUsage
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "%s: %v\n", dir, err)
+	case err != nil:
+		fmt.Fprintf(stderr, "%s: %v\n", call.dir, hinted(err))
 		return exitFailure
-	}
-	if !good {
+	case !good:
 		return exitFailure
 	}
 	return exitOK
+}
+
+// hinted is err with what to do about it.
+func hinted(err error) error {
+	switch {
+	case errors.Is(err, buffer.ErrLocked):
+		return fmt.Errorf("%w: an agent is running on it, stop that first", err)
+	case errors.Is(err, buffer.ErrVersion):
+		return fmt.Errorf("%w: use the spillway that wrote it, or a newer one", err)
+	case errors.Is(err, buffer.ErrUndelivered):
+		return fmt.Errorf("%w: nothing is removed; to lose them, add --undelivered", err)
+	}
+	return err
 }
 
 func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
@@ -160,12 +299,23 @@ func bufferCat(dir string, stdout, stderr io.Writer) (good bool) {
 	return c.close()
 }
 
-// finding is a buffer.Finding for programs.
+// finding is a buffer.Finding for programs; see asFinding.
 type finding struct {
 	buffer.Finding
 	Epoch string `json:"epoch,omitempty"`
 	Error string `json:"error,omitempty"`
 	Bad   bool   `json:"bad"`
+}
+
+func asFinding(f buffer.Finding) finding {
+	j := finding{Finding: f, Bad: f.Bad()}
+	if f.First > 0 {
+		j.Epoch = f.Epoch.String()
+	}
+	if f.Err != nil {
+		j.Error = f.Err.Error()
+	}
+	return j
 }
 
 func bufferVerify(dir string, asJSON bool, stdout io.Writer) (good bool, err error) {
@@ -175,14 +325,7 @@ func bufferVerify(dir string, asJSON bool, stdout io.Writer) (good bool, err err
 			fmt.Fprintln(stdout, f.String())
 			return
 		}
-		j := finding{Finding: f, Bad: f.Bad()}
-		if f.First > 0 {
-			j.Epoch = f.Epoch.String()
-		}
-		if f.Err != nil {
-			j.Error = f.Err.Error()
-		}
-		found = append(found, j)
+		found = append(found, asFinding(f))
 	})
 	if err != nil {
 		return false, err
