@@ -168,6 +168,7 @@ func (s *Splitter) seek(what string) bool {
 // more bytes are needed.
 func (s *Splitter) front() (more bool) {
 	x := &s.jsonx
+	x.at = max(x.at, s.start)
 	b := s.buf[x.at:]
 	i := bytes.IndexAny(b, "<\n")
 	if i < 0 {

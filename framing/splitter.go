@@ -50,6 +50,7 @@ type Splitter struct {
 	stripCR   bool // the delimiter is LF
 	skip      bool // Auto with LF, and JSONX: skip what an earlier frame left behind
 	endsInNUL bool // NUL ends a line too
+	plain     bool // the delimiter ends a line, whatever comes behind it
 	counts    bool // a frame may be counted
 	multiline bool // a line that begins with no PRI goes on with the message before it
 	tail      int  // bytes at the end of a line that may yet turn out to be its terminator
@@ -112,6 +113,7 @@ func NewSplitter(o Options) *Splitter {
 	case Octet:
 		begun = len(jsonxTag)
 	}
+	endsInNUL := o.Mode == Auto && bytes.IndexByte(delim, 0) < 0
 	return &Splitter{
 		mode:      o.Mode,
 		oversize:  o.Oversize,
@@ -119,7 +121,8 @@ func NewSplitter(o Options) *Splitter {
 		max:       o.maxMessageSize(),
 		stripCR:   lf,
 		skip:      lf && (o.Mode == Auto || o.Mode == JSONX),
-		endsInNUL: o.Mode == Auto && bytes.IndexByte(delim, 0) < 0,
+		endsInNUL: endsInNUL,
+		plain:     !endsInNUL && !multiline && o.Mode != JSONX,
 		counts:    o.Mode == Auto || o.Mode == RFC6587 || o.Mode == Octet,
 		multiline: multiline,
 		begun:     begun,
@@ -237,7 +240,7 @@ func (s *Splitter) begin() bool {
 		return false
 	}
 	if s.pri = b[0] == '<'; s.pri && s.mode != Octet || !s.counts {
-		s.kind, s.jsonx.at = line, s.start
+		s.kind = line
 		return true
 	}
 	space := 0
@@ -327,13 +330,12 @@ func (s *Splitter) line() (Message, step) {
 	if len(data) > s.max {
 		return s.tooLong(s.max)
 	}
-	inNUL := width == 1 && s.buf[end] == 0
-	if inNUL || s.multiline && s.stripCR {
+	if width == 1 && s.buf[end] == 0 || s.multiline && s.stripCR {
 		data = trimEnd(data)
 	} else {
 		data = trimNUL(data)
 	}
-	if s.multiline || !inNUL && s.prev == asNUL {
+	if s.from > 0 && (s.multiline || width == 0 || s.buf[end] != 0) {
 		flags |= s.joined(data)
 	}
 	if s.part {
@@ -358,19 +360,18 @@ func (s *Splitter) line() (Message, step) {
 // terminator finds what ends the line under way: its position, -1 if it has not come
 // yet, and its length.
 func (s *Splitter) terminator() (end, width int) {
-	if s.mode == JSONX {
-		return s.record()
-	}
-	held := s.multiline || s.prev == asNUL && s.pri && s.skip
-	if !s.endsInNUL && !held {
+	switch {
+	case s.plain:
 		return s.delim.find(s.buf, s.start), len(s.delim.what)
+	case s.mode == JSONX:
+		return s.record()
 	}
 	end = s.delim.find(s.buf, max(s.start, s.from))
 	nul := -1
 	if s.endsInNUL {
 		nul = s.nul.find(s.buf, s.start)
 	}
-	if held {
+	if s.multiline || s.prev == asNUL && s.pri && s.skip {
 		// The delimiter is content unless a frame begins behind it.
 		for end >= 0 && (nul < 0 || end < nul) {
 			next := end + len(s.delim.what)
