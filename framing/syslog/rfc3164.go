@@ -387,7 +387,7 @@ func (p *Parser) time3164(m *Message, b []byte, i int, received int64) int {
 	if end == 0 {
 		return 0
 	}
-	if end == len(b) || b[end] != ' ' || mayBeTail(b, end+1) {
+	if end == len(b) || b[end] != ' ' || end+1 < len(b) && beginsTail[b[end+1]] {
 		end = st.tail(b, end)
 	}
 	word := end
