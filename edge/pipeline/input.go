@@ -56,7 +56,8 @@ type Input struct {
 	dropped  [lostReasons]atomic.Uint64     // records, by reason
 	filtered [filteredReasons]atomic.Uint64 // messages that became no record, by reason
 
-	vault *vaultInput // nil: it is not Vault that sends
+	vault   *vaultInput // nil: it is not Vault that sends
+	maxLine int         // maxLine, and less in tests
 }
 
 // NewInput returns an input.
@@ -64,7 +65,7 @@ func NewInput(o InputOptions) *Input {
 	if o.OnFull == Refuse {
 		o.Lane.refuses.Store(true)
 	}
-	in := &Input{o: o}
+	in := &Input{o: o, maxLine: maxLine}
 	if o.Vault != nil {
 		in.vault = newVaultInput(*o.Vault)
 	}
@@ -148,7 +149,7 @@ func (s *sink) Message(m framing.Message, from listen.Sender, now time.Time) {
 	s.n.bytes += int64(len(m.Data))
 	start := len(b.lines)
 	b.lines = s.append(b.lines, m, now)
-	for len(b.lines)-start > maxLine {
+	for len(b.lines)-start > s.in.maxLine {
 		// Escapes make a record up to twelve times as long as its message.
 		m.Data, m.Flags = m.Data[:len(m.Data)/2], m.Flags|framing.Truncated
 		s.parse(m, now)

@@ -103,7 +103,7 @@ func (s *sink) seeEntry(m framing.Message, from listen.Sender, now time.Time) fi
 func (s *sink) appendEntry(dst []byte, m framing.Message, now time.Time) []byte {
 	start := len(dst)
 	dst = s.enc.AppendVault(dst, m, &s.vault.entry, now)
-	if len(dst)-start <= maxLine || s.in.o.Records.PreserveOriginal == ecs.OriginalNone {
+	if len(dst)-start <= s.in.maxLine || s.in.o.Records.PreserveOriginal == ecs.OriginalNone {
 		return dst
 	}
 	if s.vault.bare == nil {
@@ -225,13 +225,12 @@ func (w *watch) hand(ctx context.Context) bool {
 	return true
 }
 
-// waits reports whether nothing of the input gets into its lane now.
+// waits reports whether nothing of the input has got into its lane for a second.
 func (in *Input) waits() bool {
-	d := in.o.Lane.ordinary
 	if in.o.OnFull == Refuse {
-		d = in.o.Lane.last
+		return in.o.Lane.stuck(in.o.Lane.last)
 	}
-	return d.since.Load() != 0
+	return in.o.Lane.stuck(in.o.Lane.ordinary)
 }
 
 // notice says in the log what is to be looked into: at once, and then at most once a

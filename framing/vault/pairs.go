@@ -12,7 +12,8 @@ const (
 	MaxIDs    = 100_000 // requests that wait for their other half, and as many that have it
 	keptID    = 64      // bytes of an id
 	keptPath  = 128     // bytes of a path
-	maxTold   = 10_000  // ids that stay known after they were told as missing
+	maxTold   = 10_000  // ids that stay known after they were told as missing,
+	toldFor   = 30      // so many timeouts: there are requests that take an hour
 	maxSender = 1024
 )
 
@@ -282,13 +283,8 @@ func (p *Pairs) Expire(now time.Time, tell func(Missing) (more bool)) (torn int)
 		more = tell(m)
 		p.move(i, told, at)
 	}
-	for {
-		i := p.lists[done].first
-		if i < 0 || at-p.nodes[i].at < p.o.Timeout {
-			break
-		}
-		p.remove(i)
-	}
+	p.drop(done, at-p.o.Timeout)
+	p.drop(told, at-toldFor*p.o.Timeout)
 	for k := range p.torn {
 		t := &p.torn[k]
 		if t.size > 0 && at-t.at >= p.o.Timeout {
@@ -300,6 +296,13 @@ func (p *Pairs) Expire(now time.Time, tell func(Missing) (more bool)) (torn int)
 		p.nodes, p.details, p.spare, p.free, p.ids = nil, nil, nil, -1, map[uint64]int32{}
 	}
 	return torn
+}
+
+// drop removes what is in a list since before a time, or since then.
+func (p *Pairs) drop(from uint8, until time.Duration) {
+	for i := p.lists[from].first; i >= 0 && p.nodes[i].at <= until; i = p.lists[from].first {
+		p.remove(i)
+	}
 }
 
 // Waiting returns how many ids wait for their other half.

@@ -58,7 +58,7 @@ func (m *model) find(key string) *modelID {
 }
 
 func (m *model) forget(d *modelID) {
-	m.ids = slices.DeleteFunc(m.ids, func(o *modelID) bool { return o == d })
+	m.ids = slices.DeleteFunc(slices.Clone(m.ids), func(o *modelID) bool { return o == d })
 }
 
 // move puts d at the end of a list.
@@ -132,8 +132,8 @@ func (m *model) expire() (missing []string) {
 			m.move(d, told)
 		}
 	}
-	for _, d := range m.of(done) {
-		if m.now-d.at >= m.timeout {
+	for _, d := range m.ids {
+		if d.list == done && m.now-d.at >= m.timeout || d.list == told && m.now-d.at >= toldFor*m.timeout {
 			m.forget(d)
 		}
 	}
@@ -157,7 +157,7 @@ func TestPairsModel(t *testing.T) {
 		for range rapid.IntRange(1, 80).Draw(t, "steps") {
 			switch rapid.IntRange(0, 9).Draw(t, "what") {
 			case 0, 1:
-				m.now += time.Duration(rapid.IntRange(0, 90).Draw(t, "seconds")) * time.Second
+				m.now += time.Duration(rapid.SampledFrom([]int{0, 1, 29, 30, 60, 90, 1000}).Draw(t, "seconds")) * time.Second
 			case 2:
 				var got []string
 				for more := true; more; {
@@ -224,29 +224,35 @@ func TestPairsModel(t *testing.T) {
 // TestPairsMemory: many more ids than are kept, none of which is ever answered, take
 // a bounded memory, and leave without being told; what is over is given back.
 func TestPairsMemory(t *testing.T) {
+	const most, telling = 2000, 500
 	now := time.Now()
 	p := NewPairs(PairOptions{Timeout: time.Minute}, now)
-	for i := range 3 * MaxIDs {
+	p.most, p.telling = most, telling
+	for i := range 5 * most {
 		p.See(entry("request", fmt.Sprintf("%036d", i), "secret/data/a", ""), Sender{}, now)
 	}
-	bytes := len(p.nodes)*int(unsafe.Sizeof(node{})) + len(p.details)*int(unsafe.Sizeof(detail{}))
-	if p.Waiting() != MaxIDs || p.Unwatched != 2*MaxIDs || len(p.nodes) > 2*MaxIDs+1 || len(p.details) > MaxIDs+1 || bytes > 48<<20 {
-		t.Errorf("%d wait, %d unwatched, %d nodes, %d details, %d bytes", p.Waiting(), p.Unwatched, len(p.nodes), len(p.details), bytes)
+	if p.Waiting() != most || p.Unwatched != 4*most || len(p.nodes) > 2*most+1 || len(p.details) > most+1 {
+		t.Errorf("%d wait, %d unwatched, %d nodes, %d details", p.Waiting(), p.Unwatched, len(p.nodes), len(p.details))
 	}
 	missing := 0
 	p.Expire(now.Add(time.Minute), func(Missing) bool { missing++; return true })
-	if missing != MaxIDs {
+	if missing != most || p.Waiting() != 0 || p.lists[done].n != 0 {
 		t.Errorf("%d missing", missing)
 	}
-	if p.lists[told].n > MaxIDs {
-		t.Errorf("%d told", p.lists[told].n)
-	}
-	// Told ids go as others come.
-	for i := range 2 * MaxIDs {
+	// Ids that were told go as others come.
+	for i := range 2 * most {
 		p.See(entry("kmip-request", fmt.Sprint(i), "x", ""), Sender{}, now.Add(time.Minute))
 	}
-	if n := p.lists[told].n; n > maxTold {
+	if n := p.lists[told].n; n >= telling {
 		t.Errorf("%d told", n)
+	}
+	p.Expire(now.Add(time.Hour), nil)
+	if len(p.nodes) != 0 || len(p.ids) != 0 {
+		t.Errorf("%d nodes are kept for nothing", len(p.nodes))
+	}
+
+	if bytes := MaxIDs * (2*unsafe.Sizeof(node{}) + unsafe.Sizeof(detail{})); bytes > 40<<20 {
+		t.Errorf("%d bytes for as many ids as there may be", bytes)
 	}
 }
 
