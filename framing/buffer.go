@@ -101,7 +101,6 @@ func (s *Splitter) Settle() int {
 	s.delim.shift(len(s.buf))
 	s.nul.shift(len(s.buf))
 	s.from = max(0, s.from-len(s.buf))
-	s.jsonx.at = 0
 	freeBuffer(s.buf)
 	s.buf, s.start = nil, 0
 	s.last, s.burst = s.burst, 0

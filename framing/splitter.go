@@ -191,7 +191,7 @@ func (s *Splitter) Waiting() bool {
 	default:
 		// A delimiter that was found, and ended nothing yet.
 		at := s.delim.at
-		return s.delim.next > 0 && at >= max(s.start, s.from) && at+len(s.delim.what) == len(s.buf)
+		return s.delim.next > 0 && at >= s.start && at+len(s.delim.what) == len(s.buf)
 	}
 }
 
