@@ -34,6 +34,20 @@ func TestSyslogNames(t *testing.T) {
 	}
 }
 
+// TestRecords: what is set of records is in them.
+func TestRecords(t *testing.T) {
+	t.Parallel()
+	const in = "SPILLWAY_INPUT_TCP_"
+	a := start(t, in+"PARSE=rfc3164", in+"TIMEZONE=Asia/Tokyo", in+"PRESERVE_ORIGINAL=true", in+"DATASET=plant.plc", in+"PIPELINE=plc", in+"TAGS=a,b", "SPILLWAY_AGENT=gw1", "SPILLWAY_OUTPUT_OUTBOX_ROLL_AGE=0s")
+	fmt.Fprintln(a.dial("tcp"), "<13>Oct 11 22:14:15 host su: x")
+	r := a.outbox(1)[0]
+	for _, want := range []string{`-10-11T13:14:15Z"`, `"original":"<13>Oct 11 22:14:15 host su: x"`, `"event":{`, `"dataset":"plant.plc"`, `"labels":{"pipeline":"plc"}`, `"tags":["a","b"`, `"agent":{"name":"gw1"}`, `"appname":"su"`} {
+		if !strings.Contains(r, want) {
+			t.Errorf("no %s in %s", want, r)
+		}
+	}
+}
+
 // TestMultiline: lines are joined, and the last message waits for nobody.
 func TestMultiline(t *testing.T) {
 	t.Parallel()
@@ -87,21 +101,30 @@ func TestVaultInput(t *testing.T) {
 	entry("request", "two", hashed)
 	entry("request", "three", "hvs.clear")
 	entry("response", "three", hashed)
-	records := strings.Join(a.outbox(5), "\n")
-	for _, want := range []string{`"dataset":"vault.audit"`, `"action":"vault-audit-gap"`, `"id":"two`} {
+	fmt.Fprintln(c, `@cee: {"type":"request","request":{"id":"probe","operation":"update","path":"sys/audit/test"}}`)
+	fmt.Fprintln(c, `{"type":"response","request":{"id":"two"}}`)
+	a.until("the device was enabled", func() bool { return a.metrics()[`spillway_input_vault_probes_total{input="vault"}`] == 1 })
+	torn := a.dial("vault")
+	fmt.Fprint(torn, `@cee: {"type":"request","request":{"id":"four",`)
+	torn.Close()
+	a.until("an entry is cut off", func() bool { return a.metrics()[`spillway_input_vault_torn_total{input="vault"}`] == 1 })
+	fmt.Fprintln(a.dial("vault"), `@cee: {"type":"request","request":{"id":"four","path":"x"}}`)
+	records := strings.Join(a.outbox(9), "\n") // with the alert
+	for _, want := range []string{`"dataset":"vault.audit"`, `"action":"vault-audit-gap"`, `"http":{"request":{"id":"four"}},"url":{"path":"x"},"vault":{"audit":{"gap":{"missing":"response"`} {
 		if !strings.Contains(records, want) {
 			t.Errorf("no %s in\n%s", want, records)
 		}
 	}
 	m := a.metrics()
-	for metric, want := range map[string]float64{`messages_total{input="vault"}`: 6, `records_admitted_total{input="vault"}`: 5, `vault_entries_total{input="vault"}`: 6,
+	for metric, want := range map[string]float64{`messages_total{input="vault"}`: 10, `records_admitted_total{input="vault"}`: 9, `vault_entries_total{input="vault"}`: 9, `parse_failures_total{input="vault"}`: 1,
+		`vault_prefix_missing_total{input="vault"}`: 1, `vault_resent_total{input="vault"}`: 1,
 		`vault_missing_total{entry="response",input="vault"}`: 1, `vault_alerts_total{input="vault"}`: 1, `vault_duplicates_total{input="vault"}`: 1, `vault_raw_secrets_total{input="vault"}`: 1,
 		`filtered_total{input="vault",reason="duplicate"}`: 1, `filtered_total{input="vault",reason="raw_secret"}`: 1} {
 		if got := m["spillway_input_"+metric]; got != want {
 			t.Errorf("%s is %v, want %v", metric, got, want)
 		}
 	}
-	if m[`spillway_lane_records_admitted_total{lane="audit"}`] != 5 {
+	if m[`spillway_lane_records_admitted_total{lane="audit"}`] != 9 {
 		t.Error("not in the lane audit")
 	}
 }

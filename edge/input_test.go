@@ -58,7 +58,7 @@ func TestInputKinds(t *testing.T) {
 func TestInputOptions(t *testing.T) {
 	c, err := load(t, "SPILLWAY_INPUTS=tls,unix,udp", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE=/c", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=/k", "SPILLWAY_INPUT_TLS_TLS_CLIENT_CA_FILE=/ca",
 		"SPILLWAY_INPUT_TLS_TLS_MIN_VERSION=1.3", "SPILLWAY_INPUT_TLS_ALLOW=10.1.2.3/8, ::1,::ffff:192.0.2.7", "SPILLWAY_INPUT_TLS_KEEPALIVE=1m", "SPILLWAY_INPUT_TLS_SO_RCVBUF=64KiB",
-		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UNIX_PEER_UID=0,daemon", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
+		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_OWNER=root", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UNIX_IDLE_TIMEOUT=1h", "SPILLWAY_INPUT_UNIX_PEER_UID=0,daemon", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestInputOptions(t *testing.T) {
 		!slices.Equal(o.Allow, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("192.0.2.7/32")}) {
 		t.Errorf("%+v %+v", o, o.TLS)
 	}
-	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Group: "root"}) || o.KeepAlive != 30*time.Second || o.MaxMessageAge != 5*time.Minute || !slices.Equal(o.PeerUIDs, []uint32{0, 1}) {
+	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Owner: "root", Group: "root"}) || o.IdleTimeout != time.Hour || o.KeepAlive != 30*time.Second || o.MaxMessageAge != 5*time.Minute || !slices.Equal(o.PeerUIDs, []uint32{0, 1}) {
 		t.Errorf("%+v", o)
 	}
 	if o := c.Inputs[2].listen(nil); o.ReceiveBuffer != 8<<20 || len(o.Allow) != 1 {

@@ -46,6 +46,11 @@ func TestRequests(t *testing.T) {
 	slow.Close()
 	post("two", "hello", http.StatusUnauthorized)
 	post("one", strings.Repeat("x", 2000), http.StatusRequestEntityTooLarge)
+	if resp := must(http.Get("http://" + a.inputs[0].Addrs()[0].String() + "/audit"))(t); resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("GET: %s", resp.Status)
+	} else {
+		resp.Body.Close()
+	}
 	write("two\n")
 	a.reload() // what SIGHUP does
 	post("two", "again", http.StatusNoContent)
@@ -57,6 +62,7 @@ func TestRequests(t *testing.T) {
 	}
 	m := a.metrics()
 	for metric, want := range map[string]float64{`requests_total{input="hook",result="stored"}`: 2, `requests_total{input="hook",result="unauthorized"}`: 2, `requests_total{input="hook",result="too_large"}`: 1,
+		`requests_total{input="hook",result="invalid"}`: 1, `requests_total{input="hook",result="gone"}`: 1, `requests_total{input="hook",result="full"}`: 0,
 		`messages_total{input="hook"}`: 2, `records_admitted_total{input="hook"}`: 2, `accepting{input="hook"}`: 1} {
 		if got := m["spillway_input_"+metric]; got != want {
 			t.Errorf("%s is %v, want %v", metric, got, want)
