@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"spillway/buffer/batch"
@@ -74,8 +75,8 @@ type Rewound struct {
 // same identities and marked as sent before. It is for a far side that lost what it
 // had acknowledged. The position goes to the beginning of the batch that the record
 // is in. Outputs count as never having acknowledged what comes again; holes in it
-// are told, and counted, again; so is what Reject put aside, if no output takes it
-// now. A plan is given up: what it holds is in doubt at its output.
+// are told, and counted, again; so is what Reject put aside and a gap record told of, if
+// no output takes it now. A plan is given up: what it holds is in doubt at its output.
 //
 // The position is all that changes, in one durable step. If the cursor is lost after
 // that, what was acknowledged before does not come again.
@@ -153,6 +154,16 @@ func (p *position) back(n uint64) {
 		p.plan = Plan{}
 	}
 	p.doubt("", Range{n + 1, p.committed})
+	// What was rejected and is not told yet is not lost: it is handed out again.
+	again := Range{n + 1, p.committed}
+	rejects := &p.drops[slices.Index(dropped[:], ReasonRejected)]
+	p.gaps = slices.DeleteFunc(p.gaps, func(g Gap) bool {
+		if g.Reason != ReasonRejected || !again.holds(Range{g.First, g.Last}) {
+			return false
+		}
+		*rejects -= min(*rejects, g.Count)
+		return true
+	})
 	p.committed = n
 	acks := p.acks[:0]
 	for _, h := range p.acks {

@@ -81,7 +81,7 @@ func Salvage(dir, into string, o Salvaging, each func(Finding)) (*Salvaged, erro
 		return nil, err
 	}
 	if len(s.live) == 0 && len(s.aside) == 0 {
-		return nil, fmt.Errorf("%w: nothing in %s is a segment of a buffer", ErrNothing, dir)
+		return nil, fmt.Errorf("%w: there is no segment that can be saved", ErrNothing)
 	}
 	to, err := openOS(into, true)
 	if err != nil {
@@ -406,7 +406,8 @@ func saltsIn(r io.ReaderAt, size int64) (salts []uint64) {
 				continue
 			}
 			h, err := batch.ParseHeader(win[i:])
-			if err == nil && !slices.Contains(salts, h.Salt) {
+			fits := err == nil && int64(h.Length) <= size-off-int64(i)-batch.HeaderSize
+			if fits && !slices.Contains(salts, h.Salt) {
 				if salts = append(salts, h.Salt); len(salts) == maxSalts {
 					return salts
 				}
@@ -454,12 +455,6 @@ func (s *salvage) merge(files []*origin) (all []*origin) {
 	slices.SortFunc(all, func(a, b *origin) int {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.ordinal, b.ordinal), cmp.Compare(a.salt, b.salt))
 	})
-	for i, o := range all {
-		o.last = o.first - 1
-		if i+1 < len(all) {
-			o.last = max(o.last, all[i+1].first-1)
-		}
-	}
 	return all
 }
 
@@ -639,6 +634,10 @@ func (s *salvage) line(w *walker, sub string, all []*origin) (last uint64, seal 
 		return nil
 	}
 	for i, o := range all {
+		o.last = o.first - 1 // as parseNames does
+		if i+1 < len(all) {
+			o.last = max(o.last, all[i+1].first-1)
+		}
 		w.follow(segs, i)
 		if err := w.copies(s.from, &o.segment, o.files); err != nil {
 			return last, seal, err
