@@ -84,7 +84,7 @@ progress = awk '{ l[NR % 20] = $$0 } NR % 10 == 0 { printf "." ; fflush() } END 
 
 # What the end-to-end tests call, as program or file:package. syslog-ng can't be
 # installed beside rsyslog: it is unpacked into bin, and what it needs is installed.
-NEED := systemctl:systemd rpm:rpm logger:bsdutils curl:curl nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
+NEED := systemctl:systemd /usr/sbin/haproxy:haproxy rpm:rpm logger:bsdutils curl:curl nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
 	/usr/lib/*/rsyslog/lmnsd_gtls.so:rsyslog-gnutls /usr/lib/*/rsyslog/lmnsd_ossl.so:rsyslog-openssl $(BIN)/syslog-ng/usr/sbin/syslog-ng:syslog-ng-core
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 apt:
