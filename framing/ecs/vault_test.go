@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -45,8 +44,17 @@ func TestVaultRecorded(t *testing.T) {
 	for _, entry := range entries {
 		prefixed = append(prefixed, slices.Concat([]byte("vault-a: "), entry))
 	}
-	// No value of these holds what ends an entry.
-	jsonx := regexp.MustCompile(`(?s).*?<json:string name="type">(request|response)</json:string>`).FindAll(recordedVault(t, "vault-1.21.jsonx"), -1)
+	var jsonx [][]byte
+	cut := framing.NewSplitter(framing.Options{Mode: framing.JSONX})
+	for r := bytes.NewReader(recordedVault(t, "vault-1.21.jsonx")); ; {
+		_, err := cut.Fill(r)
+		for m, ok := cut.Next(); ok; m, ok = cut.Next() {
+			jsonx = append(jsonx, bytes.Clone(m.Data))
+		}
+		if err != nil {
+			break
+		}
+	}
 	for file, entries := range map[string][][]byte{"vault-json.ndjson": entries, "vault-prefix.ndjson": prefixed, "vault-jsonx.ndjson": jsonx} {
 		if len(entries) != 33 {
 			t.Fatalf("%s: %d entries", file, len(entries))
