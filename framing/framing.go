@@ -88,7 +88,8 @@
 //	…<json:string name="type">request</json:string>   a record: what stands before it back to the last one
 //	vault-a: <json:object name="auth">…               the text in front belongs to the record
 //	LF, CR and NUL between records                    skipped: a relay's line ends
-//	{"time":…}\n                                      a line of text is a message: the format is json
+//	{"time":…}\n                                      a line of text is a message: the format is json, or a
+//	                                                  prefix has an LF in it
 //	<json:object name="type">…, or inside an object   goes on: only a string outside of all ends a record
 //	…<json:string name="time">…<json:object name="auth">…   two records, the first without a type: a member
 //	                                                  out of order, or text, begins the next one

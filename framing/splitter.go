@@ -180,8 +180,9 @@ func (s *Splitter) End() (Message, bool) {
 }
 
 // Waiting says that a whole message is held that only what follows would end: under
-// Options.Multiline, behind a frame that ended in NUL, and of JSONx without its type. Call it
-// after Next said no.
+// Options.Multiline, behind a frame that ended in NUL, and of JSONx without its type. It may be
+// the rest of one that is over-size, of which Release hands out nothing. Call it after Next
+// said no.
 func (s *Splitter) Waiting() bool {
 	switch {
 	case s.kind != line || s.err != nil:

@@ -514,7 +514,7 @@ func randomOptions(rng *rand.Rand) Options {
 func TestModel(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 2))
-	n := 60_000
+	n := 40_000
 	if testing.Short() {
 		n = 5_000
 	}
@@ -1128,9 +1128,10 @@ func TestRelease(t *testing.T) {
 				for m, ok := s.Next(); ok; m, ok = s.Next() {
 					got = append(got, strings.ReplaceAll(string(m.Data), "\n", `\n`)+flagNames(m.Flags))
 				}
-				held := s.Buffered()
-				s.Settle()
-				waiting := s.Waiting()
+				held, waiting := s.Buffered(), s.Waiting()
+				if s.Settle(); s.Waiting() != waiting {
+					t.Errorf("behind %q: waiting %v, and %v behind Settle", in, waiting, !waiting)
+				}
 				for m, ok := s.Release(); ok; m, ok = s.Release() {
 					got = append(got, "["+strings.ReplaceAll(string(m.Data), "\n", `\n`)+"]"+flagNames(m.Flags))
 				}
