@@ -50,9 +50,9 @@ const (
 //	 ["tags":["vault_probe"],]
 //
 // The entry is one that was sent: numbers keep their digits, members their order, and
-// only line breaks and tabs between tokens become spaces. So null is a value in it, and
-// below its second level a name may stand twice in an object, as in no other part of a
-// record, if Vault wrote that. An entry in jsonx is no JSON;
+// only line breaks and tabs between tokens become spaces. So as in no other part of a
+// record null is a value in it, and a name that vault.Parse does not look for may stand
+// twice in an object, if that was sent. An entry in jsonx is no JSON;
 // it is the message instead of hashicorp_vault.audit. So is what is no entry, and
 // its record has nothing but this and error.message: nobody knows whose words the
 // members of half an entry are.
