@@ -348,6 +348,8 @@ func TestHandedOver(t *testing.T) {
 		{"others are left", in + "URL=fd://udp", exitOK, "warning: LISTEN_FDNAMES: systemd handed over sockets called tcp and unix, which no input has, so that nobody reads what is sent there: set SPILLWAY_INPUT_<NAME>_URL=fd://tcp of an input, or stop the .socket unit"},
 		{"unknown", in + "URL=fd://none", exitFailure, `SPILLWAY_INPUT_A_URL: no socket called "none" was handed over`},
 		{"unix refuses", in + "URL=fd://unix " + in + "ON_FULL=refuse", exitUsage, in + `ON_FULL="refuse": can't close a unix socket that systemd holds open: use a unix:// URL, or block`},
+		{"entries", in + "URL=fd://tcp " + in + "PARSE=vault", exitOK, "lane audit       "},
+		{"entries over unix", in + "URL=fd://unix " + in + "PARSE=vault", exitOK, "warning: " + in + `ON_FULL="block": requests to Vault wait while the buffer is full, as a unix socket that systemd holds open can't be closed: use a unix:// URL, or say that it is meant`},
 		{"udp refuses", in + "URL=fd://udp " + in + "ON_FULL=refuse", exitUsage, in + `ON_FULL="refuse": not for datagrams, whose senders would not notice: use drop or block`},
 		{"framing of datagrams", in + "URL=fd://udp " + in + "FRAMING=nul", exitUsage, in + `FRAMING="nul": changes nothing for a udp socket of systemd's, where each datagram is one message: remove it`},
 		{"connections of datagrams", in + "URL=fd://udp " + in + "MAX_CONNECTIONS=9", exitUsage, in + `MAX_CONNECTIONS="9": changes nothing for a udp socket of systemd's, where each datagram is one message: remove it`},

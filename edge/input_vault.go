@@ -57,6 +57,9 @@ func (in *Input) vault(e *environment, under string) {
 	if in.IdleTimeout > 0 && (in.Socket == "tcp" || in.Socket == "tls") {
 		e.note(under+"IDLE_TIMEOUT", "Vault never looks whether its connection was closed, so that each close costs the entry that it writes next: use 0")
 	}
+	if in.Scheme == "fd" && strings.HasPrefix(in.Socket, "unix") && !in.datagram() && !e.has(under+"ON_FULL") {
+		e.note(under+"ON_FULL", "requests to Vault wait while the buffer is full, as a unix socket that systemd holds open can't be closed: use a unix:// URL, or say that it is meant")
+	}
 	if in.datagram() {
 		e.note(under+"URL", "Vault can't send an entry that is larger than a datagram, its request fails then if it has no other device, and a datagram that gets lost is told by nobody: use tcp://, or unix:// on one host")
 	}
