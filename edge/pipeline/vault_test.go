@@ -521,6 +521,36 @@ func TestVaultWaits(t *testing.T) {
 	})
 }
 
+// TestVaultStalls: what came while the agent did not run has not been read yet, so that
+// the time does not count.
+func TestVaultStalls(t *testing.T) {
+	b := start(t, t.TempDir(), &memory{}, Block, nil)
+	in := NewInput(InputOptions{Name: "vault", Lane: b.lane, Vault: &VaultOptions{Pairing: true, PairTimeout: time.Minute}, Records: ecs.Options{Dataset: "vault.audit", Agent: "gw1"}})
+	now := time.Now()
+	s := in.Open()
+	s.Message(msg(request("a")), from, now)
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	w := &watch{in: in, enc: in.bare(), last: now}
+	now = now.Add(time.Hour)
+	if w.look(now) {
+		t.Error("missing at once")
+	}
+	seconds := 1 // that count of the hour
+	for ; !w.look(now) && seconds < 1000; seconds++ {
+		now = now.Add(time.Second)
+	}
+	if seconds != 60 || in.Missing.Load() != 1 {
+		t.Errorf("%d missing after %d seconds", in.Missing.Load(), seconds)
+	}
+	if !w.hand(t.Context()) || in.Alerts.Load() != 1 {
+		t.Error("not handed to the lane")
+	}
+	b.stop()
+}
+
 // TestVaultLarge: an entry of more than 40 MiB is whole in its record, also where one
 // with event.original would not fit, and costs the sink at most twice its size.
 func TestVaultLarge(t *testing.T) {
