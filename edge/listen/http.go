@@ -376,6 +376,9 @@ func (h *HTTPServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				h.o.Log.Warn("a request was refused: "+p.tell, "input", h.o.Name, "peer", r.RemoteAddr, "status", p.code, "times", n, "hint", p.hint)
 			}
 		}
+		if w.Header().Get("Connection") != "" { // net/http reads a while on, so that the answer gets through
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime))
+		}
 		answer(w, p)
 		return
 	}
@@ -409,7 +412,7 @@ func (h *HTTPServer) take(w http.ResponseWriter, r *http.Request) *problem {
 	n := &h.Requests
 	control := http.NewResponseController(w)
 	control.SetReadDeadline(time.Now().Add(h.bodyTime))
-	// Where the body is not read to its end nobody waits for the rest.
+	// A connection whose body is not read to its end is of no more use.
 	w.Header().Set("Connection", "close")
 	switch {
 	case r.URL.Path != h.o.Path:

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -226,7 +227,12 @@ func TestHTTPRequests(t *testing.T) {
 				if got := strings.Join(r.got, "|"); got != strings.Join(c.want, "|") {
 					t.Errorf("chunked %v: stored %.100q, want %.100q", chunked, got, c.want)
 				}
-				r.got = nil
+				for i, f := range r.flags {
+					if f != 0 {
+						t.Errorf("message %d has flags %v", i, f)
+					}
+				}
+				r.got, r.flags = nil, nil
 				r.mu.Unlock()
 				if got, want := h.Requests.counted(), strings.ReplaceAll(c.count, "1", fmt.Sprint(1+b2i(chunked))); got != want {
 					t.Errorf("chunked %v: counted %s, want %s", chunked, got, want)
@@ -435,6 +441,70 @@ func TestHTTPSlow(t *testing.T) {
 				t.Errorf("stored %q, %d connections open", r.got, h.Stats.Open.Load())
 			}
 		})
+	}
+}
+
+// Where the body is not wanted, nobody waits for it longer than a moment.
+func TestHTTPUnwantedBody(t *testing.T) {
+	r := newStorer()
+	h, _, _ := serveHTTP(t, HTTPOptions{Open: r.open, MaxMessageSize: 100, Token: func() ([]byte, error) { return []byte("token"), nil }}, func(h *HTTPServer) { h.bodyTime = time.Hour })
+	const bearer = "Authorization: Bearer token\r\n"
+	conns := map[net.Conn]string{}
+	for send, status := range map[string]string{
+		head + "Content-Length: 10\r\n\r\n12345":                                  "401",
+		head + bearer + "Content-Length: 101\r\n\r\n12345":                        "413",
+		head + bearer + "Content-Encoding: br\r\nContent-Length: 10\r\n\r\n12345": "415",
+		"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345":      "404",
+		"PATCH / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345":          "405",
+	} {
+		conns[raw(t, h, send)] = status
+	}
+	for c, status := range conns {
+		if got := ends(t, c); !strings.HasPrefix(got, "HTTP/1.1 "+status) {
+			t.Errorf("answered %q, want %s", got, status)
+		}
+	}
+}
+
+// A sender that never reads what it is answered is let go.
+func TestHTTPNeverReads(t *testing.T) {
+	t.Parallel()
+	h, _, _ := serveHTTP(t, HTTPOptions{Open: newStorer().open}, nil)
+	c := dial(t, h)
+	c.(*net.TCPConn).SetReadBuffer(4 << 10)
+	many := strings.Repeat(head+"Content-Length: 1\r\n\r\nx", 1000)
+	c.SetWriteDeadline(time.Now().Add(time.Minute))
+	for {
+		if _, err := io.WriteString(c, many); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("held for a minute")
+		} else if err != nil {
+			break
+		}
+	}
+	eventually(t, "the connection to end", func() bool { return h.Stats.Open.Load() == 0 })
+}
+
+// A body may take longer than bodyTime if much of it comes; and what comes after it may
+// take as long as it takes.
+func TestHTTPPace(t *testing.T) {
+	r := newStorer()
+	const bodyTime = 500 * time.Millisecond
+	_, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, StoreTimeout: time.Minute}, func(h *HTTPServer) { h.bodyTime = bodyTime })
+	c := client(t, nil)
+	body, w := io.Pipe()
+	go func() {
+		io.WriteString(w, strings.Repeat("x", 60*bodyPace))
+		time.Sleep(2 * bodyTime)
+		io.WriteString(w, "x")
+		w.Close()
+	}()
+	if a, text := do(t, c, "POST", url, body); a.StatusCode != 204 {
+		t.Error(a.Status, text)
+	}
+	r.recorder.block = make(chan struct{})
+	time.AfterFunc(2*bodyTime, func() { close(r.recorder.block) })
+	if a, text := do(t, c, "POST", url, strings.NewReader("x")); a.StatusCode != 204 {
+		t.Error(a.Status, text)
 	}
 }
 
