@@ -187,6 +187,18 @@ func TestInputVault(t *testing.T) {
 	}
 }
 
+// TestVaultPrefix: a stream is cut at line ends, a request is not.
+func TestVaultPrefix(t *testing.T) {
+	const set = "SPILLWAY_INPUT_VAULT_"
+	_, err := load(t, "SPILLWAY_INPUTS=vault", set+"PREFIX=a\nb")
+	if want := set + `PREFIX="a\nb": has a line end in it, at which a stream is cut: choose another prefix for the audit device`; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if _, err := load(t, "SPILLWAY_INPUTS=vault", set+"PREFIX=a\nb", set+"URL=http://:1"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestInputNotes(t *testing.T) {
 	for _, tt := range []struct{ name, env, want string }{
 		{"entries in datagrams", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=udp://:1",

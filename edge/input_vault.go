@@ -45,6 +45,9 @@ func (in *Input) vault(e *environment, under string) {
 		Prefix: []byte(in.Prefix), Pairing: in.Pairing, PairTimeout: in.PairTimeout, Dedupe: in.Dedupe,
 		DropRaw: e.oneOf(under+"RAW_SECRETS", in.RawSecrets, "keep", "drop") == "drop",
 	}
+	if !in.http() && !in.datagram() && strings.ContainsAny(in.Prefix, "\n\x00") {
+		e.problem(under+"PREFIX", "has a line end in it, at which a stream is cut: choose another prefix for the audit device")
+	}
 	if in.PairTimeout < time.Second {
 		e.problem(under+"PAIR_TIMEOUT", "out of bounds: use 1s or more")
 	} else if in.Pairing && in.PairTimeout < requestTime {
