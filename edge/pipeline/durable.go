@@ -84,7 +84,7 @@ func (s *sink) Store(ctx context.Context) (<-chan error, error) {
 	s.block, b.stored = nil, stored
 	if err := s.in.o.Lane.enter(ctx, b); err != nil {
 		s.n = counts{} // whose sender is told counts nowhere
-		s.given()
+		s.undo()
 		s.in.o.Lane.release(b)
 		return nil, err
 	}

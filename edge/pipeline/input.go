@@ -137,8 +137,20 @@ func (s *sink) Message(m framing.Message, from listen.Sender, now time.Time) {
 		s.in.Messages.Add(1)
 		s.in.Bytes.Add(int64(len(m.Data)))
 		s.in.filtered[why].Add(1)
-		return
+	} else {
+		s.encode(m, now)
 	}
+	if len(m.Data) > maxBlock {
+		// What was read of it does not keep its memory until the next message.
+		s.msg = syslog.Message{}
+		if s.vault != nil {
+			s.vault.entry = vault.Entry{}
+		}
+	}
+}
+
+// encode appends the record of the message that read has read to the block.
+func (s *sink) encode(m framing.Message, now time.Time) {
 	b := s.block
 	if b == nil {
 		b = s.in.o.Lane.block()
@@ -247,15 +259,15 @@ func (s *sink) kept() {
 	}
 }
 
-// given notes that the block is nobody's: what is sent again did not come before.
-func (s *sink) given() {
+// undo notes that the block is nobody's: what is sent again did not come before.
+func (s *sink) undo() {
 	if s.vault != nil {
 		s.vault.undo()
 	}
 }
 
 func (s *sink) drop(b *block, why lost) {
-	s.given()
+	s.undo()
 	s.in.drop(b, why)
 }
 

@@ -572,6 +572,9 @@ func TestVaultLarge(t *testing.T) {
 		if took := after.TotalAlloc - before.TotalAlloc; original == ecs.OriginalNone && took > 2*uint64(len(large))+1<<20 {
 			t.Errorf("%d bytes allocated for an entry of %d", took, len(large))
 		}
+		if s.(*sink).vault.entry.Data != nil {
+			t.Error("the sink keeps the memory of a large entry")
+		}
 		if err := s.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
