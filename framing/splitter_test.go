@@ -514,7 +514,7 @@ func randomOptions(rng *rand.Rand) Options {
 func TestModel(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 2))
-	n := 40_000
+	n := 20_000
 	if testing.Short() {
 		n = 5_000
 	}
