@@ -98,9 +98,9 @@ func (s *realVault) told() int {
 	return strings.Count(s.said.String(), "underlying pipeline error(s)")
 }
 
-// load writes and reads secrets, one request after the other with a pause of a
-// millisecond, until stop; took is how long each request had to wait.
-func (s *realVault) load() (stop func() (took []time.Duration)) {
+// load writes and reads secrets of so many keys, one request after the other with a
+// pause of a millisecond, until stop; took is how long each request had to wait.
+func (s *realVault) load(keys int) (stop func() (took []time.Duration)) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	var took []time.Duration
 	go func() {
@@ -116,7 +116,11 @@ func (s *realVault) load() (stop func() (took []time.Duration)) {
 			var status int
 			var err error
 			if i%2 == 0 {
-				status, err = s.call("POST", path, map[string]any{"data": map[string]any{"password": fmt.Sprint("s3cret ", i)}})
+				data := map[string]string{}
+				for k := range keys {
+					data[fmt.Sprint("password-", k)] = fmt.Sprint("s3cret ", i, k)
+				}
+				status, err = s.call("POST", path, map[string]any{"data": data})
 			} else {
 				status, err = s.call("GET", path, nil)
 			}
@@ -215,7 +219,7 @@ func TestRealVaultRestarts(t *testing.T) {
 			v := newVault(t, network)
 			v.Start(t)
 			s.enable(v)
-			stop := s.load()
+			stop := s.load(1)
 			restarts := vaultEither(100, 10)
 			for range restarts {
 				time.Sleep(500 * time.Millisecond)
@@ -248,7 +252,7 @@ func TestRealVaultHeld(t *testing.T) {
 			v := newVault(t, network, append(hub(t, n), "SPILLWAY_BUFFER_MAX_BYTES=4MiB")...)
 			v.Start(t)
 			s.enable(v)
-			stop := s.load()
+			stop := s.load(40) // hashed each, which fills the lane soon
 			n.Pause(t)
 			begin := time.Now()
 			refused := func() bool { return v.Metric(t, `spillway_lane_gate_shut{lane="audit"}`) == 1 }
