@@ -58,7 +58,7 @@ func TestInputKinds(t *testing.T) {
 func TestInputOptions(t *testing.T) {
 	c, err := load(t, "SPILLWAY_INPUTS=tls,unix,udp", "SPILLWAY_INPUT_TLS_TLS_CERT_FILE=/c", "SPILLWAY_INPUT_TLS_TLS_KEY_FILE=/k", "SPILLWAY_INPUT_TLS_TLS_CLIENT_CA_FILE=/ca",
 		"SPILLWAY_INPUT_TLS_TLS_MIN_VERSION=1.3", "SPILLWAY_INPUT_TLS_ALLOW=10.1.2.3/8, ::1,::ffff:192.0.2.7", "SPILLWAY_INPUT_TLS_KEEPALIVE=1m", "SPILLWAY_INPUT_TLS_SO_RCVBUF=64KiB",
-		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_OWNER=root", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UNIX_IDLE_TIMEOUT=1h", "SPILLWAY_INPUT_UNIX_PEER_UID=0,daemon", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24")
+		"SPILLWAY_INPUT_UNIX_SOCKET_MODE=600", "SPILLWAY_INPUT_UNIX_SOCKET_OWNER=root", "SPILLWAY_INPUT_UNIX_SOCKET_GROUP=root", "SPILLWAY_INPUT_UNIX_IDLE_TIMEOUT=1h", "SPILLWAY_INPUT_UNIX_PEER_UID=0,daemon", "SPILLWAY_INPUT_UDP_ALLOW=192.0.2.0/24", "SPILLWAY_INPUT_UDP_PIPELINE=plc")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestInputOptions(t *testing.T) {
 	if o := c.Inputs[1].listen(nil); o.Socket != (listen.SocketFile{Mode: 0o600, Owner: "root", Group: "root"}) || o.IdleTimeout != time.Hour || o.KeepAlive != 30*time.Second || o.MaxMessageAge != 5*time.Minute || !slices.Equal(o.PeerUIDs, []uint32{0, 1}) {
 		t.Errorf("%+v", o)
 	}
-	if o := c.Inputs[2].listen(nil); o.ReceiveBuffer != 8<<20 || len(o.Allow) != 1 {
+	if o := c.Inputs[2].listen(nil); o.ReceiveBuffer != 8<<20 || len(o.Allow) != 1 || c.Inputs[2].Pipeline != "plc" {
 		t.Errorf("%+v", o)
 	}
 }
@@ -275,6 +275,8 @@ func TestInputProblems(t *testing.T) {
 		{"two slashes", in + "unix://run/log", `SPILLWAY_INPUT_A_URL="unix://run/log": "run" stands where a host would: write three slashes, as in unix:///run/spillway/syslog.sock`},
 		{"no path", in + "unixgram:///", `SPILLWAY_INPUT_A_URL="unixgram:///": names no socket: write it as in unixgram:///run/spillway/syslog.sock`},
 		{"no name", in + "fd://", `SPILLWAY_INPUT_A_URL="fd://": names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog`},
+		{"no ports", in + "ip://127.0.0.1", `SPILLWAY_INPUT_A_URL="ip://127.0.0.1": ip is no kind of input: use ` + kindsOfInputs},
+		{"dataset", in + "tcp://:1 SPILLWAY_INPUT_A_DATASET=tcp-generic", `SPILLWAY_INPUT_A_DATASET="tcp-generic": dataset contains "-", which separates the parts of a data stream's name: use "_" or "."`},
 		{"user in a URL", in + "http://u:p@h:1", `SPILLWAY_INPUT_A_URL="http://***@h:1": has a user in it: ask for a token instead, with SPILLWAY_INPUT_A_TOKEN_FILE`},
 		{"query", in + "http://:1/a?b=c", `SPILLWAY_INPUT_A_URL="http://:1/a?b=c": has more than a host, a port and a path: write it as in http://localhost:8088/audit`},
 		{"https without a certificate", in + "https://:1", `SPILLWAY_INPUT_A_TLS_CERT_FILE: not set: an https input needs a certificate: name its PEM file`},
