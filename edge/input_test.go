@@ -209,6 +209,8 @@ func TestInputNotes(t *testing.T) {
 			`SPILLWAY_INPUT_VAULT_LANE="audit": input tcp has the same lane: what is sent there can fill the buffer that Vault depends on; give one of them a lane of its own`},
 		{"impatience with silence", "SPILLWAY_INPUTS=vault SPILLWAY_INPUT_VAULT_IDLE_TIMEOUT=1h",
 			`SPILLWAY_INPUT_VAULT_IDLE_TIMEOUT="1h": Vault never looks whether its connection was closed, so that each close costs the entry that it writes next: use 0`},
+		{"connections that end first", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=http://:1 SPILLWAY_INPUT_A_IDLE_TIMEOUT=1m",
+			`SPILLWAY_INPUT_A_IDLE_TIMEOUT="1m": a sender such as OpenBao keeps a connection for 1m30s after a request, and one that it sends just when the connection is closed fails: use more than that`},
 		{"token in clear", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=http://192.0.2.1:1 SPILLWAY_INPUT_A_TOKEN=s3cret", `SPILLWAY_INPUT_A_TOKEN="***": whoever sees the network sees it: use an https:// URL`},
 		{"no reserve", "SPILLWAY_INPUTS=vault SPILLWAY_BUFFER_RESERVE=0",
 			`SPILLWAY_BUFFER_RESERVE="0": what connections still hold when an input with ON_FULL=refuse closes them may find no room then, and is lost: use 1MiB or more`},

@@ -125,6 +125,9 @@ func (c *Config) leftOver(e *environment, environ []string) (names []string) {
 	return names
 }
 
+// clientIdle is how long clients of Go's package net/http keep a connection.
+const clientIdle = 90 * time.Second
+
 // requests checks the options of inputs that take requests.
 func (in *Input) requests(e *environment, under string) {
 	if !in.http() {
@@ -132,6 +135,9 @@ func (in *Input) requests(e *environment, under string) {
 	}
 	if in.StoreTimeout < 10*time.Millisecond || in.StoreTimeout > time.Minute {
 		e.problem(under+"STORE_TIMEOUT", "out of bounds: use 10ms to 1m")
+	}
+	if in.IdleTimeout > 0 && in.IdleTimeout <= clientIdle {
+		e.note(under+"IDLE_TIMEOUT", "a sender such as OpenBao keeps a connection for %v after a request, and one that it sends just when the connection is closed fails: use more than that", clientIdle)
 	}
 	if host, _, _ := net.SplitHostPort(in.Address); in.Scheme == "http" && in.Token != "" && host != "localhost" {
 		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
