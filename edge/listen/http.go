@@ -428,8 +428,8 @@ func (h *HTTPServer) take(w http.ResponseWriter, r *http.Request) *problem {
 	}
 	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	body, p := h.read(r, control)
-	defer h.o.Memory.free(cap(body))
 	if p != nil {
+		h.o.Memory.free(cap(body))
 		return p
 	}
 	control.SetReadDeadline(time.Time{})
@@ -570,8 +570,10 @@ func (s *source) Read(b []byte) (int, error) {
 }
 
 // hand gives the messages of a body to a sink and hands them over. Of a large one it
-// does so piece by piece. some says that there were any.
+// does so piece by piece. The body is not needed, and does not count, after it. some says
+// that there were any.
 func (h *HTTPServer) hand(ctx context.Context, from Sender, body []byte, kind string) (waits []<-chan error, some bool, err error) {
+	defer h.o.Memory.free(cap(body))
 	sink, ok := h.s.turns.take(ctx).(Storer)
 	if !ok {
 		return nil, false, ErrFull

@@ -293,9 +293,15 @@ func TestStoreDisk(t *testing.T) {
 		disk.gate = make(chan struct{})
 		b := start(t, "", &memory{}, Block, patient(disk))
 		var wg sync.WaitGroup
+		var sinks []listen.Storer
 		for range 30 { // of which 8 fit what may be on its way
+			s := b.in.OpenStorer()
+			s.Message(msg(big), from, time.Now()) // which takes time, and a call to the disk may not last for long
+			sinks = append(sinks, s)
+		}
+		for _, s := range sinks {
 			wg.Go(func() {
-				if err := store(t.Context(), b.in.OpenStorer(), big); err != nil {
+				if err := stored(t.Context(), s); err != nil {
 					t.Error(err)
 				}
 			})
@@ -407,7 +413,7 @@ func TestStoredIsThere(t *testing.T) {
 			wg.Go(func() {
 				s := b.in.OpenStorer()
 				for i := 0; ctx.Err() == nil; i++ {
-					wait, done := context.WithTimeout(ctx, time.Duration(1+own.IntN(50))*time.Millisecond)
+					wait, done := context.WithTimeout(ctx, time.Duration(1+own.IntN(200))*time.Millisecond)
 					var sent []string
 					for n := range 1 + own.IntN(30) {
 						sent = append(sent, fmt.Sprintf("%d-%d-%d", k, i, n))
