@@ -322,6 +322,16 @@ type piece struct {
 	promise int64 // bytes below this were durable once; -1: not looked at
 }
 
+var errMisplaced = errors.New("it is another segment under this one's name: salvage finds out which")
+
+// misplaced reports whether p begins with the header of a segment, and not of this one.
+func (p *piece) misplaced() bool {
+	var buf [segmentHeaderSize]byte
+	n, _ := readAt(p.f, buf[:], 0)
+	h, err := parseSegmentHeader(buf[:n])
+	return err == nil && h.Salt != p.scan.salt
+}
+
 // begin gets ready for the first batch of s.
 func (w *walker) begin(s *segment) {
 	if s.epoch != w.epoch {
@@ -354,7 +364,7 @@ func (w *walker) step(s *segment, p *piece) {
 			rest := scanner{r: p.f, off: e.End, end: p.scan.end, salt: s.salt}
 			p.promise = rest.promise(w.follower)
 		}
-		w.damage(s, p.name, &e, p.promise)
+		w.damage(s, p, &e)
 	case KindBatch:
 		p.ahead = &e
 	}
@@ -408,13 +418,17 @@ func (w *walker) batch(s *segment, file string, e *Extent) error {
 
 // damage tells about a damaged extent. What is missing in it is told by the
 // numbers of the batch behind it.
-func (w *walker) damage(s *segment, file string, e *Extent, promise int64) {
-	f := Finding{File: file, Off: e.Off, End: e.End, What: "torn", Epoch: s.epoch, Err: e.Err}
+func (w *walker) damage(s *segment, p *piece, e *Extent) {
+	f := Finding{File: p.name, Off: e.Off, End: e.End, What: "torn", Epoch: s.epoch, Err: e.Err}
 	w.hurt = true
 	if e.Batch.Count > 0 {
 		f.First, f.Last = e.Batch.First, e.Batch.Last()
 	}
-	if e.Off < promise {
+	misplaced := e.Off == 0 && p.misplaced()
+	if misplaced {
+		f.Err = errMisplaced
+	}
+	if e.Off < p.promise || misplaced {
 		f.What = "damaged"
 		w.report.Damaged += e.End - e.Off
 	} else {

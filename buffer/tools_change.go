@@ -155,15 +155,23 @@ func (p *position) back(n uint64) {
 	}
 	p.doubt("", Range{n + 1, p.committed})
 	// What was rejected and is not told yet is not lost: it is handed out again.
-	again := Range{n + 1, p.committed}
 	rejects := &p.drops[slices.Index(dropped[:], ReasonRejected)]
-	p.gaps = slices.DeleteFunc(p.gaps, func(g Gap) bool {
-		if g.Reason != ReasonRejected || !again.holds(Range{g.First, g.Last}) {
-			return false
+	gaps := p.gaps[:0]
+	for _, g := range p.gaps {
+		if g.Reason == ReasonRejected && g.Last > n && g.Last <= p.committed {
+			left := uint64(0)
+			if g.First <= n {
+				left = min(g.Count, n-g.First+1)
+			}
+			*rejects -= min(*rejects, g.Count-left)
+			if left == 0 {
+				continue
+			}
+			g.Last, g.Count, g.Until, g.After = n, left, time.Time{}, batch.Seal{}
 		}
-		*rejects -= min(*rejects, g.Count)
-		return true
-	})
+		gaps = append(gaps, g)
+	}
+	p.gaps = gaps
 	p.committed = n
 	acks := p.acks[:0]
 	for _, h := range p.acks {
@@ -182,7 +190,7 @@ func (p *position) back(n uint64) {
 }
 
 // Cut says what Trim removes: whole segments, the oldest first, up to the first that
-// is to stay. The newest segment of all stays always. Exactly one of Delivered,
+// is to stay. The newest segment with a batch in it stays always. Exactly one of Delivered,
 // Before and To is set.
 type Cut struct {
 	Delivered bool      // everything that is delivered
@@ -231,9 +239,14 @@ func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
 		last, err := b.lastTime(s)
 		return err == nil && last.Before(what.Before), err
 	}
+	// The newest with a batch in it tells the next start what was the last one.
+	stays := len(b.segs) - 1
+	for stays > 0 && b.ending(b.segs[stays]).last == 0 {
+		stays--
+	}
 	n := 0 // of segs, that may go
 	var pending uint64
-	for n < len(b.segs)-1 {
+	for n < stays {
 		s := b.segs[n]
 		ok, err := goes(s)
 		if err != nil {
@@ -252,7 +265,7 @@ func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
 			b.segs[0].first, b.segs[0].last, b.pos.committed)
 	}
 	if pending > 0 && !what.Undelivered {
-		return t, fmt.Errorf("%d records of %d segments are %w, and delivery has come to record %d", pending, n, ErrUndelivered, b.pos.committed)
+		return t, fmt.Errorf("%d records of what would go are %w, and delivery has come to record %d", pending, ErrUndelivered, b.pos.committed)
 	}
 	limit := b.segs[n].ordinal // this one stays
 	for {

@@ -140,7 +140,7 @@ func TestSalvageSavesWhatVerifyReads(t *testing.T) {
 			t.Fatalf("SPILLWAY_CRASH_SEED=%d: %s", seed+n, fmt.Sprintf(format, args...))
 		}
 		dir := worn(t, rng)
-		if n > 0 {
+		if n+seed > 0 {
 			damageFiles(t, rng, dir)
 		}
 		was, want := tree(t, dir), readable(t, dir)
@@ -201,6 +201,12 @@ func adopt(t testing.TB, dir string, s *Salvaged, fail func(string, ...any)) {
 		fail("open: %v", err)
 	}
 	defer b.Close()
+	passed := b.pos.passed // told as dropped, and come back in a power cut
+	for first := range pending {
+		if passed.First <= first && first <= passed.Last {
+			delete(pending, first)
+		}
+	}
 	st := b.Start()
 	if epochs[st.Epoch] || st.Next <= last || st.Next != s.Next {
 		fail("numbering goes on with %d of epoch %v; %d is saved, and said was %d", st.Next, st.Epoch, last, s.Next)
