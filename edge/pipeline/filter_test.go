@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"math"
 	"regexp"
 	"testing"
 )
@@ -37,11 +38,15 @@ func TestFilter(t *testing.T) {
 func TestFilterAllocates(t *testing.T) {
 	f := &Filter{SeverityAbove: 6, Drop: regexp.MustCompile(`(?i)health|probe`)}
 	stays, goes := []byte("session opened for user root"), []byte("GET /Health 200")
-	if n := testing.AllocsPerRun(100, func() {
-		f.drops(6, stays)
-		f.drops(6, goes)
-		f.drops(7, stays)
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
+	least := math.Inf(1)
+	for range 50 { // the race detector makes a sync.Pool, which regexp has, forget now and then
+		least = min(least, testing.AllocsPerRun(1, func() {
+			f.drops(6, stays)
+			f.drops(6, goes)
+			f.drops(7, stays)
+		}))
+	}
+	if least != 0 {
+		t.Errorf("%v allocations", least)
 	}
 }
