@@ -762,7 +762,7 @@ func TestHTTPStopEnds(t *testing.T) {
 	hard, now := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { h.Serve(hard, hard); close(done) }()
-	c = raw(t, h, head+"Content-Length: 1\r\n\r\nx")
+	raw(t, h, head+"Content-Length: 1\r\n\r\nx")
 	eventually(t, "it to wait", func() bool { return r.calls.Load() == 1 })
 	now()
 	<-done
