@@ -340,16 +340,7 @@ func (e *Encoder) AppendRecord(dst []byte, msg framing.Message, m *syslog.Messag
 	dst = append(dst, `","event":{"created":"`...)
 	dst = e.created.appendTime(dst, received)
 	dst = append(dst, '"')
-	switch e.original {
-	case OriginalText:
-		dst = append(dst, `,"original":"`...)
-		dst = e.appendText(dst, msg.Data)
-		dst = append(dst, '"')
-	case OriginalBase64:
-		dst = append(dst, `,"original":"`...)
-		dst = base64.StdEncoding.AppendEncode(dst, msg.Data)
-		dst = append(dst, '"')
-	}
+	dst = e.appendOriginal(dst, msg.Data)
 	if m != nil && len(m.Sequence) > 0 {
 		dst = appendSequence(dst, m.Sequence)
 	}
@@ -411,6 +402,21 @@ func (e *Encoder) AppendRecord(dst []byte, msg framing.Message, m *syslog.Messag
 		dst = append(dst, ']')
 	}
 	return append(dst, `,"spillway":{`...)
+}
+
+// appendOriginal appends event.original, if Options ask for it.
+func (e *Encoder) appendOriginal(dst, data []byte) []byte {
+	switch e.original {
+	case OriginalText:
+		dst = append(dst, `,"original":"`...)
+		dst = e.appendText(dst, data)
+		dst = append(dst, '"')
+	case OriginalBase64:
+		dst = append(dst, `,"original":"`...)
+		dst = base64.StdEncoding.AppendEncode(dst, data)
+		dst = append(dst, '"')
+	}
+	return dst
 }
 
 // AppendTail completes a record or gap record with the epoch and the sequence

@@ -2,7 +2,6 @@ package ecs
 
 import (
 	"bytes"
-	"encoding/base64"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -121,21 +120,6 @@ func (e *Encoder) AppendVault(dst []byte, msg framing.Message, v *vault.Entry, r
 
 // Source returns what SetSource said last.
 func (e *Encoder) Source() Source { return e.source }
-
-// appendOriginal appends event.original, if Options ask for it.
-func (e *Encoder) appendOriginal(dst, data []byte) []byte {
-	switch e.original {
-	case OriginalText:
-		dst = append(dst, `,"original":"`...)
-		dst = e.appendText(dst, data)
-		dst = append(dst, '"')
-	case OriginalBase64:
-		dst = append(dst, `,"original":"`...)
-		dst = base64.StdEncoding.AppendEncode(dst, data)
-		dst = append(dst, '"')
-	}
-	return dst
-}
 
 // appendLog appends log, nothing when there is nothing in it.
 func (e *Encoder) appendLog(dst []byte, f framing.Flags) []byte {
