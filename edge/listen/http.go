@@ -251,14 +251,7 @@ func (h *HTTPServer) accept(ctx context.Context, k *socket, q *queue, open *sync
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if n, due := s.notices.due("accept"); due {
-				s.o.Log.Warn("can't accept connections; trying again", "input", s.o.Name, "address", k.name, "error", err, "times", n, "hint", s.hintAccept(err))
-			}
-			pause = min(max(2*pause, 10*time.Millisecond), time.Second)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
+			pause = s.acceptFailed(ctx, k, err, pause)
 			continue
 		}
 		pause = 0
@@ -267,8 +260,7 @@ func (h *HTTPServer) accept(ctx context.Context, k *socket, q *queue, open *sync
 			open.Add(1)
 			go h.greet(ctx, conn, q, open.Done)
 		} else {
-			c.(*net.TCPConn).SetLinger(0)
-			c.Close()
+			turnAway(c)
 		}
 	}
 }

@@ -81,16 +81,7 @@ func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup
 			s.stopAccepting(ctx, k)
 			return
 		case err != nil:
-			// Out of file descriptors or memory: neither the listener nor the agent may
-			// die of it, and a loop without pause would take a core.
-			if n, due := s.notices.due("accept"); due {
-				s.o.Log.Warn("can't accept connections; trying again", "input", s.o.Name, "address", k.name, "error", err, "times", n, "hint", s.hintAccept(err))
-			}
-			pause = min(max(2*pause, 10*time.Millisecond), time.Second)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
+			pause = s.acceptFailed(ctx, k, err, pause)
 			continue
 		}
 		pause = 0
@@ -101,13 +92,33 @@ func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup
 				s.serve(ctx, hard, conn)
 			})
 		} else {
-			if t, ok := c.(*net.TCPConn); ok {
-				t.SetLinger(0) // a reset, so that who only writes notices
-			}
-			c.Close()
+			turnAway(c)
 		}
 	}
 	s.stopAccepting(ctx, k)
+}
+
+// acceptFailed says that a connection can't be taken and waits, longer than the last
+// time. Out of file descriptors or memory, neither the listener nor the agent may die
+// of it, and a loop without pause would take a core.
+func (s *Server) acceptFailed(ctx context.Context, k *socket, err error, last time.Duration) (pause time.Duration) {
+	if n, due := s.notices.due("accept"); due {
+		s.o.Log.Warn("can't accept connections; trying again", "input", s.o.Name, "address", k.name, "error", err, "times", n, "hint", s.hintAccept(err))
+	}
+	pause = min(max(2*last, 10*time.Millisecond), time.Second)
+	select {
+	case <-ctx.Done():
+	case <-time.After(pause):
+	}
+	return pause
+}
+
+// turnAway closes a connection that is not wanted.
+func turnAway(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetLinger(0) // a reset, so that who only writes notices
+	}
+	c.Close()
 }
 
 func (s *Server) stopAccepting(ctx context.Context, k *socket) {
@@ -286,7 +297,7 @@ func (s *Server) greet(ctx context.Context, c *conn) bool {
 		s.Stats.TLSOnPlain.Add(1)
 		if n, due := s.notices.due("tls"); due {
 			s.o.Log.Warn("connection closed: the sender speaks TLS and this port does not", "input", s.o.Name, "peer", c.name(), "times", n,
-				"hint", "send without TLS, or to a tls:// input")
+				"hint", "send without TLS, or to an input with it (tls://, https://)")
 		}
 		return false
 	}

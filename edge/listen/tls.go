@@ -400,7 +400,7 @@ func (s *Server) handshakeFailed(c *conn, err error) {
 	attrs := []any{"input", s.o.Name, "peer", c.name()}
 	switch {
 	case err == errPlain || errors.As(err, &header):
-		kind, count, hint = "plain", &s.Stats.HandshakePlain, "this port takes TLS only: set the sender to TLS, or send to a tcp:// input"
+		kind, count, hint = "plain", &s.Stats.HandshakePlain, "this port takes TLS only: set the sender to TLS, or send to an input without it"
 		err = errPlain
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		kind, count = "timeout", &s.Stats.HandshakeTimeout
