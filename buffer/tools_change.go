@@ -65,8 +65,10 @@ type Rewound struct {
 	First   uint64 `json:"first"`
 	Last    uint64 `json:"last"`
 	Batches uint64 `json:"batches"`
-	Records uint64 `json:"records"` // that are there; without holes
+	Records uint64 `json:"records"`
 	Bytes   uint64 `json:"bytes"`   // of their payload
+	// Hole says that there are records that were asked for before First, and a hole behind them.
+	Hole bool `json:"hole"`
 	Times
 }
 
@@ -74,15 +76,17 @@ type Rewound struct {
 // is still kept, so that it and everything behind it is delivered again, with the
 // same identities and marked as sent before. It is for a far side that lost what it
 // had acknowledged. The position goes to the beginning of the batch that the record
-// is in. Outputs count as never having acknowledged what comes again; holes in it
-// are told, and counted, again; so is what Reject put aside and a gap record told of, if
-// no output takes it now. A plan is given up: what it holds is in doubt at its output.
+// is in. It never goes over a hole: that was told when delivery came to it, or was
+// delivered before it was removed, and must not be told as lost again. What Reject put
+// aside is handed out again. Outputs count as never having acknowledged what comes
+// again. A plan is given up: what it holds is in doubt at its output.
 //
 // The position is all that changes, in one durable step. If the cursor is lost after
-// that, what was acknowledged before does not come again.
+// that, what was acknowledged before does not come again. Every payload that is kept is
+// read and checked.
 //
 // ErrLocked says that an agent runs; ErrNothing that the record is not kept any
-// more, or not delivered yet.
+// more, lies before a hole, or is not delivered yet.
 func Rewind(dir string, to Back) (Rewound, error) {
 	b, err := openIdle(dir)
 	if err != nil {
@@ -95,17 +99,26 @@ func Rewind(dir string, to Back) (Rewound, error) {
 // rewind does it, and leaves it to Close to save it. Nobody else knows b.
 func (b *Buffer) rewind(to Back) (r Rewound, err error) {
 	r.Last = b.pos.committed
-	var oldest, newest batch.Header
-	w := walker{headers: true, find: func(Finding) {}}
-	w.each = func(x *batch.Batch, _ *segment, _ batch.Seal) error {
-		h := &x.Header
-		if oldest.Count == 0 {
-			oldest = *h
+	var oldest, newest batch.Header // without a hole between them
+	var hole, broken bool
+	var epoch batch.Epoch
+	w := walker{}
+	w.find = func(f Finding) {
+		switch f.What {
+		case "damaged", "lost", "gone", "version", "unreadable":
+			broken = true
 		}
+	}
+	w.each = func(x *batch.Batch, s *segment, _ batch.Seal) error {
+		h := &x.Header
 		if h.First > b.pos.committed {
 			return nil
 		}
-		newest = *h
+		if broken || oldest.Count == 0 || s.epoch == epoch && h.First != newest.Last()+1 {
+			hole = hole || oldest.Count > 0
+			r, oldest, broken = Rewound{Last: b.pos.committed}, *h, false
+		}
+		newest, epoch = *h, s.epoch
 		if r.First == 0 {
 			if to.To > 0 && h.Last() < to.To || to.To == 0 && instant(h.LastTime).Before(to.Since) {
 				return nil
@@ -118,10 +131,12 @@ func (b *Buffer) rewind(to Back) (r Rewound, err error) {
 		r.Times.add(h)
 		return nil
 	}
-	segs := make([]*segment, len(b.segs))
-	for i, s := range b.segs { // follow changes the last one
-		c := *s
-		segs[i] = &c
+	segs := make([]*segment, 0, len(b.segs))
+	for _, s := range b.segs {
+		if s.first <= b.pos.committed {
+			c := *s // follow changes the last one
+			segs = append(segs, &c)
+		}
 	}
 	for i, s := range segs {
 		w.follow(segs, i)
@@ -129,49 +144,52 @@ func (b *Buffer) rewind(to Back) (r Rewound, err error) {
 			return r, err
 		}
 	}
+	why := "not kept any more"
+	if hole {
+		why = "not kept without a hole behind it"
+	}
 	switch {
 	case newest.Count == 0:
 		return Rewound{}, fmt.Errorf("%w: nothing that was delivered is kept any more", ErrNothing)
+	case newest.Last() < b.pos.committed:
+		return Rewound{}, fmt.Errorf("%w: records %d to %d, the last before the position, are not there, and were told of", ErrNothing, newest.Last()+1, b.pos.committed)
 	case to.To > b.pos.committed:
 		return Rewound{}, fmt.Errorf("%w: record %d is not delivered yet: delivery goes on behind record %d", ErrNothing, to.To, b.pos.committed)
 	case to.To > 0 && to.To < oldest.First:
-		return Rewound{}, fmt.Errorf("%w: record %d is not kept any more: the oldest that is kept is %d, received at %s", ErrNothing, to.To, oldest.First,
+		return Rewound{}, fmt.Errorf("%w: record %d is %s: the oldest that is kept is %d, received at %s", ErrNothing, to.To, why, oldest.First,
 			instant(oldest.FirstTime).Format(time.RFC3339))
 	case r.First == 0:
 		return Rewound{}, fmt.Errorf("%w: what was delivered is older: the last record of it, %d, was received at %s", ErrNothing, newest.Last(),
 			instant(newest.LastTime).Format(time.RFC3339))
 	}
+	r.Hole = hole && r.First == oldest.First && to.To < r.First
 	b.pos.back(r.First - 1)
 	b.dirty = true // Close saves it
 	return r, nil
 }
 
-// back moves the position down to record n, behind which everything may have been
-// sent before.
+// back moves the position down to record n, behind which everything is there and may
+// have been sent before.
 func (p *position) back(n uint64) {
 	if p.plan != (Plan{}) {
 		p.doubt(p.plan.Output, Range{p.plan.First, p.plan.Last})
 		p.plan = Plan{}
 	}
 	p.doubt("", Range{n + 1, p.committed})
-	// What was rejected and is not told yet is not lost: it is handed out again.
-	rejects := &p.drops[slices.Index(dropped[:], ReasonRejected)]
-	gaps := p.gaps[:0]
-	for _, g := range p.gaps {
-		if g.Reason == ReasonRejected && g.Last > n && g.Last <= p.committed {
-			left := uint64(0)
-			if g.First <= n {
-				left = min(g.Count, n-g.First+1)
-			}
-			*rejects -= min(*rejects, g.Count-left)
-			if left == 0 {
-				continue
-			}
-			g.Last, g.Count, g.Until, g.After = n, left, time.Time{}, batch.Seal{}
+	// What is there was not lost: rejected, or dropped by a life that ended before the
+	// file was gone. If that is not told yet, it need not be.
+	for i := range p.gaps {
+		g := &p.gaps[i]
+		less := g.shorten(n, p.committed)
+		if i := slices.Index(dropped[:], g.Reason); i >= 0 {
+			p.drops[i] -= min(p.drops[i], less)
 		}
-		gaps = append(gaps, g)
 	}
-	p.gaps = gaps
+	for i := range p.told {
+		p.told[i].shorten(n, p.committed)
+	}
+	p.gaps = slices.DeleteFunc(p.gaps, func(g Gap) bool { return g.Count == 0 })
+	p.told = slices.DeleteFunc(p.told, func(t toldGap) bool { return t.Count == 0 })
 	p.committed = n
 	acks := p.acks[:0]
 	for _, h := range p.acks {
@@ -187,6 +205,21 @@ func (p *position) back(n uint64) {
 			break
 		}
 	}
+}
+
+// shorten lets g end at n if it reaches over n and not beyond last; if it lies behind n
+// wholly, nothing is left and Count is 0. It returns how many records it tells of no more.
+func (g *Gap) shorten(n, last uint64) (less uint64) {
+	if g.First == 0 || g.Last <= n || g.Last > last {
+		return 0
+	}
+	left := uint64(0)
+	if g.First <= n {
+		left = min(g.Count, n-g.First+1)
+	}
+	less = g.Count - left
+	g.Last, g.Count, g.Until, g.After = n, left, time.Time{}, batch.Seal{}
+	return less
 }
 
 // Cut says what Trim removes: whole segments, the oldest first, up to the first that

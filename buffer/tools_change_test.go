@@ -50,7 +50,6 @@ func (w *world) change() {
 			w.maybe = true
 		}
 		if errors.Is(err, ErrNothing) || w.disk.dead {
-			w.again(committed)
 			return
 		}
 		w.disk.cutAt = 0
@@ -61,7 +60,6 @@ func (w *world) change() {
 		if p, ok, _ := c.read(w.disk); !ok || p.committed != r.First-1 || r.First < oldest || r.Last != committed || p.plan != (Plan{}) {
 			w.fail("I5: rewound to %d, and the position is %d", r.First, p.committed)
 		}
-		w.again(committed)
 		return
 	}
 	var what Cut
@@ -98,15 +96,6 @@ func (w *world) change() {
 	}
 	if w.disk.names[newest] == nil {
 		w.fail("the newest segment was removed")
-	}
-}
-
-// again says that what is told up to record last may be told once more.
-func (w *world) again(last uint64) {
-	for _, s := range w.all {
-		if s.told && s.last <= last {
-			s.promised = false
-		}
 	}
 }
 
@@ -164,7 +153,7 @@ func TestRewind(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || r.First != tt.first || r.Last != tt.last || r.Records != tt.last-tt.first+1 || r.Batches != r.Records/3 || r.Bytes != 200*r.Batches {
+			if err != nil || r.First != tt.first || r.Last != tt.last || r.Records != tt.last-tt.first+1 || r.Batches != r.Records/3 || r.Bytes != 200*r.Batches || r.Hole {
 				t.Fatalf("%+v, %v", r, err)
 			}
 			b = mustOpen(t, dir, Options{SyncGap: -1})
@@ -196,6 +185,50 @@ func TestRewind(t *testing.T) {
 		}
 		if _, err := Rewind(dir, Back{To: 5}); !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "record 5 is not kept any more: the oldest that is kept is 25, received at 1970-01-01T00:00:25Z") {
 			t.Error(err)
+		}
+	})
+	t.Run("over a hole", func(t *testing.T) {
+		dir, segs := oddBuffer(t)
+		data, err := os.ReadFile(filepath.Join(dir, segs[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data[segmentHeaderSize+2*batch.HeaderSize+200] ^= 1 // in the payload of 4 to 6
+		if err := os.WriteFile(filepath.Join(dir, segs[0]), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b := mustOpen(t, dir, Options{SyncGap: -1})
+		drain(t, b, 6)
+		b.Close()
+		if _, err := Rewind(dir, Back{To: 3}); !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "record 3 is not kept without a hole behind it: the oldest that is kept is 7, ") {
+			t.Error(err)
+		}
+		if r, err := Rewind(dir, Back{Since: instant(1)}); err != nil || r.First != 7 || r.Last != 27 || r.Batches != 7 || !r.Hole {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	t.Run("what was rejected and not told", func(t *testing.T) {
+		dir, _ := oddBuffer(t)
+		b := mustOpen(t, dir, Options{SyncGap: -1})
+		run := next(t, b, batch.Limits{Batches: 2}) // 10 to 15
+		if err := b.Reject(&run, "too large"); err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		if _, err := Rewind(dir, Back{To: 13}); err != nil {
+			t.Fatal(err)
+		}
+		b = mustOpen(t, dir, Options{SyncGap: -1})
+		if g := b.Gaps(); len(g) != 1 || g[0].First != 10 || g[0].Last != 12 || g[0].Count != 3 || b.Stats().Lost[ReasonRejected] != 3 {
+			t.Errorf("%+v, %v", g, b.Stats().Lost)
+		}
+		b.Close()
+		if _, err := Rewind(dir, Back{To: 10}); err != nil {
+			t.Fatal(err)
+		}
+		b = mustOpen(t, dir, Options{SyncGap: -1})
+		if g := b.Gaps(); len(g) != 0 || b.Stats().Lost[ReasonRejected] != 0 {
+			t.Errorf("%+v, %v", g, b.Stats().Lost)
 		}
 	})
 	t.Run("a planned object", func(t *testing.T) {

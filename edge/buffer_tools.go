@@ -183,6 +183,9 @@ func bufferRewind(c *bufferCall) (good bool, err error) {
 	}
 	fmt.Fprintf(c.stdout, "records %d to %d are sent again, with the same identities: %s, %s, %s, received from %s until %s\n", r.First, r.Last,
 		count(r.Batches, "batch"), count(r.Records, "record"), outputs.Human(int64(r.Bytes)), moment(r.From), moment(r.Until))
+	if r.Hole {
+		fmt.Fprintf(c.stdout, "there are older ones, and a hole behind them: these are not sent again\n")
+	}
 	return true, nil
 }
 
