@@ -66,7 +66,7 @@ type Rewound struct {
 	Last    uint64 `json:"last"`
 	Batches uint64 `json:"batches"`
 	Records uint64 `json:"records"`
-	Bytes   uint64 `json:"bytes"`   // of their payload
+	Bytes   uint64 `json:"bytes"` // of their payload
 	// Hole says that there are records that were asked for before First, and a hole behind them.
 	Hole bool `json:"hole"`
 	Times
