@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -113,7 +112,8 @@ type HTTPStats struct {
 //	401  without the token; and 4xx for what is no such request
 //
 // and answers soon whatever happens: OpenBao's http audit device waits without end and
-// holds everybody up while it does. It speaks HTTP/1.1, and with TLS HTTP/2 too.
+// holds everybody up while it does. It speaks HTTP/1.1 only, which TLS clients that know
+// HTTP/2 too are content with: a request a connection at a time is what its senders have.
 type HTTPServer struct {
 	Stats    *Stats // of connections; bytes are those of bodies, unpacked
 	Requests HTTPStats
@@ -155,17 +155,6 @@ func ListenHTTP(o HTTPOptions) (*HTTPServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.tls != nil {
-		offer := s.tls.outer.GetConfigForClient
-		s.tls.outer.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			c, err := offer(hello)
-			if err == nil {
-				c = c.Clone()
-				c.NextProtos = []string{"h2", "http/1.1"}
-			}
-			return c, err
-		}
-	}
 	h.s, h.Stats = s, &s.Stats
 	return h, nil
 }
@@ -205,7 +194,6 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 	srv := &http.Server{
 		Handler: h, DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout: h.headerTime, IdleTimeout: h.o.IdleTimeout, MaxHeaderBytes: headerBytes,
-		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: 100, MaxReceiveBufferPerConnection: 64 << 10, MaxReceiveBufferPerStream: 64 << 10},
 		BaseContext: func(net.Listener) context.Context { return hard },
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, q.last) // the one that Accept has just returned

@@ -65,9 +65,8 @@ type Conn struct {
 	Proxy netip.AddrPort // who told the address of the sender (PROXY protocol); not valid: nobody, it is the peer's
 	TLS   *TLSFacts      // nil: plain
 
-	// Told is the sinks': what they made of the rest, once for the connection. Two may
-	// use it at once: requests of HTTP/2 come side by side.
-	Told atomic.Value
+	// Told is the sinks': what they made of the rest, once for the connection.
+	Told any
 }
 
 // TLSFacts are what a finished handshake says of a connection.

@@ -14,10 +14,10 @@ func (s *sink) setSender(from listen.Sender) {
 	if c := from.Conn; c != nil {
 		source.Proxy = c.Proxy
 		if c.TLS != nil {
-			told, ok := c.Told.Load().(*ecs.TLS)
+			told, ok := c.Told.(*ecs.TLS)
 			if !ok {
 				told = ecs.NewTLS(c.TLS.Version, c.TLS.Cipher, c.TLS.Client)
-				c.Told.Store(told)
+				c.Told = told
 			}
 			source.TLS = told
 		}

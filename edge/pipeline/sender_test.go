@@ -45,10 +45,10 @@ func TestSender(t *testing.T) {
 	}
 
 	// What a certificate says is made once for its connection, also for other sinks.
-	told := secure.Conn.Told.Load()
+	told := secure.Conn.Told
 	other := in.Open().(*sink)
 	other.setSender(secure)
-	if told == nil || secure.Conn.Told.Load() != told {
+	if told == nil || secure.Conn.Told != told {
 		t.Error("made again")
 	}
 	if n := testing.AllocsPerRun(100, func() { s.setSender(behind); s.setSender(secure) }); n != 0 {
