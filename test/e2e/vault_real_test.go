@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -243,6 +244,13 @@ func TestRealVaultRestarts(t *testing.T) {
 	}
 }
 
+func sum(all []time.Duration) (n time.Duration) {
+	for _, d := range all {
+		n += d
+	}
+	return n
+}
+
 // TestVaultHeld with a real Vault: its requests go on while the agent refuses.
 func TestRealVaultHeld(t *testing.T) {
 	for _, network := range []string{"unix", "tcp"} {
@@ -268,6 +276,11 @@ func TestRealVaultHeld(t *testing.T) {
 			all, missing, twice, alerts := s.against(v, natsSource(n))
 			t.Logf("%s, outputs held for %v, full after %v: %d requests took %v; %d entries, of %d Vault was told that the agent has not got them; %d lost, %d twice, %d alerts",
 				network, time.Since(begin).Round(time.Second), filled.Round(time.Second), len(took), spread(took), all, s.told(), len(missing)-s.told(), len(twice), len(alerts))
+			if n := strings.Count(s.said.String(), "i/o timeout"); n > 0 {
+				t.Errorf("%d writes of Vault met their deadline", n)
+			}
+			slowest := slices.Index(took, slices.Max(took))
+			t.Logf("the slowest was request %d, %v after the first", slowest, sum(took[:slowest]).Round(time.Millisecond))
 			if len(missing) != s.told() || len(twice) > 0 {
 				t.Errorf("%d are missing and Vault was told of %d; twice %q", len(missing), s.told(), twice)
 			}
