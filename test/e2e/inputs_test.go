@@ -478,3 +478,77 @@ func TestInputWrongFraming(t *testing.T) {
 		t.Errorf("%d lines of the log, want one for each connection:\n%s", n, log)
 	}
 }
+
+// Each option makes records that are not there without it.
+func TestInputSettings(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, env, send string
+		want            []map[string]string // of each record
+	}{
+		{"dataset", "SPILLWAY_INPUT_TCP_DATASET=door.log", "x\n", []map[string]string{{"event.dataset": "door.log", "data_stream.dataset": "door.log"}}},
+		{"pipeline", "SPILLWAY_INPUT_TCP_PIPELINE=doors", "x\n", []map[string]string{{"labels.pipeline": "doors"}}},
+		{"tags", "SPILLWAY_INPUT_TCP_TAGS=plant,forwarded", "x\n", []map[string]string{{"tags": "[plant forwarded]"}}},
+		{"original", "SPILLWAY_INPUT_TCP_PRESERVE_ORIGINAL=true", "<13>Oct 11 22:14:15 h su: x\n", []map[string]string{{"message": "x", "event.original": "<13>Oct 11 22:14:15 h su: x", "tags": "[preserve_original_event]"}}},
+		{"original, every byte", "SPILLWAY_INPUT_TCP_PRESERVE_ORIGINAL=base64", "a\xff\n", []map[string]string{{"message": "a\ufffd", "event.original": "Yf8="}}},
+		{"zone", "SPILLWAY_INPUT_TCP_TIMEZONE=Asia/Tokyo", "<13>Oct 11 22:14:15 h su: x\n", []map[string]string{{"@timestamp": thisYear(time.October, 11) + "T13:14:15Z"}}},
+		{"no parsing", "SPILLWAY_INPUT_TCP_PARSE=none", "<34>Oct 11 22:14:15 h su: x\n", []map[string]string{{"message": "<34>Oct 11 22:14:15 h su: x", "log.syslog": "<nil>"}}},
+		{"only RFC 3164", "SPILLWAY_INPUT_TCP_PARSE=rfc3164", "<165>1 2003-10-11T22:14:15.003Z h app - - - x\n", []map[string]string{{"log.syslog.version": "<nil>"}}},
+		{"only RFC 5424", "SPILLWAY_INPUT_TCP_PARSE=rfc5424", "no header\n", []map[string]string{{"message": "no header", "tags": "[_syslogparsefailure]"}}},
+		{"short names", "SPILLWAY_SYSLOG_NAMES=short", "<34>1 - h su - - - x\n", []map[string]string{{"log.syslog.facility.name": "auth", "log.syslog.severity.name": "crit"}}},
+		{"delimiter", `SPILLWAY_INPUT_TCP_DELIMITER=<END>\r\n`, "a<END>\r\nb\nc<END>\r\n", []map[string]string{{"message": "a"}, {"message": "b\nc"}}},
+		{"lines, no counts", "SPILLWAY_INPUT_TCP_FRAMING=delimiter", "7 <13>a\nb5 <13>x\n", []map[string]string{{"message": "a"}, {"message": "b5 <13>x"}}},
+		{"counts", "SPILLWAY_INPUT_TCP_FRAMING=octet", "5 a\nb c", []map[string]string{{"message": "a\nb c"}}},
+		{"counts or lines", "SPILLWAY_INPUT_TCP_FRAMING=rfc6587", "5 a\nb cx\n", []map[string]string{{"message": "a\nb c"}, {"message": "x"}}},
+		{"NUL", "SPILLWAY_INPUT_TCP_FRAMING=nul", "a\nb\x00c\x00", []map[string]string{{"message": "a\nb"}, {"message": "c"}}},
+		{"size", "SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE=4", "abcde\nfgh\n", []map[string]string{{"message": "abcd", "log.flags": "[truncated]"}, {"message": "fgh", "log.flags": "<nil>"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			have := func(env ...string) []map[string]any {
+				a := quick(t, env...)
+				conn := dialAgent(t, a)
+				io.WriteString(conn, c.send)
+				conn.Close()
+				agent.Eventually(t, "the connection is read", 10*time.Second, func() bool {
+					m, err := a.Metrics()
+					return err == nil && m[`spillway_input_connections_total{input="tcp"}`] == 1 && m[`spillway_input_open_connections{input="tcp"}`] == 0
+				})
+				if code := a.Stop(t); code != 0 {
+					t.Errorf("exit code %d", code)
+				}
+				return objects(t, outbox(t, a))
+			}
+			differ := func(rs []map[string]any) (where []string) {
+				if len(rs) != len(c.want) {
+					return []string{fmt.Sprintf("%d records, want %d: %v", len(rs), len(c.want), rs)}
+				}
+				for i, r := range rs {
+					for path, w := range c.want[i] {
+						if got := fmt.Sprint(field(r, path)); got != w {
+							where = append(where, fmt.Sprintf("record %d: %s is %q, want %q", i, path, got, w))
+						}
+					}
+				}
+				return where
+			}
+			if where := differ(have(c.env)); len(where) > 0 {
+				t.Errorf("%s: %q", c.env, where)
+			}
+			if len(differ(have())) == 0 {
+				t.Errorf("without %s the records are the same", c.env)
+			}
+		})
+	}
+}
+
+// thisYear is a day of the year that a stamp without one is of: the latest that is
+// not ahead.
+func thisYear(m time.Month, day int) string {
+	now := time.Now().UTC()
+	at := time.Date(now.Year(), m, day, 0, 0, 0, 0, time.UTC)
+	if at.After(now.Add(24 * time.Hour)) {
+		at = at.AddDate(-1, 0, 0)
+	}
+	return at.Format(time.DateOnly)
+}

@@ -762,16 +762,20 @@ func TestVaultJSONX(t *testing.T) {
 	}
 }
 
-// What the device's prefix option puts in front of each entry is no part of it.
+// What the device's prefix option puts in front of each entry is no part of it. One
+// that has a { in it must be told to the agent.
 func TestVaultPrefix(t *testing.T) {
 	besideVault(t)
-	for _, setting := range []string{"", "SPILLWAY_INPUT_VAULT_PREFIX=vault-a: "} {
-		v := newVault(t, "unix", slices.DeleteFunc([]string{setting}, func(s string) bool { return s == "" })...)
+	for _, c := range []struct {
+		prefix string
+		env    []string
+	}{{"vault-a: ", nil}, {"vault-{a}: ", []string{"SPILLWAY_INPUT_VAULT_PREFIX=vault-{a}: "}}} {
+		v := newVault(t, "unix", c.env...)
 		v.Start(t)
 		for range 20 {
 			op := v.ops.Next(time.Now())
 			for kind, line := range map[string][]byte{"request": op.Request, "response": op.Response} {
-				if err := v.sender.Write(append([]byte("vault-a: "), line...)); err != nil {
+				if err := v.sender.Write(append([]byte(c.prefix), line...)); err != nil {
 					t.Fatal(err)
 				}
 				v.entries = append(v.entries, entry{key: op.ID + ":" + kind, sum: sha256.Sum256(bytes.TrimSuffix(line, []byte("\n")))})
@@ -779,16 +783,15 @@ func TestVaultPrefix(t *testing.T) {
 		}
 		v.delivered()
 		v.Stop(t)
-		d := v.judge()
-		if len(d.lost)+len(d.twice)+len(d.alerts) > 0 {
-			t.Errorf("%q: %v", setting, d)
+		if d := v.judge(); len(d.lost)+len(d.twice)+len(d.alerts) > 0 {
+			t.Errorf("%q: %v", c.prefix, d)
 		}
 		for _, r := range v.cat() {
 			var p struct {
 				Vault struct{ Audit struct{ Prefix string } }
 			}
-			if err := json.Unmarshal([]byte(r.line), &p); err != nil || p.Vault.Audit.Prefix != "vault-a: " {
-				t.Fatalf("%q: vault.audit.prefix is %q in %s", setting, p.Vault.Audit.Prefix, r.line)
+			if err := json.Unmarshal([]byte(r.line), &p); err != nil || p.Vault.Audit.Prefix != c.prefix {
+				t.Fatalf("vault.audit.prefix is %q, want %q in %s", p.Vault.Audit.Prefix, c.prefix, r.line)
 			}
 		}
 	}
