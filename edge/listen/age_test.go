@@ -215,6 +215,17 @@ func TestLooks(t *testing.T) {
 	}
 }
 
+// A sender that says one thing without a line end and goes is looked at too.
+func TestLooksAtTheEnd(t *testing.T) {
+	r := newRecorder()
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, Framing: framing.Options{Mode: framing.Delimiter}})
+	c := dial(t, s)
+	fmt.Fprint(c, "9 <13>texts")
+	c.Close()
+	eventually(t, "the message", func() bool { return r.len() == 1 })
+	eventually(t, "it to be noticed", func() bool { return s.Stats.LooksCounted.Load() == 1 })
+}
+
 // Who connects to a unix socket is who its kernel says.
 func TestPeerUID(t *testing.T) {
 	me := uint32(os.Getuid())

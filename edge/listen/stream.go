@@ -564,14 +564,12 @@ func (r *reader) take(hard context.Context) (n int, err error) {
 			}
 		}
 	}
-	r.looks()
 	r.count()
 	return n, err
 }
 
 // looks tells once of a connection whose framing looks like another.
-func (r *reader) looks() {
-	now := r.sp.Stats()
+func (r *reader) looks(now framing.Stats) {
 	if now.LooksCounted > 0 && r.seen.LooksCounted == 0 {
 		r.s.Stats.LooksCounted.Add(1)
 		if n, due := r.s.notices.due("counted: " + r.c.name()); due {
@@ -688,6 +686,7 @@ func (r *reader) finish(hard context.Context) (ok bool) {
 // count adds what the splitter counted since the last time.
 func (r *reader) count() {
 	if now := r.sp.Stats(); now != r.seen {
+		r.looks(now)
 		r.s.Stats.addFraming(now, r.seen)
 		r.seen = now
 	}

@@ -222,7 +222,7 @@ func (l *Lane) wait(stop context.Context, until time.Time, d *door, b *block) lo
 func (l *Lane) room(d *door, n int64) bool {
 	held := l.held.Load()
 	if l.refuses.Load() && held > 0 && l.passed(l.stalled.Load()) {
-		l.shut("the disk takes nothing")
+		l.shut("the disk has taken nothing for a second")
 	}
 	if held >= l.most(l.ordinary) {
 		l.stall()
