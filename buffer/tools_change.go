@@ -49,7 +49,12 @@ func openIdleFS(d FS) (*Buffer, error) {
 	if len(segs) == 0 {
 		return nil, fmt.Errorf("%w: there are no segments", ErrNothing)
 	}
-	return open(d, Options{Agent: segs[len(segs)-1].agent, MinFree: -1})
+	b, err := open(d, Options{Agent: segs[len(segs)-1].agent, MinFree: -1})
+	if err == nil && b.cur.failed {
+		// What it says may count again one day, over what would be saved now.
+		return nil, errors.New("the cursor is there and can't be read: mend the disk, or remove the cursor")
+	}
+	return b, err
 }
 
 // Back says where Rewind goes. Exactly one field is set.

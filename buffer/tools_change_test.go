@@ -7,18 +7,33 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"spillway/buffer/batch"
 )
 
-// change rewinds or trims the directory between two lives, and may be cut off.
+// change rewinds or trims the directory between two lives, and may be cut off or meet
+// errors.
 func (w *world) change() {
-	if w.rng.IntN(2) == 0 {
-		w.disk.cutAt = w.disk.calls + 1 + w.rng.IntN(40)
+	faulty := false
+	switch at := w.disk.calls + 1 + w.rng.IntN(40); w.rng.IntN(4) {
+	case 0, 1:
+		w.disk.cutAt = at
+	case 2:
+		n := 1 + w.rng.IntN(4)
+		w.disk.fail = func(op string, call int, name string) error {
+			if call < at || call >= at+n {
+				return nil
+			}
+			w.did("fault in %s %s", op, name)
+			faulty = true
+			return syscall.EIO
+		}
 	}
 	defer func() {
+		w.disk.fail = nil
 		if !w.disk.dead {
 			w.disk.kill()
 			w.disk.cutAt = 0
@@ -34,7 +49,7 @@ func (w *world) change() {
 	}()
 	b, err := openIdleFS(w.disk)
 	if err != nil {
-		if !w.disk.dead && !errors.Is(err, ErrNothing) {
+		if !w.disk.dead && !faulty && !errors.Is(err, ErrNothing) {
 			w.fail("I7: %v", err)
 		}
 		return
@@ -49,10 +64,10 @@ func (w *world) change() {
 		if w.plan != (Plan{}) {
 			w.maybe = true
 		}
-		if errors.Is(err, ErrNothing) || w.disk.dead {
+		if errors.Is(err, ErrNothing) || w.disk.dead || faulty && err != nil {
 			return
 		}
-		w.disk.cutAt = 0
+		w.disk.cutAt, w.disk.fail = 0, nil
 		if err != nil {
 			w.fail("rewind: %v", err)
 		}
@@ -75,10 +90,10 @@ func (w *world) change() {
 	t, err := b.trim(what)
 	cerr := b.Close()
 	w.did("trim %+v: %+v, %v, %v", what, t, err, cerr)
-	if w.disk.dead {
+	if w.disk.dead || faulty && (err != nil || cerr != nil) {
 		return
 	}
-	w.disk.cutAt = 0
+	w.disk.cutAt, w.disk.fail = 0, nil
 	if cerr != nil || err != nil && !errors.Is(err, ErrNothing) && !errors.Is(err, ErrUndelivered) {
 		w.fail("trim: %v, %v", err, cerr)
 	}
@@ -100,7 +115,7 @@ func (w *world) change() {
 }
 
 // TestRewindAndTrimUnderPowerCuts changes directories between their lives, with power
-// cuts at random calls of that too. The invariants are those of all other tests.
+// cuts and read and write errors at random calls of that too. The invariants are those of all other tests.
 func TestRewindAndTrimUnderPowerCuts(t *testing.T) {
 	seed := seedOf(t)
 	cuts, want := 0, budget(t, 1500)

@@ -24,9 +24,10 @@ import (
 // damages are the ways in which TestDamagedDirectories spoils a lane's directory, by
 // the first column of the table in docs/operations.md.
 var damages = map[string]func(t *testing.T, dir string, segs []string){
-	"the cursor is deleted":     func(t *testing.T, dir string, _ []string) { remove(t, dir, "cursor") },
-	"the cursor is destroyed":   func(t *testing.T, dir string, _ []string) { write(t, dir, "cursor", bytes.Repeat([]byte{'x'}, 8192)) },
-	"the cursor is a directory": func(t *testing.T, dir string, _ []string) { remove(t, dir, "cursor"); mkdir(t, dir, "cursor") },
+	"the cursor is deleted":      func(t *testing.T, dir string, _ []string) { remove(t, dir, "cursor") },
+	"the cursor is destroyed":    func(t *testing.T, dir string, _ []string) { write(t, dir, "cursor", bytes.Repeat([]byte{'x'}, 8192)) },
+	"the cursor is a directory":  func(t *testing.T, dir string, _ []string) { remove(t, dir, "cursor"); mkdir(t, dir, "cursor") },
+	"the cursor can't be opened": func(t *testing.T, dir string, _ []string) { remove(t, dir, "cursor"); mkdir(t, dir, "cursor") },
 	"the cursor is that of another buffer": func(t *testing.T, dir string, _ []string) {
 		other, _ := laneDir(t, 1)
 		write(t, dir, "cursor", read(t, other, "cursor"))
