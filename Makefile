@@ -55,7 +55,7 @@ race: ## unit tests under the race detector
 	$(GO) test -race -skip TestMutants -run '$(T)' $(P)
 
 e2e: build tools local ## conformance and end-to-end tests against the real servers and senders
-	cd test && $(GO) vet ./... && $(BIN)/staticcheck ./... && $(GO) test -count=1 -run '$(T)' $(P)
+	cd test && $(GO) vet -tags realvault ./... && $(BIN)/staticcheck -tags realvault ./... && $(GO) test -count=1 -run '$(T)' $(P)
 
 tools: servers apt $(BIN)/staticcheck $(BIN)/nfpm $(BIN)/cyclonedx-gomod ## install what the tests need
 
@@ -104,6 +104,9 @@ chaos: build servers ## N (200) random schedules of faults at every part, from S
 failover: build servers ## what failover is to show, with a million lines and two minutes of a cluster (about ten minutes)
 	cd test && SPILLWAY_FAILOVER_FULL=1 $(GO) test -count=1 -timeout 1h -v -run TestFailover ./e2e
 
+vault: build servers ## what docs/inputs.md says of Vault, with a real one: VAULT=/usr/bin/vault (ten minutes)
+	cd test && SPILLWAY_VAULT_FULL=1 SPILLWAY_VAULT_BIN='$(VAULT)' $(GO) test -tags realvault -count=1 -timeout 1h -v -run TestRealVault ./e2e
+
 bench: build servers ## the performance goals as a table; ROWS=raw,parsed N=2000000 COUNT=3 for some (docs/performance.md)
 	@cd test && $(GO) test -c -o $(BIN)/bench ./bench
 	@mkdir -p tmp/bench
@@ -143,4 +146,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race e2e tools servers apt crash chaos failover bench microbench fuzz cross packages sbom golden clean
+.PHONY: help build build-small run local check test race e2e tools servers apt crash chaos failover vault bench microbench fuzz cross packages sbom golden clean

@@ -205,27 +205,6 @@ func TestInputTLSPage(t *testing.T) {
 	same(t, records(t, a, 1)[0], map[string]string{"message": "hello", "tls.client.subject": "CN=client", "tls.client.issuer": "CN=ca", "tls.established": "true"})
 }
 
-// What the page says of Vault.
-func TestRealVaultPage(t *testing.T) {
-	s := startVault(t)
-	a, here := onPage(t, pageBlock(t, "agent-vault"))
-	sh(t, here.Replace(pageBlock(t, "vault-unix")), "VAULT_ADDR="+s.url, "VAULT_TOKEN=root", "PATH="+filepath.Dir(os.Getenv("SPILLWAY_VAULT_BIN"))+":"+os.Getenv("PATH"))
-	s.must("POST", "secret/data/a", map[string]any{"data": map[string]string{"password": "s3cret"}})
-	agent.Eventually(t, "the probe, the response of its enabling, and three pairs", 10*time.Second, func() bool {
-		return a.Metric(t, `spillway_lane_records_delivered_total{lane="audit"}`) >= 6
-	})
-	var seen []string
-	for _, o := range objects(t, outbox(t, a)) {
-		seen = append(seen, fmt.Sprint(field(o, "event.action"), " ", field(o, "url.path"), " ", field(o, "vault.audit.type"), " ", field(o, "tags")))
-	}
-	for _, want := range []string{"update sys/audit/test request [vault_probe]", "update sys/audit/spillway response <nil>", "update sys/audit/file request <nil>", "update sys/audit/file response <nil>",
-		"create secret/data/a request <nil>", "create secret/data/a response <nil>"} {
-		if !slices.Contains(seen, want) {
-			t.Errorf("no record %q among %q", want, seen)
-		}
-	}
-}
-
 // What the page says of webhooks.
 func TestInputHTTP(t *testing.T) {
 	t.Parallel()

@@ -1,3 +1,5 @@
+//go:build realvault
+
 package e2e
 
 import (
@@ -23,7 +25,7 @@ import (
 
 // realVault is a development server of HashiCorp Vault, whose program
 // SPILLWAY_VAULT_BIN names: its licence keeps it out of what `make tools` installs,
-// and these tests out of `make test`.
+// and these tests out of `make test`. They are run by `make vault`.
 type realVault struct {
 	t    *testing.T
 	url  string
@@ -35,7 +37,7 @@ func startVault(t *testing.T) *realVault {
 	t.Helper()
 	bin := os.Getenv("SPILLWAY_VAULT_BIN")
 	if bin == "" {
-		t.Skip("for a run by hand, with a Vault: SPILLWAY_VAULT_BIN=/usr/bin/vault go test -run TestRealVault ./e2e")
+		t.Fatal("SPILLWAY_VAULT_BIN names no Vault: make vault VAULT=/usr/bin/vault")
 	}
 	dir := t.TempDir()
 	address := fmt.Sprintf("127.0.0.1:%d", servers.FreePort(t))
@@ -285,5 +287,26 @@ func TestRealVaultHeld(t *testing.T) {
 				t.Errorf("%d are missing and Vault was told of %d; twice %q", len(missing), s.told(), twice)
 			}
 		})
+	}
+}
+
+// What the page says of Vault.
+func TestRealVaultPage(t *testing.T) {
+	s := startVault(t)
+	a, here := onPage(t, pageBlock(t, "agent-vault"))
+	sh(t, here.Replace(pageBlock(t, "vault-unix")), "VAULT_ADDR="+s.url, "VAULT_TOKEN=root", "PATH="+filepath.Dir(os.Getenv("SPILLWAY_VAULT_BIN"))+":"+os.Getenv("PATH"))
+	s.must("POST", "secret/data/a", map[string]any{"data": map[string]string{"password": "s3cret"}})
+	agent.Eventually(t, "the probe, the response of its enabling, and three pairs", 10*time.Second, func() bool {
+		return a.Metric(t, `spillway_lane_records_delivered_total{lane="audit"}`) >= 6
+	})
+	var seen []string
+	for _, o := range objects(t, outbox(t, a)) {
+		seen = append(seen, fmt.Sprint(field(o, "event.action"), " ", field(o, "url.path"), " ", field(o, "vault.audit.type"), " ", field(o, "tags")))
+	}
+	for _, want := range []string{"update sys/audit/test request [vault_probe]", "update sys/audit/spillway response <nil>", "update sys/audit/file request <nil>", "update sys/audit/file response <nil>",
+		"create secret/data/a request <nil>", "create secret/data/a response <nil>"} {
+		if !slices.Contains(seen, want) {
+			t.Errorf("no record %q among %q", want, seen)
+		}
 	}
 }
