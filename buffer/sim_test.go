@@ -415,7 +415,7 @@ func (w *world) aside() {
 		if len(gaps) == 0 && !s.inBand && !w.short {
 			w.fail("I13: %s was rejected, is out of the line and not told", s.id)
 		}
-		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return g.Reason == ReasonFull }) // Reject had failed
+		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return g.Reason == ReasonFull || g.Reason == ReasonTrimmed }) // Reject had failed
 		if !kept[s.id] && !dropped && w.o.RejectedBytes == 0 {
 			w.fail("I13: %s was rejected, is out of the line and not kept aside", s.id)
 		}
@@ -592,7 +592,7 @@ func (w *world) collect() {
 				continue
 			}
 			// Merged ones have the reason of the first.
-			dropped := g.Reason == ReasonFull || g.Reason == ReasonRejected && (s.refused || w.many)
+			dropped := g.Reason == ReasonFull || g.Reason == ReasonTrimmed || g.Reason == ReasonRejected && (s.refused || w.many)
 			if s.promised && !dropped {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
@@ -603,7 +603,7 @@ func (w *world) collect() {
 				least += s.last - s.first + 1
 			}
 			s.told = true
-			s.refused = s.refused && g.Reason != ReasonFull
+			s.refused = s.refused && g.Reason != ReasonFull && g.Reason != ReasonTrimmed
 		}
 		// What Append failed for may lie there and count, or not.
 		if g.Reason == ReasonFull && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most) {

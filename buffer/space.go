@@ -419,7 +419,7 @@ func (b *Buffer) makeRoom(n int64) error {
 			continue
 		}
 		if b.o.Full == DropOldest {
-			size, err = b.dropOldest()
+			size, err = b.dropOldest(ReasonFull)
 			if err != nil {
 				return err
 			}
@@ -445,7 +445,7 @@ func (b *Buffer) reclaim(n int64) error {
 	for n > 0 {
 		size, err := b.freeDone(true)
 		if err == nil && size == 0 && b.o.Full == DropOldest {
-			size, err = b.dropOldest()
+			size, err = b.dropOldest(ReasonFull)
 		}
 		if err != nil {
 			return err
@@ -551,10 +551,10 @@ func (b *Buffer) setAside(s *segment) error {
 }
 
 // dropOldest removes the oldest segment that holds undelivered records, except
-// the newest of all and those of the plan, and notes the hole. The note is
+// the newest of all and those of the plan, and notes the hole with reason. The note is
 // durable before the segment goes. It returns the bytes freed, 0 if there is
 // nothing to drop. w is held.
-func (b *Buffer) dropOldest() (int64, error) {
+func (b *Buffer) dropOldest(reason string) (int64, error) {
 	b.mu.Lock()
 	i := b.oldest()
 	if i >= len(b.segs)-1 {
@@ -571,7 +571,7 @@ func (b *Buffer) dropOldest() (int64, error) {
 	behind, ok := b.batchBehind(next, 0, 0)
 
 	b.mu.Lock()
-	g := Gap{Reason: ReasonFull, Epoch: s.epoch, First: max(s.first, b.pos.committed+1), Last: last}
+	g := Gap{Reason: reason, Epoch: s.epoch, First: max(s.first, b.pos.committed+1), Last: last}
 	g.Before, g.Since = b.sealBefore(s)
 	if ok {
 		g.Until = instant(behind.FirstTime)

@@ -306,21 +306,22 @@ func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
 		return t, fmt.Errorf("%d records of what would go are %w, and delivery has come to record %d", pending, ErrUndelivered, b.pos.committed)
 	}
 	limit := b.segs[n].ordinal // this one stays
+	trimmed := slices.Index(dropped[:], ReasonTrimmed)
 	for {
-		before, lost := len(b.segs), b.pos.drops[0]
+		before, lost := len(b.segs), b.pos.drops[trimmed]
 		var size int64
 		if b.head > 0 {
 			if b.segs[0].ordinal < limit {
 				size, err = b.freeDone(false)
 			}
 		} else if i := b.oldest(); i < len(b.segs)-1 && b.segs[i].ordinal < limit {
-			size, err = b.dropOldest()
+			size, err = b.dropOldest(ReasonTrimmed)
 		}
 		if len(b.segs) < before {
 			t.Segments++
 			t.Bytes += size
 		}
-		t.Lost += b.pos.drops[0] - lost
+		t.Lost += b.pos.drops[trimmed] - lost
 		if err != nil {
 			return t, err
 		}

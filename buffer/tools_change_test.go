@@ -315,7 +315,7 @@ func TestTrim(t *testing.T) {
 			}
 			b = mustOpen(t, dir, Options{SyncGap: -1})
 			gaps := b.Gaps()
-			if tt.lost == 0 && len(gaps) > 0 || tt.lost > 0 && (len(gaps) != 1 || gaps[0].First != tt.gap.First || gaps[0].Last != tt.gap.Last || gaps[0].Count != tt.lost) {
+			if tt.lost == 0 && len(gaps) > 0 || tt.lost > 0 && (len(gaps) != 1 || gaps[0].First != tt.gap.First || gaps[0].Last != tt.gap.Last || gaps[0].Count != tt.lost || gaps[0].Reason != ReasonTrimmed) {
 				t.Errorf("told: %+v", gaps)
 			}
 			if run := next(t, b, batch.Limits{}); run.First() != max(15, tt.gap.Last)+1 || run.Attempt != 1 {

@@ -33,7 +33,7 @@ var commands = []command{
 	{"env", "[--markdown]", "print every variable, its value and where that is from", cmdEnv},
 	{"cat", "SOURCE...", "print what a directory, file, bucket or stream holds, as NDJSON", cmdCat},
 	{"verify", "SOURCE... [--json] [--from-start]", "what is missing, doubled or changed in directories, buckets and streams together", cmdVerify},
-	{"buffer", "ls|cat|verify DIR [--json]", "look into a buffer, or a copy of one", cmdBuffer},
+	{"buffer", "ls|cat|verify|stats|salvage|rewind|trim DIR [--json]", "look into a buffer or a copy of one, save what it has, go back, make room", cmdBuffer},
 	{"version", "", "print the version", cmdVersion},
 }
 
