@@ -566,7 +566,9 @@ func (b *Buffer) dropOldest(reason string) (int64, error) {
 
 	last := next.first - 1
 	if next.epoch != s.epoch {
-		last = b.ending(s).last // numbers need not join here
+		if e := b.ending(s); !e.failed { // else too many are told, rather than none
+			last = e.last // numbers need not join here
+		}
 	}
 	behind, ok := b.batchBehind(next, 0, 0)
 
