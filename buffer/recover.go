@@ -64,7 +64,8 @@ const unreadable = 1 << 32
 //
 //  1. List the directory. The names of the segments give their order, the epoch
 //     and the first number of each. Other names are left alone.
-//  2. Read the two slots of the cursor; the newest valid one counts.
+//  2. Read the two slots of the cursor; the newest valid one counts, if it belongs to
+//     these segments.
 //  3. Read the end of the newest segment: its footer, else all of it. Older ones
 //     end before its first number; one is read only if there is no valid batch in
 //     the newest, to say what was the last.
@@ -78,7 +79,11 @@ func (b *Buffer) recover() error {
 		return err
 	}
 	p, cursor, certain := b.cur.read(b.fs)
-	if cursor {
+	// A cursor with a seal was saved by a life that stored something: if no segment is of
+	// its epoch, it is that of another buffer. Its numbers are avoided all the same.
+	ours := cursor && (len(b.segs) == 0 || p.seal == (batch.Seal{}) || b.known(p.epoch))
+	certain = certain && ours
+	if ours {
 		b.pos = p
 		b.pos.closed = false
 	}
@@ -107,7 +112,7 @@ func (b *Buffer) recover() error {
 			}
 		}
 		b.acked = b.floor()
-		if !cursor {
+		if !ours {
 			b.pos.committed = b.acked
 			found = max(found, b.pos.committed)
 		}

@@ -560,3 +560,29 @@ func TestSalvageRefuses(t *testing.T) {
 		t.Error("the directory was changed")
 	}
 }
+
+// TestForeignCursor: a cursor of another buffer costs nothing but repeats, and its
+// numbers are avoided.
+func TestForeignCursor(t *testing.T) {
+	dir, _ := oddBuffer(t)
+	other, _ := oddBuffer(t)
+	b := mustOpen(t, other, Options{SyncGap: -1})
+	w := newWriter(b.Start())
+	put(t, b, w.seal(1000, text(10, 0)))
+	drain(t, b, 10) // more than dir has
+	b.Close()
+	data, err := os.ReadFile(filepath.Join(other, cursorFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, cursorFile), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b = mustOpen(t, dir, Options{SyncGap: -1})
+	if st := b.Start(); st.Next != 1037 || st.Previous == nil || st.Previous.Last != 36 {
+		t.Errorf("%+v", st)
+	}
+	if got := drain(t, b, 12); got[0].First != 1 || got[11].Last() != 36 || len(b.Gaps()) > 0 {
+		t.Errorf("from %d to %d, %+v", got[0].First, got[11].Last(), b.Gaps())
+	}
+}
