@@ -46,13 +46,16 @@ check: build $(BIN)/staticcheck ## build, vet, staticcheck, unit tests (seconds)
 	$(GO) vet ./...
 	$(GO) vet -tags no_s3 ./edge
 	$(BIN)/staticcheck ./...
-	$(GO) test -run '$(T)' $(P)
+	$(GO) test -skip TestMutants -run '$(T)' $(P)
 
-test: tools check race e2e ## everything CI runs: unit, race, conformance and end-to-end against real servers
+test: tools check race mutants e2e ## everything CI runs: unit, race, conformance and end-to-end against real servers
 	@echo 'make test: all passed'
 
 race: ## unit tests under the race detector
 	$(GO) test -race -skip TestMutants -run '$(T)' $(P)
+
+mutants: ## the tests of the buffer against seeded bugs (a minute)
+	$(GO) test -run TestMutants ./buffer
 
 e2e: build tools local ## conformance and end-to-end tests against the real servers and senders
 	cd test && $(GO) vet -tags realvault ./... && $(BIN)/staticcheck -tags realvault ./... && $(GO) test -count=1 -run '$(T)' $(P)
@@ -146,4 +149,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race e2e tools servers apt crash chaos failover vault bench microbench fuzz cross packages sbom golden clean
+.PHONY: help build build-small run local check test race mutants e2e tools servers apt crash chaos failover vault bench microbench fuzz cross packages sbom golden clean
