@@ -46,7 +46,8 @@ func model(in []byte, opt Options) outcome {
 	multiline := opt.Multiline == MultilinePRI && (opt.Mode == Auto || opt.Mode == Delimiter || opt.Mode == RFC6587)
 	skips := lf && (opt.Mode == Auto || opt.Mode == JSONX)
 	typeless := false
-	if bytes.HasPrefix(in, []byte("<json:")) && opt.Mode != JSONX && opt.Mode != Octet {
+	first, _, _ := bytes.Cut(in, []byte{'\n'})
+	if bytes.Contains(first[:min(len(first), 1<<10)], []byte("<json:")) && opt.Mode != JSONX && opt.Mode != Octet {
 		o.stats.LooksJSONX++
 	}
 	const (

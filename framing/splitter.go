@@ -19,7 +19,7 @@ type Stats struct {
 	Partial      uint64 // counted frames dropped because the stream ended inside them
 	Errors       uint64 // framing errors: no count where one must be
 	LooksCounted uint64 // messages that begin with an octet count in a mode that knows none: the sender is set to octet counting
-	LooksJSONX   uint64 // 1: the stream begins like JSONx, and the mode is another (not told of Octet, which breaks at its first byte)
+	LooksJSONX   uint64 // 1: the stream's first line has a tag of JSONx, and the mode is another (not told of Octet, which breaks at its first byte)
 }
 
 // kind is what the frame under way is.
@@ -70,12 +70,13 @@ type Splitter struct {
 	eof  bool   // End was called
 	prev prevAs // how the frame before this one ended
 
-	delim finder
-	nul   finder
-	jsonx jsonx
-	begun int // how many bytes of the stream are those of a JSONx tag; all that it has: don't look
-	stats Stats
-	err   error
+	delim  finder
+	nul    finder
+	jsonx  jsonx
+	begun  int // how many bytes of a JSONx tag the stream's last one ends; all that it has: don't look
+	sought int // bytes of the stream that were looked at for one
+	stats  Stats
+	err    error
 }
 
 // prevAs is what a frame has to know of the one before it.
@@ -602,18 +603,29 @@ func beginsPRI(b []byte) (ok, more bool) {
 	return false, true
 }
 
-// look compares the beginning of a stream, which b goes on with, with that of JSONx.
+// maxFront bounds where JSONx is looked for: more than any prefix has.
+const maxFront = 1 << 10
+
+// look looks for a tag of JSONx in the first line of a stream, which b goes on with, since a
+// prefix may stand before it.
 func (s *Splitter) look(b []byte) {
 	for _, c := range b {
+		s.sought++
 		switch {
-		case s.begun == len(jsonxTag):
-			return
-		case c != jsonxTag[s.begun]:
-			s.begun = len(jsonxTag)
+		case c == jsonxTag[s.begun]:
+			s.begun++
+		case c == jsonxTag[0]:
+			s.begun = 1
+		default:
+			s.begun = 0
+		}
+		if s.begun == len(jsonxTag) {
+			s.stats.LooksJSONX++
 			return
 		}
-		if s.begun++; s.begun == len(jsonxTag) {
-			s.stats.LooksJSONX++
+		if c == '\n' || s.sought == maxFront {
+			s.begun = len(jsonxTag)
+			return
 		}
 	}
 }

@@ -385,7 +385,11 @@ var streams = []struct {
 	{"JSONx, auto", auto, tagType, []string{quoted(tagType) + " unterminated"}, Stats{LooksJSONX: 1}, nil},
 	{"JSONx, rfc6587", rfc, tagType, []string{quoted(tagType) + " unterminated"}, Stats{LooksJSONX: 1}, nil},
 	{"JSONx, nul", nul, tagType, []string{quoted(tagType) + " unterminated"}, Stats{LooksJSONX: 1}, nil},
-	{"JSONx, but not at the beginning of the stream", lf, "x\n" + tagType + "\n", []string{`"x"`, quoted(tagType)}, Stats{}, nil},
+	{"JSONx, behind a prefix", lf, "<14>vault: " + tagType + "\n", []string{quoted("<14>vault: " + tagType)}, Stats{LooksJSONX: 1}, nil},
+	{"JSONx, behind half of a tag", lf, "<js<json" + tagType + "\n", []string{quoted("<js<json" + tagType)}, Stats{LooksJSONX: 1}, nil},
+	{"JSONx, a tag that just ends within what is looked at", lf, strings.Repeat("x", maxFront-len(jsonxTag)) + jsonxTag + "\n", []string{quoted(strings.Repeat("x", maxFront-len(jsonxTag)) + jsonxTag)}, Stats{LooksJSONX: 1}, nil},
+	{"JSONx, far behind", lf, strings.Repeat("x", maxFront-len(jsonxTag)+1) + jsonxTag + "\n", []string{quoted(strings.Repeat("x", maxFront-len(jsonxTag)+1) + jsonxTag)}, Stats{}, nil},
+	{"JSONx, but not in the first line of the stream", lf, "x\n" + tagType + "\n", []string{`"x"`, quoted(tagType)}, Stats{}, nil},
 	{"nearly JSONx", lf, "<json>\n" + tagType + "\n", []string{`"<json>"`, quoted(tagType)}, Stats{}, nil},
 	{"half of JSONx", lf, "<json", []string{`"<json" unterminated`}, Stats{}, nil},
 
