@@ -214,14 +214,15 @@ func (s *Server) evict() bool {
 	return true
 }
 
-// speaks notes that c has said something.
-func (s *Server) speaks(c *conn) {
+// speaks notes that c has said something. It returns false if c was evicted just before.
+func (s *Server) speaks(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.place != nil {
 		s.silent.Remove(c.place)
 		c.place = nil
 	}
+	return !c.outNow.Load()
 }
 
 // abort makes the end of the connection a reset, so that its sender notices at its
@@ -283,7 +284,10 @@ func (s *Server) greet(ctx context.Context, c *conn) bool {
 	if !s.first(ctx, c, late) {
 		return false
 	}
-	s.speaks(c)
+	if !s.speaks(c) {
+		c.abort()
+		return false
+	}
 	// RFC 8446 section 5.1: a record begins with its type, handshake, and version 3.x.
 	plain := c.heads > 0 && c.head[0] != 22 || c.heads > 1 && c.head[1] != 3
 	switch {
@@ -443,7 +447,7 @@ func (r *reader) loop(ctx, hard context.Context) bool {
 				continue
 			case drained:
 				return r.finish(hard)
-			case ended:
+			case evicted, ended:
 				r.ended(c.failed)
 				return true
 			}
