@@ -85,12 +85,12 @@ func (s *Splitter) fit() {
 }
 
 // Settle makes the buffer as small as the unfinished message allows, gives it back if
-// there is none, and returns how many bytes of memory the Splitter holds then: 0, or at
-// most eight times Buffered and at least 4 KiB. It is for an owner about to wait for a
+// nothing is held, and returns how many bytes of memory the Splitter holds then: 0, or at
+// most eight times what is held and at least 4 KiB. It is for an owner about to wait for a
 // peer that has sent all it had; call it after Next said no. The messages handed out
 // before are no longer valid.
 func (s *Splitter) Settle() int {
-	if held := s.Buffered(); held > 0 {
+	if held := len(s.buf) - s.start; held > 0 {
 		if held < cap(s.buf) { // else the next Fill needs a larger one
 			s.full = false
 			s.fit()

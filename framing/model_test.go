@@ -13,6 +13,7 @@ var (
 	modelOther    = regexp.MustCompile(`^ ?[1-9][0-9]{0,8} (?:<|\{|\x{FEFF})`)
 	modelTrimEnd  = regexp.MustCompile(`(?:\r?\n|\x00)*$`)
 	modelLeftover = regexp.MustCompile(`^[\r\n\x00]+`)
+	modelLess     = regexp.MustCompile(`^ ?<`)
 	modelPRI      = regexp.MustCompile(`^<[0-9]{1,3}>`)
 	modelCountPRI = regexp.MustCompile(`^(?:[1-9][0-9]{0,8} )?<[0-9]{1,3}>`)
 )
@@ -161,7 +162,7 @@ func model(in []byte, opt Options) outcome {
 					var begins bool
 					switch {
 					case !multiline:
-						begins = len(rest) > 0 && (rest[0] == '<' || rest[0] != ' ' && believed.Match(rest))
+						begins = modelLess.Match(rest) || believed.Match(rest)
 					case opt.Mode == Delimiter:
 						begins = modelPRI.Match(rest)
 					case opt.Mode == Auto && lf:
@@ -169,7 +170,7 @@ func model(in []byte, opt Options) outcome {
 					default:
 						begins = modelCountPRI.Match(rest)
 					}
-					if begins || len(rest) == 0 {
+					if begins || len(rest) == 0 || skips && string(rest) == " " {
 						end = from + i
 						break
 					}

@@ -100,7 +100,7 @@ func NewSplitter(o Options) *Splitter {
 	lf := len(delim) == 1 && delim[0] == '\n'
 	tail := len(delim) + len("\r")
 	if o.Mode == Auto {
-		tail += len("123456789 ") + len(bom) // see terminator
+		tail += len(" 123456789 ") + len(bom) // see terminator
 	}
 	multiline := o.Multiline == MultilinePRI && (o.Mode == Auto || o.Mode == Delimiter || o.Mode == RFC6587)
 	if multiline {
@@ -145,8 +145,17 @@ func (s *Splitter) Err() error { return s.err }
 func (s *Splitter) Stats() Stats { return s.stats }
 
 // Buffered returns how many bytes are held of what was not handed out; after Next
-// said no, that is the unfinished message.
-func (s *Splitter) Buffered() int { return len(s.buf) - s.start }
+// said no, that is the unfinished message. The space behind a Cisco ASA's LF is none.
+func (s *Splitter) Buffered() int {
+	if s.kind == between && s.counts && s.blank(s.buf[s.start:]) {
+		return 0
+	}
+	return len(s.buf) - s.start
+}
+
+// blank says whether b, the last of what was read, is nothing, or the one space that begin
+// skips.
+func (s *Splitter) blank(b []byte) bool { return len(b) == 0 || s.skip && len(b) == 1 && b[0] == ' ' }
 
 // Next returns the next complete message of what was read. Without one it returns
 // false: Fill again, unless Broken.
@@ -193,7 +202,7 @@ func (s *Splitter) Waiting() bool {
 	default:
 		// A delimiter that was found, and ended nothing yet.
 		at := s.delim.at
-		return s.delim.next > 0 && at >= s.start && at+len(s.delim.what) == len(s.buf)
+		return s.delim.next > 0 && at >= s.start && s.blank(s.buf[at+len(s.delim.what):])
 	}
 }
 
@@ -378,7 +387,7 @@ func (s *Splitter) terminator() (end, width int) {
 		for end >= 0 && (nul < 0 || end < nul) {
 			next := end + len(s.delim.what)
 			ok, more := s.beginsNext(s.buf[next:])
-			if ok || s.eof && next == len(s.buf) {
+			if ok || s.eof && s.blank(s.buf[next:]) {
 				break
 			}
 			if more && !s.eof {
@@ -397,11 +406,11 @@ func (s *Splitter) terminator() (end, width int) {
 // beginsNext says whether b, which follows a delimiter, begins another message than the
 // one before it, and whether b ended before that was certain.
 func (s *Splitter) beginsNext(b []byte) (ok, more bool) {
-	if !s.multiline {
-		return beginsFrame(b, s.nonSyslog)
-	}
 	if s.skip && len(b) > 0 && b[0] == ' ' {
 		b = b[1:]
+	}
+	if !s.multiline {
+		return beginsFrame(b, s.nonSyslog)
 	}
 	if s.counts {
 		_, n, more := octetCount(b)
