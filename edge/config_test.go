@@ -521,6 +521,7 @@ func TestRedact(t *testing.T) {
 		"nats://u:p,w@h":                 "nats://***,***@h",
 		"nats://[::1]:4222,u@h":          "nats://[::1]:4222,***@h",
 		"unix:///@audit":                 "unix:///@audit",
+		"UNIX:///@audit":                 "UNIX:///@audit",
 		"file://u:p@h/dir":               "file://***@h/dir",
 		"/var/a@b":                       "/var/a@b",
 		"file:///var/a@b":                "file:///var/a@b",

@@ -253,7 +253,7 @@ const mask = "***"
 var plainServer = regexp.MustCompile(`^\s*([A-Za-z][A-Za-z0-9+.-]*://)?([A-Za-z0-9._-]*|\[[0-9A-Fa-f:.%]*\])(:[0-9]*)?/?$`)
 
 // paths are URLs of paths alone, in which an @ is nothing but an @.
-var paths = regexp.MustCompile(`^(file|unix|unixgram|unixpacket):///`)
+var paths = regexp.MustCompile(`^(?i:file|unix|unixgram|unixpacket):///`)
 
 // redact hides what stands before the last @ of each server in a URL: a password, or
 // a token. What is no URL stays as it is.

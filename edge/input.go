@@ -148,6 +148,7 @@ var (
 func (in *Input) defaults(e *environment, under string) map[string]string {
 	d := map[string]string{"URL": inputURLs[in.Name]}
 	scheme, address, _ := strings.Cut(cmp.Or(e.vars[under+"URL"].text, d["URL"]), "://")
+	scheme = strings.ToLower(scheme) // as url.Parse does
 	in.Socket = scheme
 	if scheme == "fd" {
 		in.Socket = handedOver(address)

@@ -39,6 +39,12 @@ func TestInputKinds(t *testing.T) {
 		{"vault over unixpacket", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=unixpacket:///v", "unixpacket", "/v", "vault.audit", "unixpacket", pipeline.Refuse},
 		{"vault over udp", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=udp://:1", "udp", "localhost:1", "vault.audit", "udp", pipeline.Drop},
 		{"vault over http", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_PARSE=vault SPILLWAY_INPUT_A_URL=http://:1/audit", "http", "localhost:1", "vault.audit", "http", pipeline.Block},
+		{"tcp in capitals", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=TCP://:1", "tcp", "localhost:1", "tcp.generic", "tcp", pipeline.Block},
+		{"udp in capitals", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=UDP://:1", "udp", "localhost:1", "udp.generic", "udp", pipeline.Drop},
+		{"unixgram in capitals", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=UnixGram:///dev/Log", "unixgram", "/dev/Log", "unix.generic", "unixgram", pipeline.Drop},
+		{"http in capitals", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=HTTP://:1/Audit", "http", "localhost:1", "http.generic", "http", pipeline.Block},
+		{"of systemd in capitals", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=FD://Syslog", "fd", "Syslog", "", "fd", pipeline.Block},
+		{"vault over tcp in capitals", "SPILLWAY_INPUTS=vault SPILLWAY_INPUT_VAULT_URL=TCP://:1", "tcp", "localhost:1", "vault.audit", "tcp", pipeline.Refuse},
 		{"http", "SPILLWAY_INPUTS=a SPILLWAY_INPUT_A_URL=http://0.0.0.0:8088", "http", "0.0.0.0:8088", "http.generic", "http", pipeline.Block},
 		{"refuse", "SPILLWAY_INPUTS=tcp SPILLWAY_INPUT_TCP_ON_FULL=Refuse", "tcp", "localhost:5514", "tcp.generic", "tcp", pipeline.Refuse},
 	} {

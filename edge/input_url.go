@@ -61,7 +61,7 @@ func (in *Input) url(e *environment, under string) bool {
 			in.Address = u.Path[1:]
 		}
 	case "fd":
-		if in.Address = strings.TrimPrefix(in.URL, "fd://"); in.Address == "" || strings.ContainsAny(in.Address, "/?#:") {
+		if _, in.Address, _ = strings.Cut(in.URL, "://"); in.Address == "" || strings.ContainsAny(in.Address, "/?#:") {
 			e.problem(name, "names no socket: write FileDescriptorName= of its .socket unit, as in fd://syslog")
 			return false
 		}
