@@ -905,3 +905,34 @@ func TestUnsyncedCursor(t *testing.T) {
 	d.fail = nil
 	b2.Close()
 }
+
+// TestCursorNotRead: what can't be read at the start may hold a higher generation than
+// the first save then. It must not count once it can be read again.
+func TestCursorNotRead(t *testing.T) {
+	d := newSimDisk(rand.New(rand.NewPCG(1, 1)))
+	var before cursor
+	for range 5 {
+		if err := before.save(d, &position{committed: 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.kill()
+	d.fail = func(op string, _ int, _ string) error {
+		if op == "read" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	var now cursor
+	if _, ok, _ := now.read(d); ok {
+		t.Fatal("read")
+	}
+	if err := now.save(d, &position{committed: 9}); err != nil {
+		t.Fatal(err)
+	}
+	d.kill()
+	d.fail = nil
+	if p, ok, _ := new(cursor).read(d); !ok || p.committed != 9 {
+		t.Errorf("%+v, %v", p.committed, ok)
+	}
+}

@@ -393,7 +393,7 @@ type cursor struct {
 	slot       int    // which slot holds the newest durable position
 	generation uint64 // of that slot
 	failures   int    // saves that failed in a row
-	failed     bool   // read met a read error, which says nothing about what is there
+	failed     bool   // read met a read error, which says nothing about what is there; until the next save
 }
 
 // read returns the newest valid slot. certain is false if there is none, or if
@@ -432,11 +432,9 @@ func (c *cursor) save(dir FS, p *position) error {
 		c.failures++
 		return err
 	}
-	p.generation = c.generation + 1
-	buf := appendSlot(make([]byte, 0, slotSize), p)
-	_, err := writeAt(c.f, buf, int64(1-c.slot)*slotSize)
-	if err == nil {
-		err = c.f.Sync()
+	err := c.write(p)
+	if err == nil && c.failed {
+		err = c.write(p) // a slot that could not be read may hold a higher generation
 	}
 	if err == nil && !c.named {
 		err = dir.SyncDir() // an earlier life may have created it and gone before this
@@ -450,7 +448,21 @@ func (c *cursor) save(dir FS, p *position) error {
 		return fmt.Errorf("save cursor: %w", err)
 	}
 	c.failures = 0
-	c.named, c.slot, c.generation = true, 1-c.slot, p.generation
+	c.named, c.failed = true, false
+	return nil
+}
+
+// write writes p to the slot that does not hold the newest durable position.
+func (c *cursor) write(p *position) error {
+	p.generation = c.generation + 1
+	buf := appendSlot(make([]byte, 0, slotSize), p)
+	if _, err := writeAt(c.f, buf, int64(1-c.slot)*slotSize); err != nil {
+		return err
+	}
+	if err := c.f.Sync(); err != nil {
+		return err
+	}
+	c.slot, c.generation = 1-c.slot, p.generation
 	return nil
 }
 
