@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"spillway/edge/pipeline"
 	"spillway/framing/ecs"
@@ -69,13 +70,29 @@ func (in *Input) filter(e *environment, under string) {
 		f.Drop, err = regexp.Compile(in.DropRegex)
 		if bad := new(syntax.Error); errors.As(err, &bad) {
 			e.problem(under+regex, "%v at %q: write it as RE2 has it (https://github.com/google/re2/wiki/Syntax)", bad.Code, bad.Expr)
-		} else if f.Drop.MatchString("") && f.Drop.MatchString("\x00") {
+		} else if inAnyText(f.Drop) {
 			e.problem(under+regex, "is found in every message, so that no record is left: name what stands in those that are to go")
 		}
 	}
 	if f.SeverityAbove >= 0 || f.Drop != nil {
 		in.Filter = &f
 	}
+}
+
+// inAnyText reports whether r is found in any text, as far as trying each character of
+// ASCII and a long text of all of them says.
+func inAnyText(r *regexp.Regexp) bool {
+	var all strings.Builder
+	for c := range rune(unicode.MaxASCII + 1) {
+		if c == '\n' {
+			continue // not found by a dot, and no text is that alone
+		}
+		if !r.MatchString(string(c)) {
+			return false
+		}
+		all.WriteRune(c)
+	}
+	return r.MatchString(strings.Repeat(all.String(), 16)) // r may count to 1000
 }
 
 // records checks what goes into the records.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -126,5 +127,14 @@ func TestVaultInput(t *testing.T) {
 	}
 	if m[`spillway_lane_records_admitted_total{lane="audit"}`] != 9 {
 		t.Error("not in the lane audit")
+	}
+}
+
+func TestInAnyText(t *testing.T) {
+	for r, want := range map[string]bool{"": true, ".*": true, "(?s).": true, "^.+$": true, "a|[^a]": true,
+		"^.$": false, "^.{1,900}$": false, "^$": false, "[^x]": false, `\S`: false, "a*b": false} {
+		if got := inAnyText(regexp.MustCompile(r)); got != want {
+			t.Errorf("%s: %t, want %t", r, got, want)
+		}
 	}
 }
