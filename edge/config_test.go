@@ -538,6 +538,10 @@ func TestRedactOf(t *testing.T) {
 		{"SPILLWAY_OUTPUT_HUB_URL", "u:p@h:4222", "***@h:4222"},
 		{"SPILLWAY_OUTPUT_A_ENDPOINT", "u:p@h:4222", "***@h:4222"},
 		{"SPILLWAY_INPUT_TCP_TAGS", "a@b", "a@b"},
+		{"SPILLWAY_INPUT_A_URL", "http://h:1/a?token=t0ken,u@x", "http://h:1/a?***"},
+		{"SPILLWAY_INPUT_A_URL", "http://u:p@h:1/a?token=t0ken", "http://***@h:1/a?***"},
+		{"SPILLWAY_INPUT_A_URL", "unix:///a?token=t0ken", "unix:///a?***"},
+		{"SPILLWAY_OUTPUT_A_URL", "s3://bucket?endpoint=https://h", "s3://bucket?endpoint=https://h"},
 		{"SPILLWAY_INPUT_TCP_TAGS", "nats://u:p@h", "nats://***@h"},
 	} {
 		if got := redactOf(tt.name, tt.value); got != tt.want {

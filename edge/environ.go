@@ -265,8 +265,14 @@ func redact(v string) string {
 }
 
 // redactOf is redact of the value of the variable called name: one that is to be a
-// URL is taken for one, also when its scheme is missing.
+// URL is taken for one, also when its scheme is missing. Those of inputs have no query:
+// what stands in one by mistake may be a token.
 func redactOf(name, v string) string {
+	if strings.HasPrefix(name, prefix+"INPUT_") && strings.HasSuffix(name, "_URL") {
+		if url, _, query := strings.Cut(v, "?"); query {
+			return redactURL(url) + "?" + mask
+		}
+	}
 	if strings.HasSuffix(name, "_URL") || strings.HasSuffix(name, "_ENDPOINT") {
 		return redactURL(v)
 	}
@@ -427,7 +433,7 @@ func (e *environment) secretsInFile() {
 	const name = prefix + "ENV_FILE"
 	file := e.vars[name].text
 	for _, s := range e.settings {
-		secret := s.Secret && !s.File || redact(s.Value) != s.Value
+		secret := s.Secret && !s.File || redactOf(s.Name, s.Value) != s.Value
 		if secret && file != "" && strings.HasPrefix(s.Origin, "file "+file+":") {
 			e.open(name, file)
 			return
