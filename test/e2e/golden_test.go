@@ -100,6 +100,10 @@ func (g *golden) rules(name string, got any) bool {
 	case "<clock>": // what logger says of the kernel's clock: RFC 5424 section 7.1
 		sd, _ := got.(map[string]any)
 		return sd["tzKnown"] == "1" && (sd["isSynced"] == "0" && len(sd) == 2 || sd["isSynced"] == "1" && len(sd) == 3 && sd["syncAccuracy"] != nil)
+	case "<tls>": // what the two sides agree on is theirs; the certificate is the test's
+		o, _ := got.(map[string]any)
+		client, _ := o["client"].(map[string]any)
+		return o["established"] == true && o["version_protocol"] == "tls" && (o["version"] == "1.3" || o["version"] == "1.2") && o["cipher"] != "" && client["subject"] == "CN=client" && client["issuer"] == "CN=ca"
 	case "<loopback>": // localhost is either
 		ip, err := netip.ParseAddr(s)
 		return err == nil && ip.IsLoopback()

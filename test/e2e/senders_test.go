@@ -67,14 +67,14 @@ var senders = map[string][]string{
 	},
 
 	"rsyslog-tls": {
-		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>"}}}`,
-		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
-		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"message":" first line#012second line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"tls":"<tls>","message":" hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"tls":"<tls>","message":" x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<microsecond>","input":{"type":"tcp"},"tls":"<tls>","message":" first line#012second line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>"}}}`,
 	},
 	"rsyslog-tls-openssl": {
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"a-very-long-tag-name-exceeding-t x","log":{"syslog":{` + userNotice + `,"hostname":"<host>"}}}`,
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"a-very-long-tag-name-exceeding-t x","log":{"syslog":{` + userNotice + `,"hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"first line#012second line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
 	},
 	"syslog-ng-syslog": {
 		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>","structured_data":{"meta":{"sequenceId":"1"}}}}}`,
@@ -93,15 +93,15 @@ var senders = map[string][]string{
 		`{"@timestamp":"<second>","input":{"type":"udp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
 	},
 	"syslog-ng-tls": {
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>","structured_data":{"meta":{"sequenceId":"1"}}}}}`,
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>","structured_data":{"meta":{"sequenceId":"2"}}}}}`,
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>","structured_data":{"meta":{"sequenceId":"3"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"hello world","log":{"syslog":{` + daemonWarning + `,"version":"1","appname":"myapp","procid":"42","hostname":"<host>","structured_data":{"meta":{"sequenceId":"1"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"x","log":{"syslog":{` + userNotice + `,"version":"1","appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>","structured_data":{"meta":{"sequenceId":"2"}}}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"first line\nsecond line","log":{"syslog":{` + userNotice + `,"version":"1","appname":"multi","hostname":"<host>","structured_data":{"meta":{"sequenceId":"3"}}}}}`,
 	},
 	"syslog-ng-tls-lines": {
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"x","log":{"syslog":{` + userNotice + `,"appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
-		`{"@timestamp":"<second>","input":{"type":"tcp"},"message":"first line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
-		`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"second line"}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"hello world","log":{"syslog":{` + daemonWarning + `,"appname":"myapp","procid":"42","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"x","log":{"syslog":{` + userNotice + `,"appname":"a-very-long-tag-name-exceeding-thirty-two","hostname":"<host>"}}}`,
+		`{"@timestamp":"<second>","input":{"type":"tcp"},"tls":"<tls>","message":"first line","log":{"syslog":{` + userNotice + `,"appname":"multi","hostname":"<host>"}}}`,
+		`{"@timestamp":"<received>","input":{"type":"tcp"},"tls":"<tls>","message":"second line"}`,
 	},
 
 	"python-tcp": {
@@ -131,7 +131,7 @@ var senders = map[string][]string{
 		`{"@timestamp":"2003-10-11T22:14:15.003Z","input":{"type":"tcp"},"message":"with a header","log":{"syslog":{"priority":165,"facility":{"code":20,"name":"local4"},"severity":{"code":5,"name":"Notice"},"version":"1","appname":"app","procid":"7","msgid":"ID47","hostname":"host"}}}`,
 	},
 	"nc-unix":     {`{"@timestamp":"<received>","input":{"type":"unix"},"message":"plain text"}`},
-	"openssl-tls": {`{"@timestamp":"<received>","input":{"type":"tcp"},"message":"plain text"}`},
+	"openssl-tls": {`{"@timestamp":"<received>","input":{"type":"tcp"},"tls":"<tls>","message":"plain text"}`},
 	"nc-check":    nil,
 	"nc-udp":      {`{"@timestamp":"<received>","input":{"type":"udp"},"message":"plain text"}`},
 }
