@@ -57,6 +57,7 @@ type sent struct {
 	now         bool // Next returned it in this life
 	sent        bool // Next returned it in a life that did not end with Close
 	refused     bool // Reject was called for it since Next returned it last
+	unsure      bool // with refused: Reject failed
 }
 
 // in reports whether g tells of s. Of very many gaps neighbours are merged, also over
@@ -372,7 +373,7 @@ func (w *world) reject(run *batch.Run) {
 		w.fail("reject: %v", err)
 	}
 	for _, s := range recs {
-		s.refused = true
+		s.refused, s.unsure = true, err != nil
 	}
 	if w.plan.First <= run.Last() {
 		w.maybe = true
@@ -415,7 +416,8 @@ func (w *world) aside() {
 		if len(gaps) == 0 && !s.inBand && !w.short {
 			w.fail("I13: %s was rejected, is out of the line and not told", s.id)
 		}
-		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return g.Reason == ReasonFull || g.Reason == ReasonTrimmed }) // Reject had failed
+		// Reject had failed, and it was dropped later; merged gaps have the reason of the first.
+		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return g.Reason == ReasonFull || g.Reason == ReasonTrimmed }) || s.unsure && w.many
 		if !kept[s.id] && !dropped && w.o.RejectedBytes == 0 {
 			w.fail("I13: %s was rejected, is out of the line and not kept aside", s.id)
 		}
