@@ -16,6 +16,7 @@ import (
 	"spillway/test/agent"
 	"spillway/test/certs"
 	"spillway/test/servers"
+	"spillway/test/vaultsender"
 )
 
 // pageBlock is the block of docs/inputs.md with this name.
@@ -203,6 +204,37 @@ func TestInputTLSPage(t *testing.T) {
 	a, here := onPage(t, pageBlock(t, "agent-tls"))
 	sh(t, here.Replace(pageBlock(t, "tls")))
 	same(t, records(t, a, 1)[0], map[string]string{"message": "hello", "tls.client.subject": "CN=client", "tls.client.issuer": "CN=ca", "tls.established": "true"})
+}
+
+// What README.md says of Vault is what the page does, and the settings are all that the
+// agent needs.
+func TestInputVaultReadme(t *testing.T) {
+	t.Parallel()
+	ini := slices.IndexFunc(blocks(t, "README.md"), func(b block) bool { return b.language == "ini" })
+	if ini < 0 {
+		t.Fatal("README.md has no block of settings")
+	}
+	text := blocks(t, "README.md")[ini].text
+	enable, _, _ := strings.Cut(pageBlock(t, "vault-unix"), "\n")
+	if text != pageBlock(t, "agent-vault") || !strings.Contains(readFile(t, "README.md"), "`"+enable+"`") {
+		t.Errorf("README.md has not the settings and the command of docs/inputs.md: %s", text)
+	}
+	a, here := onPage(t, text)
+	sender := vaultsender.Sender{Network: "unix", Address: here.Replace("/run/spillway/audit.sock")}
+	defer sender.Close()
+	op := vaultsender.NewOperations(1).Next(time.Now())
+	for _, entry := range [][]byte{op.Request, op.Response} {
+		if err := sender.Write(entry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	agent.Eventually(t, "two records", 20*time.Second, func() bool {
+		return a.Metric(t, `spillway_lane_records_delivered_total{lane="audit"}`) == 2
+	})
+	a.Stop(t)
+	for _, r := range objects(t, outbox(t, a)) {
+		same(t, r, map[string]string{"event.dataset": "vault.audit", "http.request.id": op.ID, "input.type": "unix"})
+	}
 }
 
 // What the page says of webhooks.
