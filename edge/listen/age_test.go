@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -96,6 +97,32 @@ func TestMessageAge(t *testing.T) {
 				t.Errorf("log\n%s", log)
 			}
 		})
+	}
+}
+
+// A message does not age while the agent has no room and so does not read on.
+func TestMessageAgeWhileBlocked(t *testing.T) {
+	r := newRecorder()
+	r.block = make(chan struct{})
+	const age = 500 * time.Millisecond
+	s, stop := serve(t, Options{Network: "tcp", Open: r.open, MaxMessageAge: age})
+	c := dial(t, s)
+	fmt.Fprint(c, "begin ")
+	eventually(t, "the beginning", func() bool { return s.Stats.Bytes.Load() == 6 })
+	for range cap(s.turns.sem) {
+		fmt.Fprint(dial(t, s), "x\n")
+	}
+	eventually(t, "no turn is free", func() bool { return len(s.turns.sem) == cap(s.turns.sem) })
+	fmt.Fprint(c, "and ")
+	time.Sleep(age + age/5)
+	read := s.Stats.Bytes.Load()
+	close(r.block)
+	eventually(t, "it to be read on", func() bool { return s.Stats.Bytes.Load() > read })
+	fmt.Fprint(c, "end\n")
+	eventually(t, "the messages", func() bool { return r.len() == cap(s.turns.sem)+1 })
+	stop()
+	if !slices.Contains(r.got, "begin and end") || s.Stats.Stale.Load() != 0 {
+		t.Errorf("%d ended for age, got %q", s.Stats.Stale.Load(), r.got)
 	}
 }
 

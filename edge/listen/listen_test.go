@@ -24,7 +24,7 @@ type recorder struct {
 	from  map[netip.AddrPort]int
 	conns []*Conn         // of got
 	flags []framing.Flags // of got
-	block chan struct{}   // when set, Flush waits for it
+	block chan struct{}   // when set, Flush of anything waits for it
 }
 
 type recSink struct {
@@ -46,7 +46,7 @@ func (s *recSink) Message(m framing.Message, from Sender, _ time.Time) {
 }
 
 func (s *recSink) Flush(ctx context.Context) error {
-	if s.r.block != nil {
+	if s.r.block != nil && len(s.held) > 0 {
 		select {
 		case <-s.r.block:
 		case <-ctx.Done():

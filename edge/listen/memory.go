@@ -61,9 +61,14 @@ func (m *Memory) ease(c *conn) {
 	if m == nil || c.uses.n == 0 {
 		return
 	}
+	if m.held.Load() <= m.limit {
+		return
+	}
+	began := time.Now()
 	for i := 0; i < 100 && m.held.Load() > m.limit && !c.cutNow.Load(); i++ {
 		time.Sleep(time.Millisecond)
 	}
+	c.rests(began)
 }
 
 // drop ends u.

@@ -398,8 +398,17 @@ func (s *Server) read(ctx, hard context.Context, c *conn) {
 // begin takes a turn, end hands over what it brought and gives it back. They return
 // false when hard has ended.
 func (r *reader) begin(hard context.Context) bool {
+	began := time.Now()
 	r.sink = r.s.turns.take(hard)
+	r.c.rests(began)
 	return r.sink != nil
+}
+
+// rests says that c was not read since began, and so its message does not age for it.
+func (c *conn) rests(began time.Time) {
+	if !c.stale.IsZero() {
+		c.stale = c.stale.Add(time.Since(began))
+	}
 }
 
 func (r *reader) end(hard context.Context) bool {
