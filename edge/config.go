@@ -40,7 +40,7 @@ type Config struct {
 
 	SyslogNames string `env:"SYSLOG_NAMES" envDefault:"elastic" doc:"names of facilities and severities in records: elastic (security/authorization, Warning) or short (auth, warning)"`
 
-	MessageMemory outputs.Size `env:"MESSAGE_MEMORY" envDefault:"64MiB" doc:"what the unfinished messages of all connections of a lane may take together; at the bound the largest is treated as too large. Raised to the largest MAX_MESSAGE_SIZE and 1MiB"`
+	MessageMemory outputs.Size `env:"MESSAGE_MEMORY" envDefault:"64MiB" doc:"what the unfinished messages of all connections of a lane may take together; at the bound the largest is treated as too large, and bodies of requests, which may take half of it, are answered with 503. Raised to the largest MAX_MESSAGE_SIZE, of http twice that, and 1MiB"`
 
 	AdminAddress  string        `env:"ADMIN_ADDRESS" envDefault:"localhost:8514" doc:"host:port of /metrics, /healthz, /readyz and /debug/pprof/; localhost (also no host) is 127.0.0.1 and ::1"`
 	LogLevelName  string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error"`
@@ -273,23 +273,28 @@ func (c *Config) limits(e *environment) {
 // acrossInputs checks what depends on all inputs together.
 func (c *Config) acrossInputs(e *environment) {
 	const memory, reserve = prefix + "MESSAGE_MEMORY", prefix + "BUFFER_RESERVE"
-	var largest outputs.Size // message of a stream, which may be unfinished
+	var least outputs.Size // for the largest message, which may be unfinished
+	var largest *Input
 	refuse := false
 	for i := range c.Inputs {
 		in := &c.Inputs[i]
 		refuse = refuse || in.refuses()
 		if !in.datagram() {
-			largest = max(largest, in.MaxMessageSize)
+			if need := in.memory(); need > least {
+				least, largest = need, in
+			}
 		}
 	}
-	if least := largest + 1<<20; largest == 0 {
+	if largest == nil {
 		e.idle(memory, "changes nothing with inputs that take datagrams only, each of which is one message: remove it")
 	} else if c.MessageMemory < least {
 		set := e.has(memory) || slices.ContainsFunc(c.Inputs, func(in Input) bool {
-			return in.MaxMessageSize == largest && e.has(in.variable()+"MAX_MESSAGE_SIZE")
+			return in.memory() == least && e.has(in.variable()+"MAX_MESSAGE_SIZE")
 		})
-		if set {
-			e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest)
+		if set && largest.http() {
+			e.adjust(memory, least.String(), "%v is used, so that the largest body of a request (MAX_MESSAGE_SIZE %v) fits in half of it", least, largest.MaxMessageSize)
+		} else if set {
+			e.adjust(memory, least.String(), "%v is used, so that the largest message of an input (MAX_MESSAGE_SIZE %v) and 1MiB fit", least, largest.MaxMessageSize)
 		} else { // the default of Vault's
 			e.follow(memory, least.String())
 		}

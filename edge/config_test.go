@@ -246,6 +246,7 @@ func TestNotes(t *testing.T) {
 		{"agent beyond ASCII", "SPILLWAY_AGENT=\xff\u00fc", `SPILLWAY_AGENT="\xffü": this agent is called "___": names are 1 to 64 of A-Z, a-z, 0-9, _ and -`},
 		{"memory below the largest message", "SPILLWAY_MESSAGE_MEMORY=1MiB", `SPILLWAY_MESSAGE_MEMORY="1MiB": 21MiB is used, so that the largest message of an input (MAX_MESSAGE_SIZE 20MiB) and 1MiB fit`},
 		{"largest message above the memory", "SPILLWAY_INPUT_TCP_MAX_MESSAGE_SIZE=64MiB", `SPILLWAY_MESSAGE_MEMORY="64MiB": 65MiB is used, so that the largest message of an input (MAX_MESSAGE_SIZE 64MiB) and 1MiB fit`},
+		{"memory below two bodies", "SPILLWAY_INPUTS=a\nSPILLWAY_INPUT_A_URL=http://:1\nSPILLWAY_MESSAGE_MEMORY=32MiB", `SPILLWAY_MESSAGE_MEMORY="32MiB": 41MiB is used, so that the largest body of a request (MAX_MESSAGE_SIZE 20MiB) fits in half of it`},
 		{"small batches", "SPILLWAY_BATCH_MAX_BYTES=4KiB", `SPILLWAY_BATCH_MAX_BYTES="4KiB": small batches compress badly, and each costs a message and a write of its own: use 32KiB or more`},
 		{"dwell that passes anyway", strings.Join(append(twoOutputs, "SPILLWAY_FAILBACK_DWELL=2m30s"), "\n"),
 			`SPILLWAY_FAILBACK_DWELL="2m30s": changes nothing: 3 probes (SPILLWAY_FAILBACK_PROBES), one in 1m0s (SPILLWAY_FAILBACK_INTERVAL), take 2m30s at least: use a longer time, or remove it`},

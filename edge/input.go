@@ -110,6 +110,15 @@ func (in *Input) what() string {
 	return "a " + in.Scheme + " input"
 }
 
+// memory is how much the input's largest message needs of SPILLWAY_MESSAGE_MEMORY, of
+// which bodies of requests may take half.
+func (in *Input) memory() outputs.Size {
+	if in.http() {
+		return 2*in.MaxMessageSize + 1<<20
+	}
+	return in.MaxMessageSize + 1<<20
+}
+
 // framing are the options of the input's splitters.
 func (in *Input) framing() framing.Options {
 	return framing.Options{Mode: in.Framing, Delimiter: in.Delimiter, Multiline: in.Multiline, MaxMessageSize: int(in.MaxMessageSize), Oversize: in.Oversize, NonSyslog: !in.Parse}

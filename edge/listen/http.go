@@ -485,7 +485,7 @@ func (h *HTTPServer) read(r *http.Request, control *http.ResponseController) (bo
 			size := min(max(2*cap(body), 4<<10), limit+1)
 			if !h.o.Memory.take(size - cap(body)) {
 				return body, &problem{code: http.StatusServiceUnavailable, text: "no memory for the body now: send it again later", count: &n.Full,
-					tell: "the unfinished messages of the lane take all the memory they may", hint: "raise SPILLWAY_MESSAGE_MEMORY, or lower " + h.o.Variable + "MAX_MESSAGE_SIZE"}
+					tell: "the unfinished messages of the lane take all the memory they may", hint: "raise SPILLWAY_MESSAGE_MEMORY, of which bodies may take half, or lower " + h.o.Variable + "MAX_MESSAGE_SIZE"}
 			}
 			body = append(make([]byte, 0, size), body...)
 		}
@@ -615,14 +615,19 @@ func (t *turns) drop(s Sink) {
 	s.Close()
 }
 
-// take takes n bytes if there are as many. Who has them gives them back by free; nobody
-// else is told to let go of his.
+// take takes n bytes for a body if there are as many, and bodies have no more than half
+// of all: nobody is told to let go of his for them, and a slow one must not have the
+// messages of streams cut. Who has them gives them back by free.
 func (m *Memory) take(n int) bool {
 	if m == nil {
 		return true
 	}
+	if m.bodies.Add(int64(n)) > m.limit/2 {
+		m.bodies.Add(-int64(n))
+		return false
+	}
 	if m.held.Add(int64(n)) > m.limit {
-		m.held.Add(-int64(n))
+		m.free(n)
 		return false
 	}
 	return true
@@ -631,5 +636,6 @@ func (m *Memory) take(n int) bool {
 func (m *Memory) free(n int) {
 	if m != nil {
 		m.held.Add(-int64(n))
+		m.bodies.Add(-int64(n))
 	}
 }

@@ -395,6 +395,29 @@ func TestHTTPMemory(t *testing.T) {
 	}
 }
 
+// Bodies that come slowly leave half of the lane's memory to the messages of streams.
+func TestHTTPMemoryOfOthers(t *testing.T) {
+	memory, r := NewMemory(4<<20), newRecorder()
+	h, _, _ := serveHTTP(t, HTTPOptions{Memory: memory, Open: newStorer().open}, nil)
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, Memory: memory})
+	for range 5 { // each takes 1 MiB, and never ends
+		c := raw(t, h, head+"Content-Length: 5000000\r\n\r\n")
+		go c.Write(make([]byte, 600<<10))
+	}
+	eventually(t, "three refused", func() bool { return h.Requests.Full.Load() == 3 })
+	if n := memory.Held(); n > 2<<20 {
+		t.Errorf("bodies hold %d bytes", n)
+	}
+	c := dial(t, s)
+	want := strings.Repeat("y", 1<<20)
+	io.WriteString(c, want)
+	io.WriteString(c, "\n")
+	eventually(t, "the message", func() bool { return r.len() > 0 })
+	if n := s.Stats.MemoryCut.Load(); n != 0 || r.at(0) != want {
+		t.Errorf("%d messages cut, got %d bytes of %d", n, len(r.at(0)), len(want))
+	}
+}
+
 // raw opens a connection and sends text.
 func raw(t *testing.T, h *HTTPServer, text string) net.Conn {
 	c := dial(t, h)

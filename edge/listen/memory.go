@@ -10,10 +10,12 @@ import (
 // memory of bytes that came and do not make a message yet. At the bound the connection
 // that holds most is told to treat its message as over-size; until it has, the others
 // go on, so that what is held may be more by 128 KiB for each connection that sends
-// right then. Safe for concurrent use; a nil Memory has no bound.
+// right then. Bodies of requests may take half of it. Safe for concurrent use; a nil
+// Memory has no bound.
 type Memory struct {
-	limit int64
-	held  atomic.Int64
+	limit  int64
+	held   atomic.Int64
+	bodies atomic.Int64 // of held, what bodies of requests take
 
 	mu   sync.Mutex
 	uses map[*use]struct{} // those that hold something, guarded by mu
