@@ -31,6 +31,7 @@ type realVault struct {
 	url  string
 	said syncBuffer // its operational log
 	file string     // of its audit device file/
+	cmd  *exec.Cmd
 }
 
 func startVault(t *testing.T) *realVault {
@@ -44,7 +45,7 @@ func startVault(t *testing.T) *realVault {
 	s := &realVault{t: t, url: "http://" + address, file: filepath.Join(dir, "audit.log")}
 	cmd := exec.Command(bin, "server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token", "-dev-listen-address="+address)
 	cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
-	cmd.Stdout, cmd.Stderr = &s.said, &s.said
+	s.cmd, cmd.Stdout, cmd.Stderr = cmd, &s.said, &s.said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -308,5 +309,18 @@ func TestRealVaultPage(t *testing.T) {
 		if !slices.Contains(seen, want) {
 			t.Errorf("no record %q among %q", want, seen)
 		}
+	}
+
+	// SIGHUP is for the file device: the other one keeps its connection.
+	connections := a.Metric(t, `spillway_input_connections_total{input="vault"}`)
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	agent.Eventually(t, "Vault reloads", 10*time.Second, func() bool { return strings.Contains(s.said.String(), "reloading file audit backend") })
+	before := a.Metric(t, `spillway_input_messages_total{input="vault"}`)
+	s.must("GET", "secret/data/a", nil)
+	agent.Eventually(t, "a pair", 10*time.Second, func() bool { return a.Metric(t, `spillway_input_messages_total{input="vault"}`) == before+2 })
+	if now := a.Metric(t, `spillway_input_connections_total{input="vault"}`); now != connections {
+		t.Errorf("%v connections behind SIGHUP, %v before", now, connections)
 	}
 }
