@@ -27,7 +27,7 @@ func (in *Input) tls(e *environment, under string) {
 	}
 	o := &listen.TLSOptions{CertFile: in.TLSCertFile, KeyFile: in.TLSKeyFile, ClientCAFile: in.TLSClientCAFile}
 	if in.TLSKeyPassphrase != "" {
-		o.Passphrase = secret(in.TLSKeyPassphrase, in.TLSKeyPassphraseFile)
+		o.Passphrase, o.PassphraseFile = secret(in.TLSKeyPassphrase, in.TLSKeyPassphraseFile), in.TLSKeyPassphraseFile
 	}
 	o.ClientFingerprints = each(e, under+fingerprints, in.TLSClientFingerprints, listen.ParseFingerprint)
 	o.ClientNames = each(e, under+names, in.TLSClientNames, listen.ParseClientName)

@@ -142,9 +142,10 @@ const DefaultSocketMode = 0o660
 // TLSOptions say who a server is and whom it believes. A client must meet all that is
 // set of it.
 type TLSOptions struct {
-	CertFile   string                 // PEM: certificate and intermediates
-	KeyFile    string                 // PEM
-	Passphrase func() ([]byte, error) // of KeyFile if that is encrypted, asked for whenever it is read; nil: there is none
+	CertFile       string                 // PEM: certificate and intermediates
+	KeyFile        string                 // PEM
+	Passphrase     func() ([]byte, error) // of KeyFile if that is encrypted, asked for whenever it is read; nil: there is none
+	PassphraseFile string                 // that Passphrase reads, to see when it changes; "": none
 
 	ClientCAFile       string        // PEM: who may sign client certificates; "": anybody, themselves too
 	ClientAuth         ClientAuth    // not ClientNone needs ClientCAFile or ClientFingerprints, and those need it

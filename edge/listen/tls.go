@@ -62,7 +62,7 @@ type tlsFiles struct {
 
 	mu     sync.Mutex
 	looked time.Time // guarded by mu
-	seen   [3]fileID // the files that were read last, guarded by mu
+	seen   [4]fileID // the files that were read last, guarded by mu
 }
 
 func newTLSFiles(s *Server) (*tlsFiles, error) {
@@ -215,8 +215,8 @@ func (t *tlsFiles) again() error {
 }
 
 // versions says which files there are now. A missing one is zero.
-func (t *tlsFiles) versions() (v [3]fileID) {
-	for i, name := range []string{t.o.CertFile, t.o.KeyFile, t.o.ClientCAFile} {
+func (t *tlsFiles) versions() (v [4]fileID) {
+	for i, name := range []string{t.o.CertFile, t.o.KeyFile, t.o.PassphraseFile, t.o.ClientCAFile} {
 		if info, err := os.Stat(name); err == nil && name != "" {
 			v[i] = fileID{size: info.Size(), mtime: info.ModTime().UnixNano()}
 			if st, ok := info.Sys().(*syscall.Stat_t); ok {

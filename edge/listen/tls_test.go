@@ -805,6 +805,32 @@ func TestTLSEncryptedKey(t *testing.T) {
 			}
 		})
 	}
+	t.Run("replaced last", func(t *testing.T) {
+		o, dir := tlsOptions(t, a)
+		o.PassphraseFile = filepath.Join(dir, "passphrase")
+		o.Passphrase = func() ([]byte, error) { return os.ReadFile(o.PassphraseFile) }
+		write(t, o.PassphraseFile, []byte("one"))
+		encrypt(t, o, "one", "ec", "-aes128")
+		s, _ := serve(t, Options{Network: "tcp", TLS: o, Open: newRecorder().open})
+		is := func(want string) {
+			t.Helper()
+			s.tls.mu.Lock()
+			s.tls.looked = time.Time{} // as if a second had passed
+			s.tls.mu.Unlock()
+			c, err := shake(dial(t, s), &tls.Config{RootCAs: a.pool(), ServerName: "127.0.0.1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := c.ConnectionState().PeerCertificates[0].Subject.CommonName; got != want {
+				t.Errorf("the certificate of %s, want %s", got, want)
+			}
+		}
+		put(t, dir, a.issue("server 2", time.Now().Add(time.Hour)))
+		encrypt(t, o, "two", "ec", "-aes128")
+		is("server 1") // somebody connects in between
+		write(t, o.PassphraseFile, []byte("two"))
+		is("server 2")
+	})
 	t.Run("not encrypted", func(t *testing.T) {
 		o, _ := tlsOptions(t, a)
 		o.Passphrase = func() ([]byte, error) { return []byte("x"), nil }
