@@ -3,6 +3,7 @@ package listen
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -73,7 +74,7 @@ func newTLSFiles(s *Server) (*tlsFiles, error) {
 	if err := t.o.validate(t.variable); err != nil {
 		return nil, err
 	}
-	t.outer = &tls.Config{GetConfigForClient: t.config, MinVersion: t.o.MinVersion, MaxVersion: t.o.MaxVersion}
+	t.outer = &tls.Config{GetConfigForClient: t.config}
 	t.weak()
 	t.seen, t.looked = t.versions(), time.Now()
 	if err := t.load(); err != nil {
@@ -145,6 +146,14 @@ func ParseCipherSuite(name string) (id uint16, insecure bool, err error) {
 		}
 	}
 	return 0, false, fmt.Errorf("unknown %q: use %s", name, strings.Join(possible, ", "))
+}
+
+// suiteGoesWith reports whether a suite of TLS 1.2 can be used with a certificate's key:
+// the name of each says how the server signs, and Ed25519 counts as ECDSA (RFC 8422
+// section 5.10).
+func suiteGoesWith(id uint16, key crypto.PublicKey) bool {
+	_, isRSA := key.(*rsa.PublicKey)
+	return strings.Contains(tls.CipherSuiteName(id), "_ECDSA_") != isRSA
 }
 
 // curves are the key exchanges of crypto/tls that can be asked for, by name.
@@ -251,6 +260,10 @@ func (t *tlsFiles) load() error {
 	if err != nil {
 		return fmt.Errorf("%sTLS_CERT_FILE: %s with the key %s: %w", t.variable, t.o.CertFile, t.o.KeyFile, err)
 	}
+	if len(t.o.CipherSuites) > 0 && t.o.MaxVersion == tls.VersionTLS12 &&
+		!slices.ContainsFunc(t.o.CipherSuites, func(id uint16) bool { return suiteGoesWith(id, pair.Leaf.PublicKey) }) {
+		return fmt.Errorf("%sTLS_CIPHERS: none of them goes with the key of %s, and %[1]sTLS_MAX_VERSION is 1.2: name some with ECDSA for such a key or Ed25519, with RSA for RSA", t.variable, t.o.CertFile)
+	}
 	c := &tls.Config{
 		Certificates: []tls.Certificate{pair}, MinVersion: t.o.MinVersion, MaxVersion: t.o.MaxVersion,
 		CipherSuites: t.o.CipherSuites, CurvePreferences: t.o.Curves, VerifyConnection: t.believe,
@@ -270,11 +283,9 @@ func (t *tlsFiles) load() error {
 		}
 		c.ClientAuth = [...]tls.ClientAuthType{tls.NoClientCert, tls.VerifyClientCertIfGiven, tls.RequireAndVerifyClientCert}[t.o.ClientAuth]
 	}
-	if leaf := pair.Leaf; leaf != nil {
-		t.stats.CertificateExpires.Store(leaf.NotAfter.Unix())
-		if time.Now().After(leaf.NotAfter) {
-			t.log.Warn("the certificate is expired; senders that look will refuse it", "input", t.name, "file", t.o.CertFile, "expired", leaf.NotAfter)
-		}
+	t.stats.CertificateExpires.Store(pair.Leaf.NotAfter.Unix())
+	if time.Now().After(pair.Leaf.NotAfter) {
+		t.log.Warn("the certificate is expired; senders that look will refuse it", "input", t.name, "file", t.o.CertFile, "expired", pair.Leaf.NotAfter)
 	}
 	t.current.Store(c)
 	return nil

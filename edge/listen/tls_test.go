@@ -3,9 +3,12 @@ package listen
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/tls"
@@ -335,6 +338,9 @@ func TestTLSFiles(t *testing.T) {
 		{"no curve left", func(o *TLSOptions, dir string) {
 			o.MaxVersion, o.Curves = tls.VersionTLS12, []tls.CurveID{tls.X25519MLKEM768}
 		}, "TLS_CURVES: X25519MLKEM768 is of TLS 1.3"},
+		{"no suite for the key", func(o *TLSOptions, dir string) {
+			o.MaxVersion, o.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_128_GCM_SHA256}
+		}, "TLS_CIPHERS: none of them goes with the key of "},
 		{"suites of nothing", func(o *TLSOptions, dir string) { o.MinVersion, o.CipherSuites = tls.VersionTLS13, []uint16{1} }, "TLS_CIPHERS: changes nothing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -690,6 +696,26 @@ func TestTLSParameters(t *testing.T) {
 				t.Errorf("%s, %s, %v", version(state.Version), tls.CipherSuiteName(state.CipherSuite), state.CurveID)
 			}
 		})
+	}
+}
+
+// A suite goes with the kind of key that its name says.
+func TestSuiteGoesWith(t *testing.T) {
+	for _, tt := range []struct {
+		suite uint16
+		key   crypto.PublicKey
+		want  bool
+	}{
+		{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, &rsa.PublicKey{}, true},
+		{tls.TLS_RSA_WITH_AES_128_GCM_SHA256, &rsa.PublicKey{}, true},
+		{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, &rsa.PublicKey{}, false},
+		{tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, &ecdsa.PublicKey{}, true},
+		{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, ed25519.PublicKey{}, true},
+		{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, ed25519.PublicKey{}, false},
+	} {
+		if got := suiteGoesWith(tt.suite, tt.key); got != tt.want {
+			t.Errorf("%s with %T: %t", tls.CipherSuiteName(tt.suite), tt.key, got)
+		}
 	}
 }
 
