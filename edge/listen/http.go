@@ -21,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"spillway/framing"
 )
@@ -174,8 +175,14 @@ func (h *HTTPServer) readToken() error {
 		return nil
 	}
 	t, err := h.o.Token()
-	if err == nil && len(t) == 0 {
+	switch {
+	case err != nil:
+	case len(t) == 0:
 		err = errors.New("empty: anybody could send: give a token, or do not set it")
+	case len(bytes.TrimSpace(t)) != len(t):
+		err = errors.New("begins or ends with a blank, which no header can: remove that")
+	case bytes.ContainsFunc(t, unicode.IsControl):
+		err = errors.New("has a character in it that no header can have: give another")
 	}
 	if err != nil {
 		return fmt.Errorf("%sTOKEN: %w", h.o.Variable, err)

@@ -342,8 +342,11 @@ func TestHTTPToken(t *testing.T) {
 	if n := h.Requests.Unauthorized.Load(); n != 10 {
 		t.Errorf("%d counted", n)
 	}
-	if _, err := ListenHTTP(HTTPOptions{Address: "127.0.0.1:0", Variable: "V_", Open: r.open, Log: quietLog, Token: func() ([]byte, error) { return nil, nil }}); err == nil || !strings.HasPrefix(err.Error(), "V_TOKEN: empty") {
-		t.Errorf("an empty token: %v", err)
+	for token, want := range map[string]string{"": "empty", "token ": "begins or ends with a blank", "\ttoken": "begins or ends with a blank", "to\nken": "has a character"} {
+		_, err := ListenHTTP(HTTPOptions{Address: "127.0.0.1:0", Variable: "V_", Open: r.open, Log: quietLog, Token: func() ([]byte, error) { return []byte(token), nil }})
+		if err == nil || !strings.HasPrefix(err.Error(), "V_TOKEN: "+want) {
+			t.Errorf("the token %q: %v", token, err)
+		}
 	}
 }
 
