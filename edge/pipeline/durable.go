@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"spillway/edge/listen"
+	"spillway/framing/vault"
 )
 
 // A block whose sender waits is marked with a channel, which goes with its records:
@@ -24,10 +26,17 @@ const hungFor = 2 * time.Second
 // errCut is what who waits is told at a stop.
 var errCut = errors.New("stopped before the records were stored")
 
+// storing is a block whose sender waits.
+type storing struct {
+	told  chan error // with room for one
+	in    *vaultInput
+	marks []vault.Mark // of in, which keeps them once all lines are durable
+}
+
 // waiter is who waits for records in a batch.
 type waiter struct {
-	stored chan error // with room for one
-	last   bool       // the last of its records is in this batch
+	stored *storing
+	last   bool // the last of its records is in this batch
 }
 
 // tell says to those who wait that their batches are durable, or why they are not.
@@ -36,15 +45,29 @@ func tell(waiters []waiter, err error) {
 		if err == nil && !w.last {
 			continue
 		}
+		w.stored.settle(err == nil) // before its sender sends the same again
 		select {
-		case w.stored <- err:
+		case w.stored.told <- err:
 		default: // an earlier batch of the same block was lost
 		}
 	}
 }
 
+// settle keeps the marks of a block, or undoes them. What comes after the first time
+// changes nothing.
+func (s *storing) settle(durable bool) {
+	switch {
+	case len(s.marks) == 0:
+	case durable:
+		s.in.keep(s.marks)
+	default:
+		s.in.undo(s.marks)
+	}
+	s.marks = nil
+}
+
 // wait notes that stored waits for a record of the open batch.
-func (f *filler) wait(stored chan error, last bool) {
+func (f *filler) wait(stored *storing, last bool) {
 	if n := len(f.waiters); n > 0 && f.waiters[n-1].stored == stored {
 		f.waiters[n-1].last = last
 		return
@@ -75,13 +98,16 @@ func (l *Lane) gathered() {
 
 // Store implements listen.Storer.
 func (s *sink) Store(ctx context.Context) (<-chan error, error) {
-	b, stored := s.block, make(chan error, 1)
+	b, told := s.block, make(chan error, 1)
 	if b == nil {
-		stored <- nil // nothing came of what Message took
-		return stored, nil
+		told <- nil // nothing came of what Message took
+		return told, nil
 	}
 	n := int64(len(b.ends))
-	s.block, b.stored = nil, stored
+	s.block, b.stored = nil, &storing{told: told}
+	if s.vault != nil {
+		b.stored.in, b.stored.marks = s.vault.in, slices.Clone(s.vault.marks)
+	}
 	if err := s.in.o.Lane.enter(ctx, b); err != nil {
 		s.n = counts{} // whose sender is told counts nowhere
 		s.undo()
@@ -89,9 +115,11 @@ func (s *sink) Store(ctx context.Context) (<-chan error, error) {
 		return nil, err
 	}
 	s.count()
-	s.kept()
+	if s.vault != nil {
+		s.vault.marks = s.vault.marks[:0]
+	}
 	s.in.Admitted.Add(n)
-	return stored, nil
+	return told, nil
 }
 
 // enter hands b to fill. It waits while the disk is behind with what it was given, and

@@ -254,15 +254,17 @@ func (s *sink) count() {
 
 // kept notes that the block is the lane's.
 func (s *sink) kept() {
-	if s.vault != nil {
+	if s.vault != nil && len(s.vault.marks) > 0 {
+		s.vault.in.keep(s.vault.marks)
 		s.vault.marks = s.vault.marks[:0]
 	}
 }
 
 // undo notes that the block is nobody's: what is sent again did not come before.
 func (s *sink) undo() {
-	if s.vault != nil {
-		s.vault.undo()
+	if s.vault != nil && len(s.vault.marks) > 0 {
+		s.vault.in.undo(s.vault.marks)
+		s.vault.marks = s.vault.marks[:0]
 	}
 }
 

@@ -103,7 +103,7 @@ type block struct {
 	ends  []uint32 // where each line ends
 	time  int64    // unix ns
 
-	stored chan error // told when all lines are durable, or lost; nil: nobody waits
+	stored *storing // told when all lines are durable, or lost; nil: nobody waits
 }
 
 // job is one open batch on its way to the disk. From fill to the end of its

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,8 +18,12 @@ type VaultOptions struct {
 	Prefix      []byte        // stands before each entry; none: whatever stands before its { or <json:
 	Pairing     bool          // alert records tell of requests without a response, and of responses without a request
 	PairTimeout time.Duration // after it the other half of a pair is missing; longer than Vault lets a request take
-	Dedupe      bool          // entries that came before, byte for byte, become no record
-	DropRaw     bool          // nor do those with a token that is not hashed
+	DropRaw     bool          // entries with a token that is not hashed become no record
+
+	// Dedupe: nor do entries that came before, byte for byte, once the first is the lane's;
+	// for who waits for its records (Store), once it is durable. Sooner, the second may
+	// be the only one that is kept.
+	Dedupe bool
 }
 
 // lookEvery is how often Watch looks for what is missing.
@@ -41,7 +46,7 @@ func newVaultInput(o VaultOptions) *vaultInput {
 type vaultSink struct {
 	in    *vaultInput
 	entry vault.Entry
-	marks []vault.Mark // of the block's entries: what is to be undone if it is dropped
+	marks []vault.Mark // of the block's entries: to keep them, or to undo them if it is dropped
 	bare  *ecs.Encoder // without event.original; nil until an entry is too large for a record with it
 }
 
@@ -61,13 +66,25 @@ func (s *sink) seeEntry(m framing.Message, from listen.Sender, now time.Time) fi
 		sender.Since = from.Conn.Since
 	}
 
+	why := filteredNot
+	if raw && v.o.DropRaw {
+		why = filteredSecret
+	}
 	v.mu.Lock()
 	at := now.Add(-v.paused)
 	switch {
 	case e.Err == "":
 		verdict, mark := v.pairs.See(e, sender, at)
-		e.Duplicate = verdict == vault.Duplicate
-		if mark != (vault.Mark{}) {
+		e.Duplicate = verdict == vault.Duplicate || verdict == vault.Again
+		if why == filteredNot && v.o.Dedupe && (verdict == vault.Duplicate || verdict == vault.Again && slices.Contains(s.vault.marks, mark)) {
+			why = filteredDuplicate // of what is kept, or of the same block
+		}
+		switch {
+		case verdict == vault.Again && why == filteredDuplicate:
+			v.pairs.Undo(mark, at) // the block's first has it
+		case why != filteredNot:
+			v.pairs.Keep(mark) // nothing will be undone
+		case mark != (vault.Mark{}):
 			s.vault.marks = append(s.vault.marks, mark)
 		}
 	case e.Torn && m.Flags&framing.Unterminated != 0:
@@ -89,13 +106,7 @@ func (s *sink) seeEntry(m framing.Message, from listen.Sender, now time.Time) fi
 	if e.Duplicate {
 		in.Duplicates.Add(1)
 	}
-	switch {
-	case raw && v.o.DropRaw:
-		return filteredSecret
-	case e.Duplicate && v.o.Dedupe:
-		return filteredDuplicate
-	}
-	return filteredNot
+	return why
 }
 
 // appendEntry appends the record of the entry that parse read. An entry is not cut
@@ -120,14 +131,23 @@ func (in *Input) bare() *ecs.Encoder {
 	return ecs.NewEncoder(o)
 }
 
-// undo takes back that the entries of the block were seen.
-func (s *vaultSink) undo() {
-	s.in.mu.Lock()
-	defer s.in.mu.Unlock()
-	for _, m := range s.marks {
-		s.in.pairs.Undo(m)
+// keep notes that the records of marks will not be undone.
+func (v *vaultInput) keep(marks []vault.Mark) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, m := range marks {
+		v.pairs.Keep(m)
 	}
-	s.marks = s.marks[:0]
+}
+
+// undo takes back that the entries of marks were seen.
+func (v *vaultInput) undo(marks []vault.Mark) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := time.Now().Add(-v.paused)
+	for _, m := range marks {
+		v.pairs.Undo(m, now)
+	}
 }
 
 // Watch looks for audit entries that are missing until ctx ends, and hands alert

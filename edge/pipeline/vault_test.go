@@ -123,6 +123,14 @@ func (c *vaultConn) send(entries ...string) {
 	}
 }
 
+// drop loses entries in the sink, as a lane without room does.
+func (c *vaultConn) drop(entries ...string) {
+	for _, e := range entries {
+		c.s.Message(msg(e), c.from, time.Now())
+	}
+	c.s.Close()
+}
+
 // cut ends the connection in the middle of an entry.
 func (c *vaultConn) cut(part string) {
 	c.s.Message(framing.Message{Data: []byte(part), Flags: framing.Unterminated}, c.from, time.Now())
@@ -236,6 +244,35 @@ func TestVaultPairing(t *testing.T) {
 			c.s.Message(framing.Message{Data: []byte(response("a")[:180]), Flags: framing.Truncated}, c.from, time.Now())
 			c.s.Flush(w.t.Context())
 		}, nil},
+		{"a request that is too large, and comes first", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			c := w.dial("192.0.2.7")
+			c.send(request("a"), response("a"))
+			time.Sleep(3 * time.Minute)
+			c.s.Message(framing.Message{Data: []byte(request("b")[:180]), Flags: framing.Truncated}, c.from, time.Now())
+			c.send(response("b"))
+		}, nil},
+		{"a response is dropped", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			c := w.dial("192.0.2.7")
+			c.send(request("a"))
+			c.drop(response("a"))
+		}, []string{"vault audit gap: request a has no response entry"}},
+		{"a request is dropped", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			c, other := w.dial("192.0.2.7"), w.dial("192.0.2.7")
+			c.send(request("z"), response("z"))
+			time.Sleep(3 * time.Minute)
+			c.s.Message(msg(request("a")), c.from, time.Now())
+			other.send(response("a"))
+			c.drop()
+		}, []string{"vault audit gap: request a has no request entry"}},
+		{"both halves are dropped", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			w.dial("192.0.2.7").drop(request("a"), response("a"))
+		}, nil},
+		{"a response is dropped and sent again", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			c := w.dial("192.0.2.7")
+			c.send(request("a"))
+			c.drop(response("a"))
+			w.dial("192.0.2.7").send(response("a"))
+		}, nil},
 		{"the agent stops before the timeout", VaultOptions{Pairing: true, PairTimeout: 2 * time.Hour}, func(w *vaultWorld) {
 			w.dial("192.0.2.7").send(request("a"))
 		}, nil},
@@ -346,6 +383,87 @@ func TestVaultNotKept(t *testing.T) {
 	b.stop()
 	if n := len(m.vault(t)); n != 1 || in.Duplicates.Load() != 1 {
 		t.Errorf("%d records, %d duplicates", n, in.Duplicates.Load())
+	}
+}
+
+// newHook returns an input of entries whose senders wait.
+func newHook(l *Lane, o VaultOptions) *Input {
+	o.PairTimeout = time.Minute
+	return NewInput(InputOptions{Name: "bao", Lane: l, Vault: &o, Records: ecs.Options{Dataset: "vault.audit", Agent: "gw1"}})
+}
+
+// TestVaultDedupeDurable: nobody is told that an entry is stored because one that is not
+// durable came before; once that is durable, it is enough.
+func TestVaultDedupeDurable(t *testing.T) {
+	disk, m := newSlowFS(t, 0), &memory{}
+	disk.gate = make(chan struct{})
+	b := start(t, "", m, Block, patient(disk))
+	in := newHook(b.lane, VaultOptions{Dedupe: true})
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if err := store(ctx, in.OpenStorer(), request("a")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("before the disk has it: %v", err)
+		}
+		cancel()
+	}
+	close(disk.gate)
+	for _, id := range []string{"b", "a", "b"} {
+		if err := store(t.Context(), in.OpenStorer(), request(id)); err != nil {
+			t.Error(err)
+		}
+	}
+	b.stop()
+	if all := m.vault(t); len(all) != 3 || slices.Contains(all[0].Tags, "duplicate") || !slices.Contains(all[1].Tags, "duplicate") || in.Filtered()["duplicate"] != 2 {
+		t.Errorf("%+v, filtered %v", all, in.Filtered())
+	}
+}
+
+// TestVaultDedupeKeepsOne: whichever of two copies is dropped for want of room, the
+// other one stays.
+func TestVaultDedupeKeepsOne(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		m := &memory{}
+		b := start(t, t.TempDir(), m, Block, nil)
+		in := newHook(b.lane, VaultOptions{Dedupe: true})
+		dropped, kept := in.Open(), in.Open()
+		if !first {
+			dropped, kept = kept, dropped
+		}
+		for _, s := range []listen.Sink{dropped, kept} {
+			s.Message(msg(request("a")), from, time.Now())
+		}
+		dropped.Close()
+		if err := kept.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // in one block, and after it
+			kept.Message(msg(request("a")), from, time.Now())
+			kept.Message(msg(request("b")), from, time.Now())
+			kept.Message(msg(request("b")), from, time.Now())
+			if err := kept.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.stop()
+		all := slices.DeleteFunc(m.vault(t), func(r vaultRecord) bool { return r.Vault.Audit.Type == "" }) // that tells what was dropped
+		if len(all) != 2 || in.Filtered()["duplicate"] != 5 || in.Duplicates.Load() != 6 {
+			t.Errorf("first %t: %d records, %d duplicates, filtered %v", first, len(all), in.Duplicates.Load(), in.Filtered())
+		}
+	}
+}
+
+// TestVaultMarks: what becomes no record leaves nothing in a sink.
+func TestVaultMarks(t *testing.T) {
+	in := newHook(NewLane(LaneOptions{Buffer: mustOpen(t)}), VaultOptions{Pairing: true, DropRaw: true})
+	s := in.Open().(*sink)
+	for i := range 1000 {
+		s.Message(msg(strings.Replace(request(fmt.Sprint(i)), "hmac-sha256:", "hvs.", 1)), from, time.Now())
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(s.vault.marks); n != 0 || in.Filtered()["raw_secret"] != 1000 {
+		t.Errorf("%d marks, filtered %v", n, in.Filtered())
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"time"
+	"unicode/utf8"
 )
 
 // Limits of Pairs.
@@ -40,9 +41,13 @@ const (
 //     an address, not a connection: Vault that comes back after a cut is known, and
 //     the one entry that such a cut swallows is found.
 //
+// What is seen is not yet kept: the record of an entry may find no room. So its Mark
+// is for Keep or for Undo.
+//
 // The memory is bounded: of more than MaxIDs ids that wait the oldest leave and count
-// as Unwatched, never as missing. For each id it is about 100 bytes with its place in the map, and 250 more
-// while it waits. The same memory finds entries that were sent twice.
+// as Unwatched, never as missing. For each id it is about 100 bytes with its place in
+// the map, and 250 more while it waits, or while a half of it may be undone. The same
+// memory finds entries that were sent twice.
 //
 // Times come from the caller, and only their differences count. Not safe for
 // concurrent use. The zero value is not ready: see NewPairs.
@@ -96,9 +101,13 @@ type node struct {
 	prev, next int32         // in its list; negative: none
 	detail     int32         // negative: none
 	list       uint8
+	copies     [2]uint8 // of the entry of each half that Keep or Undo is to come for; or kept
 }
 
-// detail is what is to be told of an id that waits.
+// kept in place of copies says that Keep came for one of them.
+const kept = 255
+
+// detail is what is to be told of an id that waits, or may wait again.
 type detail struct {
 	seen       time.Time
 	addr       netip.Addr
@@ -133,8 +142,9 @@ const (
 	First     Verdict = 1 // its other half is waited for
 	Paired    Verdict = 2 // its other half has come before
 	Late      Verdict = 3 // so has it, but it had been told as missing
-	Duplicate Verdict = 4 // the same bytes have come before
-	Repeated  Verdict = 5 // the same half has come before, with other bytes
+	Duplicate Verdict = 4 // the same bytes have come before, and are kept
+	Again     Verdict = 5 // they have come before, and may yet be undone
+	Repeated  Verdict = 6 // the same half has come before, with other bytes
 )
 
 // Missing is an entry that did not come.
@@ -175,14 +185,14 @@ func (e *Entry) single() bool {
 		path.Is("sys/seal") || path.Is("sys/step-down") || e.Is(Operation, "help")
 }
 
-// Mark is what Undo needs. The zero value is of an entry that there is nothing to undo of.
+// Mark is what Keep and Undo need. The zero value is of an entry that neither is for.
 type Mark struct {
 	key, sum uint64
 	half     uint8
 }
 
 // See takes note of an entry that came from a sender at now, and says what it is to
-// those before it.
+// those before it. With the same bytes comes the same mark.
 func (p *Pairs) See(e *Entry, from Sender, now time.Time) (Verdict, Mark) {
 	at := now.Sub(p.base)
 	s, newest := p.sender(from, at)
@@ -208,11 +218,15 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) (Verdict, Mark) {
 		switch n.sums[h] {
 		case 0:
 		case sum:
-			return Duplicate, Mark{}
+			if n.copies[h] == kept {
+				return Duplicate, Mark{}
+			}
+			n.copies[h] = min(n.copies[h]+1, kept-1)
+			return Again, mark
 		default:
 			return Repeated, Mark{}
 		}
-		n.sums[h] = sum
+		n.sums[h], n.copies[h] = sum, 1
 		switch {
 		case n.list == told:
 			return Late, mark
@@ -222,39 +236,90 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) (Verdict, Mark) {
 			}
 			return Alone, mark
 		}
-		p.move(i, done, at)
+		p.unlink(i) // with its detail: one half may be undone
+		p.push(i, done, at)
 		return Paired, mark
 	}
 
 	i := p.add(key, at)
 	n := &p.nodes[i]
-	n.sums[h] = sum
+	n.sums[h], n.copies[h] = sum, 1
 	if !pairs || p.o.Blind || e.single() || h == 1 && at-max(s.known, p.started) < p.o.Timeout {
 		p.push(i, done, at)
 		return Alone, mark
 	}
-	if p.lists[waiting].n >= p.most {
-		p.Unwatched++
-		p.move(p.lists[waiting].first, done, at)
-	}
+	p.yield(at)
 	n.detail = p.describe(e, id, from, now)
 	p.push(i, waiting, at)
 	return First, mark
 }
 
-// Undo forgets an entry that was seen and could not be kept: when it comes again it is
-// not a duplicate. Until then it is as missing as one that never came.
-func (p *Pairs) Undo(m Mark) {
-	if i, ok := p.ids[m.key]; ok && m.sum != 0 && p.nodes[i].sums[m.half] == m.sum {
-		p.nodes[i].sums[m.half] = 0
+// Keep notes that an entry that was seen will not be undone: what comes with the same
+// bytes is a duplicate.
+func (p *Pairs) Keep(m Mark) {
+	n, _ := p.find(m)
+	if n == nil {
+		return
+	}
+	n.copies[m.half] = kept
+	if n.list == done && n.copies[1-m.half] == kept {
+		p.forgo(n)
 	}
 }
 
-// Forget makes nothing be told of an id whose other half has come, but not whole.
+// Undo forgets an entry that was seen and could not be kept, unless another one with
+// the same bytes is, or may be: when it comes again it is not a duplicate. Until then
+// it is as missing as one that never came, and its other half waits from now on.
+func (p *Pairs) Undo(m Mark, now time.Time) {
+	n, i := p.find(m)
+	if n == nil || n.copies[m.half] == kept {
+		return
+	}
+	if n.copies[m.half]--; n.copies[m.half] > 0 {
+		return
+	}
+	n.sums[m.half] = 0
+	if n.list == done && n.detail >= 0 {
+		at := now.Sub(p.base)
+		p.unlink(i)
+		p.yield(at)
+		p.push(i, waiting, at)
+	}
+}
+
+// find returns the node of a mark, nil if its entry was forgotten.
+func (p *Pairs) find(m Mark) (*node, int32) {
+	i, ok := p.ids[m.key]
+	if !ok || m.sum == 0 || p.nodes[i].sums[m.half] != m.sum {
+		return nil, 0
+	}
+	return &p.nodes[i], i
+}
+
+// yield makes room for one more that waits.
+func (p *Pairs) yield(at time.Duration) {
+	if p.lists[waiting].n >= p.most {
+		p.Unwatched++
+		p.move(p.lists[waiting].first, done, at)
+	}
+}
+
+// Forget makes nothing be told of an id one half of which has come, but not whole,
+// whether the other came before or is yet to come.
 func (p *Pairs) Forget(id Value, now time.Time) {
 	var buf [keptID]byte
-	if i, ok := p.ids[maphash.Bytes(p.seed, id.AppendText(buf[:0]))]; ok && p.nodes[i].list == waiting {
-		p.move(i, done, now.Sub(p.base))
+	text := id.AppendText(buf[:0])
+	if len(text) == 0 {
+		return
+	}
+	key, at := maphash.Bytes(p.seed, text), now.Sub(p.base)
+	switch i, known := p.ids[key]; {
+	case !known:
+		p.push(p.add(key, at), done, at)
+	case p.nodes[i].list == waiting:
+		p.move(i, done, at)
+	default:
+		p.forgo(&p.nodes[i])
 	}
 }
 
@@ -370,10 +435,22 @@ func (p *Pairs) describe(e *Entry, id []byte, from Sender, now time.Time) int32 
 	}
 	d := &p.details[k]
 	d.seen, d.addr = now, from.Addr
-	d.nID = uint8(copy(d.id[:], id))
+	d.nID = uint8(copyText(d.id[:], id))
 	var buf [keptPath]byte
-	d.nPath = uint8(copy(d.path[:], e.values[Path].AppendText(buf[:0])))
+	d.nPath = uint8(copyText(d.path[:], e.values[Path].AppendText(buf[:0])))
 	return k
+}
+
+// copyText copies as much of text as fits without cutting a character, and returns
+// how many bytes that is.
+func copyText(dst, text []byte) int {
+	n := copy(dst, text)
+	for k := n; n < len(text) && k > n-utf8.UTFMax && k > 0; k-- {
+		if utf8.RuneStart(text[k]) {
+			return k
+		}
+	}
+	return n
 }
 
 // push puts a node at the end of a list.
@@ -389,8 +466,8 @@ func (p *Pairs) push(i int32, to uint8, at time.Duration) {
 	l.n++
 }
 
-// take takes a node out of its list.
-func (p *Pairs) take(i int32) {
+// unlink takes a node out of its list. It keeps its detail.
+func (p *Pairs) unlink(i int32) {
 	n := &p.nodes[i]
 	l := &p.lists[n.list]
 	if n.prev >= 0 {
@@ -404,16 +481,26 @@ func (p *Pairs) take(i int32) {
 		l.last = n.prev
 	}
 	l.n--
+}
+
+// forgo frees the detail of a node.
+func (p *Pairs) forgo(n *node) {
 	if n.detail >= 0 {
 		p.spare = append(p.spare, n.detail)
 		n.detail = -1
 	}
 }
 
-func (p *Pairs) move(i int32, to uint8, at time.Duration) { p.take(i); p.push(i, to, at) }
+// move moves a node, of which nothing is to be told any more, to another list.
+func (p *Pairs) move(i int32, to uint8, at time.Duration) {
+	p.unlink(i)
+	p.forgo(&p.nodes[i])
+	p.push(i, to, at)
+}
 
 func (p *Pairs) remove(i int32) {
-	p.take(i)
+	p.unlink(i)
+	p.forgo(&p.nodes[i])
 	delete(p.ids, p.nodes[i].key)
 	p.nodes[i].next = p.free
 	p.free = i

@@ -39,6 +39,8 @@ type modelID struct {
 	list      uint8
 	at        time.Duration
 	halves    [2]string // the bytes of each
+	copies    [2]int    // of each that may be undone; negative: one is kept
+	detail    bool      // it may wait again
 }
 
 func (m *model) of(list uint8) (all []*modelID) {
@@ -61,10 +63,10 @@ func (m *model) forget(d *modelID) {
 	m.ids = slices.DeleteFunc(slices.Clone(m.ids), func(o *modelID) bool { return o == d })
 }
 
-// move puts d at the end of a list.
+// move puts d at the end of a list, where nothing is told of it any more unless it waits.
 func (m *model) move(d *modelID, list uint8) {
 	m.forget(d)
-	d.list, d.at = list, m.now
+	d.list, d.at, d.detail = list, m.now, list == waiting
 	m.ids = append(m.ids, d)
 }
 
@@ -77,22 +79,81 @@ func (m *model) see(key, kind, path, bytes string, from netip.Addr) Verdict {
 		switch d.halves[half] {
 		case "":
 		case bytes:
-			return Duplicate
+			if d.copies[half] < 0 {
+				return Duplicate
+			}
+			d.copies[half]++
+			return Again
 		default:
 			return Repeated
 		}
-		d.halves[half] = bytes
+		d.halves[half], d.copies[half] = bytes, 1
 		switch {
 		case d.list == told:
 			return Late
 		case d.halves[1-half] != "":
+			detail := d.detail
 			m.move(d, done)
+			d.detail = detail
 			return Paired
 		case d.list == waiting:
 			return First
 		}
 		return Alone
 	}
+	m.room()
+	d := &modelID{key: key, path: path}
+	d.halves[half], d.copies[half] = bytes, 1
+	if !slices.Contains(halves[:], kind) || m.blind || path == "sys/seal" || kind == "response" && m.now-max(m.known[from], m.started) < m.timeout {
+		m.move(d, done)
+		return Alone
+	}
+	m.wait(d)
+	return First
+}
+
+// wait makes d wait, and the oldest not any more if too many do.
+func (m *model) wait(d *modelID) {
+	m.forget(d)
+	if all := m.of(waiting); len(all) >= m.most {
+		m.left++
+		m.move(all[0], done)
+	}
+	m.move(d, waiting)
+}
+
+func (m *model) keep(d *modelID, half int) {
+	d.copies[half] = -1
+	if d.list == done && d.copies[1-half] < 0 {
+		d.detail = false
+	}
+}
+
+func (m *model) undo(d *modelID, half int) {
+	if d.copies[half]--; d.copies[half] != 0 {
+		d.copies[half] = max(d.copies[half], -1)
+		return
+	}
+	d.halves[half] = ""
+	if d.list == done && d.detail {
+		m.wait(d)
+	}
+}
+
+func (m *model) forgo(key string) {
+	switch d := m.find(key); {
+	case d == nil:
+		m.room()
+		m.move(&modelID{key: key}, done)
+	case d.list == waiting:
+		m.move(d, done)
+	default:
+		d.detail = false
+	}
+}
+
+// room makes the oldest leave that don't wait, if too many are known.
+func (m *model) room() {
 	if all := m.of(done); len(all) >= m.most {
 		if all[0].halves[0] == "" || all[0].halves[1] == "" {
 			m.started = m.now
@@ -103,18 +164,6 @@ func (m *model) see(key, kind, path, bytes string, from netip.Addr) Verdict {
 		m.started = m.now
 		m.forget(all[0])
 	}
-	d := &modelID{key: key, path: path}
-	d.halves[half] = bytes
-	if !slices.Contains(halves[:], kind) || m.blind || path == "sys/seal" || kind == "response" && m.now-max(m.known[from], m.started) < m.timeout {
-		m.move(d, done)
-		return Alone
-	}
-	if all := m.of(waiting); len(all) >= m.most {
-		m.left++
-		m.move(all[0], done)
-	}
-	m.move(d, waiting)
-	return First
 }
 
 func (m *model) expire() (missing []string) {
@@ -174,17 +223,20 @@ func TestPairsModel(t *testing.T) {
 			case 3:
 				id := fmt.Sprint(rapid.IntRange(0, 9).Draw(t, "id"))
 				p.Forget(Value{Kind: String, Raw: []byte(id)}, base.Add(m.now))
-				if d := m.find(id); d != nil && d.list == waiting {
-					m.move(d, done)
-				}
-			case 4:
+				m.forgo(id)
+			case 4, 5:
 				if len(all) == 0 {
 					continue
 				}
-				s := all[rapid.IntRange(0, len(all)-1).Draw(t, "undone")]
-				p.Undo(s.mark)
-				if d := m.find(s.key); d != nil && d.halves[s.half] == s.bytes && s.mark != (Mark{}) {
-					d.halves[s.half] = ""
+				s := all[rapid.IntRange(0, len(all)-1).Draw(t, "which")]
+				d := m.find(s.key)
+				known := d != nil && d.halves[s.half] == s.bytes && s.mark != (Mark{})
+				if rapid.Bool().Draw(t, "kept") {
+					if p.Keep(s.mark); known {
+						m.keep(d, s.half)
+					}
+				} else if p.Undo(s.mark, base.Add(m.now)); known {
+					m.undo(d, s.half)
 				}
 			default:
 				id := fmt.Sprint(rapid.IntRange(0, 9).Draw(t, "id"))
@@ -213,8 +265,14 @@ func TestPairsModel(t *testing.T) {
 					t.Fatalf("%d in list %d, want %d", got, i, want)
 				}
 			}
+			details := 0
+			for _, d := range m.ids {
+				if d.detail {
+					details++
+				}
+			}
 			// What is not in use is used before more is made.
-			if n := p.lists[waiting].n + p.lists[done].n + p.lists[told].n; n != len(p.ids) || n > 2*m.most+m.telling+1 || len(p.nodes) > 3*m.most+m.telling+80 || len(p.details)-len(p.spare) != p.lists[waiting].n {
+			if n := p.lists[waiting].n + p.lists[done].n + p.lists[told].n; n != len(p.ids) || n > 2*m.most+m.telling+1 || len(p.nodes) > 3*m.most+m.telling+80 || len(p.details)-len(p.spare) != details {
 				t.Fatalf("%d ids, %d nodes, %d details of which %d are free", n, len(p.nodes), len(p.details), len(p.spare))
 			}
 		}
@@ -288,6 +346,26 @@ func TestPairsLongID(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// TestPairsWholeText: what an alert names ends with a character.
+func TestPairsWholeText(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{strings.Repeat("i", keptID-1) + "ä", strings.Repeat("i", keptID-1)},
+		{strings.Repeat("i", keptID-2) + "ä", strings.Repeat("i", keptID-2) + "ä"},
+		{strings.Repeat("i", keptID-3) + "😀", strings.Repeat("i", keptID-3)},
+		{strings.Repeat("i", keptID) + "ä", strings.Repeat("i", keptID)},
+	} {
+		now := time.Now()
+		p := NewPairs(PairOptions{Timeout: time.Minute}, now)
+		p.See(entry("request", c.text, strings.Repeat("p", keptPath-keptID)+c.text, ""), Sender{}, now)
+		p.Expire(now.Add(time.Minute), func(m Missing) bool {
+			if string(m.ID) != c.want || string(m.Path) != strings.Repeat("p", keptPath-keptID)+c.want {
+				t.Errorf("%q: %q %q", c.text, m.ID, m.Path)
+			}
+			return true
+		})
+	}
 }
 
 // TestSeeDoesNotAllocate once the memory is as large as it has to be.
