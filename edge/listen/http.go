@@ -146,9 +146,11 @@ func ListenHTTP(o HTTPOptions) (*HTTPServer, error) {
 		o.MaxMessageSize = framing.DefaultMaxMessageSize
 	}
 	h := &HTTPServer{o: o, headerTime: headerTime, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}}
-	if err := h.readToken(); err != nil {
+	token, err := h.readToken()
+	if err != nil {
 		return nil, err
 	}
+	h.token.Store(token)
 	s, err := Listen(Options{
 		Name: o.Name, Variable: o.Variable, Network: "tcp", Address: o.Address, TLS: o.TLS, MaxConnections: o.MaxConnections,
 		IdleTimeout: o.IdleTimeout, KeepAlive: o.KeepAlive, Allow: o.Allow, Open: func() Sink { return o.Open() }, Log: o.Log,
@@ -166,13 +168,23 @@ func (h *HTTPServer) Addrs() []net.Addr { return h.s.Addrs() }
 // Close closes the listening sockets; Serve does it too when it ends.
 func (h *HTTPServer) Close() { h.s.Close() }
 
-// Reload reads the token and the TLS files again. On an error the old ones stay. It may
-// be called at any time.
-func (h *HTTPServer) Reload() error { return errors.Join(h.readToken(), h.s.Reload()) }
+// Reload reads the token and the TLS files again. On an error the old ones stay, all of
+// them. It may be called at any time.
+func (h *HTTPServer) Reload() error {
+	token, err := h.readToken()
+	if err == nil {
+		err = h.s.Reload()
+	}
+	if err == nil {
+		h.token.Store(token)
+	}
+	return err
+}
 
-func (h *HTTPServer) readToken() error {
+// readToken returns the hash of the token; nil: none is asked for.
+func (h *HTTPServer) readToken() (*[sha256.Size]byte, error) {
 	if h.o.Token == nil {
-		return nil
+		return nil, nil
 	}
 	t, err := h.o.Token()
 	switch {
@@ -185,11 +197,10 @@ func (h *HTTPServer) readToken() error {
 		err = errors.New("has a character in it that no header can have: give another")
 	}
 	if err != nil {
-		return fmt.Errorf("%sTOKEN: %w", h.o.Variable, err)
+		return nil, fmt.Errorf("%sTOKEN: %w", h.o.Variable, err)
 	}
 	sum := sha256.Sum256(t)
-	h.token.Store(&sum)
-	return nil
+	return &sum, nil
 }
 
 // Serve takes requests until ctx ends; then it accepts no more, lets running requests

@@ -350,6 +350,27 @@ func TestHTTPToken(t *testing.T) {
 	}
 }
 
+// Token and TLS files are read again together: when one is bad, none is used.
+func TestHTTPReload(t *testing.T) {
+	a := newAuthority(t)
+	o, dir := tlsOptions(t, a)
+	token := "one"
+	h, url, _ := serveHTTP(t, HTTPOptions{Open: newStorer().open, TLS: o, Token: func() ([]byte, error) { return []byte(token), nil }}, nil)
+	put(t, dir, a.issue("server 2", time.Now().Add(time.Hour)))
+	token = ""
+	if err := h.Reload(); err == nil || h.Stats.Reloads.Load() != 0 {
+		t.Errorf("a bad token: %v, %d reloads of certificates", err, h.Stats.Reloads.Load())
+	}
+	write(t, o.CertFile, nil)
+	token = "two"
+	if err := h.Reload(); err == nil {
+		t.Error("a bad certificate is no error")
+	}
+	if a, text := do(t, client(t, &tls.Config{RootCAs: a.pool()}), "POST", url, strings.NewReader("x"), "Authorization", "Bearer one"); a.StatusCode != 204 {
+		t.Error(a.Status, text)
+	}
+}
+
 // Bodies that are being read take no more of the lane's memory than there is, whatever
 // they announce, and hold no sink.
 func TestHTTPMemory(t *testing.T) {
