@@ -128,8 +128,9 @@ type HTTPServer struct {
 	stopTime             time.Duration   // for running requests at the stop
 
 	mu       sync.Mutex
-	greeting map[*conn]struct{} // those that s has, guarded by mu
-	ended    bool               // no handler may begin, guarded by mu
+	greeting map[*conn]struct{}    // those that s has, guarded by mu
+	mute     map[net.Conn]struct{} // those whose first header net/http reads, guarded by mu
+	ended    bool                  // no handler may begin, guarded by mu
 	handlers sync.WaitGroup
 }
 
@@ -145,7 +146,7 @@ func ListenHTTP(o HTTPOptions) (*HTTPServer, error) {
 	if o.MaxMessageSize <= 0 {
 		o.MaxMessageSize = framing.DefaultMaxMessageSize
 	}
-	h := &HTTPServer{o: o, headerTime: headerTime, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}}
+	h := &HTTPServer{o: o, headerTime: headerTime, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}, mute: map[net.Conn]struct{}{}}
 	token, err := h.readToken()
 	if err != nil {
 		return nil, err
@@ -216,6 +217,13 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, q.last) // the one that Accept has just returned
 		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if delete(h.mute, c); state == http.StateNew {
+				h.mute[c] = struct{}{}
+			}
+		},
 		ErrorLog: slog.NewLogLogger(h.o.Log.Handler(), slog.LevelDebug),
 	}
 	var accepting, open sync.WaitGroup
@@ -234,9 +242,11 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 	}
 	h.mu.Unlock()
 	stop, cancel := context.WithTimeout(hard, h.stopTime)
+	look := time.AfterFunc(lastLook, h.hangUp)
 	if err := srv.Shutdown(stop); err != nil {
 		h.o.Log.Warn("requests that had not ended at the stop are broken off", "input", h.o.Name, "connections", s.Stats.Open.Load())
 	}
+	look.Stop()
 	cancel()
 	srv.Close()
 	<-serving
@@ -246,6 +256,15 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 	h.handlers.Wait()
 	open.Wait()
 	s.turns.close()
+}
+
+// hangUp closes the connections that have sent no request: the stop waits for all others.
+func (h *HTTPServer) hangUp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.mute {
+		go c.Close() // of TLS it writes
+	}
 }
 
 // accept takes connections until its socket is closed.

@@ -756,7 +756,7 @@ func TestHTTPStop(t *testing.T) {
 			half := dial(t, h)
 			io.WriteString(half, "\x16\x03\x01"[:1+2*b2i(https)])
 			eventually(t, "the connections", func() bool { return h.Stats.Connections.Load() >= 3 })
-			done := make(chan struct{})
+			done, began := make(chan struct{}), time.Now()
 			go func() { stop(); close(done) }()
 			eventually(t, "the port to be closed", func() bool {
 				c, err := net.Dial("tcp", h.Addrs()[0].String())
@@ -779,6 +779,9 @@ func TestHTTPStop(t *testing.T) {
 			ends(t, silent)
 			ends(t, half)
 			<-done
+			if took := time.Since(began); took >= h.stopTime {
+				t.Errorf("half a header held the stop up for %v", took)
+			}
 			if n := h.Stats.Open.Load(); n != 0 {
 				t.Errorf("%d connections open", n)
 			}
