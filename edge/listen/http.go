@@ -128,9 +128,9 @@ type HTTPServer struct {
 	stopTime             time.Duration   // for running requests at the stop
 
 	mu       sync.Mutex
-	greeting map[*conn]struct{}    // those that s has, guarded by mu
-	mute     map[net.Conn]struct{} // those whose first header net/http reads, guarded by mu
-	ended    bool                  // no handler may begin, guarded by mu
+	greeting map[*conn]struct{}     // those that s has, guarded by mu
+	mute     map[net.Conn]time.Time // those that net/http waits for a request of, and since when the last has ended; guarded by mu
+	ended    bool                   // no handler may begin, guarded by mu
 	handlers sync.WaitGroup
 }
 
@@ -146,7 +146,7 @@ func ListenHTTP(o HTTPOptions) (*HTTPServer, error) {
 	if o.MaxMessageSize <= 0 {
 		o.MaxMessageSize = framing.DefaultMaxMessageSize
 	}
-	h := &HTTPServer{o: o, headerTime: headerTime, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}, mute: map[net.Conn]struct{}{}}
+	h := &HTTPServer{o: o, headerTime: headerTime, bodyTime: bodyTime, stopTime: o.StoreTimeout + drainTime, greeting: map[*conn]struct{}{}, mute: map[net.Conn]time.Time{}}
 	token, err := h.readToken()
 	if err != nil {
 		return nil, err
@@ -217,14 +217,8 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, q.last) // the one that Accept has just returned
 		},
-		ConnState: func(c net.Conn, state http.ConnState) {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			if delete(h.mute, c); state == http.StateNew {
-				h.mute[c] = struct{}{}
-			}
-		},
-		ErrorLog: slog.NewLogLogger(h.o.Log.Handler(), slog.LevelDebug),
+		ConnState: h.state,
+		ErrorLog:  slog.NewLogLogger(h.o.Log.Handler(), slog.LevelDebug),
 	}
 	var accepting, open sync.WaitGroup
 	for _, k := range s.sockets {
@@ -258,7 +252,26 @@ func (h *HTTPServer) Serve(ctx, hard context.Context) {
 	s.turns.close()
 }
 
-// hangUp closes the connections that have sent no request: the stop waits for all others.
+// state is told of the connections that net/http has.
+func (h *HTTPServer) state(c net.Conn, state http.ConnState) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	since := h.mute[c]
+	delete(h.mute, c)
+	switch state {
+	case http.StateNew:
+		h.mute[c] = time.Time{}
+	case http.StateIdle:
+		h.mute[c] = time.Now()
+	case http.StateClosed:
+		if limit := h.o.IdleTimeout; limit > 0 && !since.IsZero() && time.Since(since) >= limit {
+			h.Stats.Idle.Add(1)
+			h.o.Log.Debug("connection closed: idle", "input", h.o.Name, "peer", c.RemoteAddr().String(), "for", limit)
+		}
+	}
+}
+
+// hangUp closes the connections without a request: the stop waits for all others.
 func (h *HTTPServer) hangUp() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

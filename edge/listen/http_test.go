@@ -594,26 +594,36 @@ func TestHTTPBrokenOff(t *testing.T) {
 // Connections are kept: many requests share one, and it is closed after IdleTimeout.
 func TestHTTPKeepAlive(t *testing.T) {
 	r := newStorer()
-	h, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, IdleTimeout: 2 * time.Second, Path: "/a"}, nil)
+	h, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, IdleTimeout: 500 * time.Millisecond, Path: "/a"}, nil)
+	gone := client(t, nil)
+	if a, _ := do(t, gone, "POST", url, strings.NewReader("x")); a.StatusCode != 204 {
+		t.Error(a.Status)
+	}
+	gone.CloseIdleConnections()
+	eventually(t, "it to have gone by itself", func() bool { return h.Stats.Open.Load() == 0 })
 	c := client(t, nil)
 	for i := range 20 {
 		if a, _ := do(t, c, "POST", url, strings.NewReader(fmt.Sprint(i))); a.StatusCode != 204 {
 			t.Error(a.Status)
 		}
 	}
-	if n := h.Stats.Connections.Load(); n != 1 {
+	if n := h.Stats.Connections.Load(); n != 2 {
 		t.Errorf("%d connections for 20 requests", n)
 	}
 	eventually(t, "the idle connection to be closed", func() bool { return h.Stats.Open.Load() == 0 })
-	first := r.conn(0)
-	if first.TLS != nil || time.Since(first.Since) > time.Minute || r.conn(19) != first {
-		t.Errorf("connections %v and %v", first, r.conn(19))
+	first := r.conn(1)
+	if first.TLS != nil || time.Since(first.Since) > time.Minute || r.conn(20) != first || r.conn(0) == first {
+		t.Errorf("connections %v, %v and %v", r.conn(0), first, r.conn(20))
 	}
-	if len(r.from) != 1 {
+	if len(r.from) != 2 {
 		t.Errorf("senders %v", r.from)
 	}
+	eventually(t, "it to be counted", func() bool { return h.Stats.Idle.Load() == 1 })
 	silent := dial(t, h)
 	ends(t, silent)
+	if n := h.Stats.Idle.Load(); n != 2 {
+		t.Errorf("%d connections were idle", n)
+	}
 }
 
 // At the limit of connections one more is closed at once.
