@@ -21,12 +21,14 @@ import (
 // A sender that never ends its message is not idle, and its connection ends all the
 // same; what it sent arrives. One whose messages come in pieces stays.
 func TestMessageAge(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	for _, kind := range []string{"tcp", "tls", "unix"} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			secure := kind == "tls"
 			r, log := newRecorder(), &logs{}
-			o := Options{Network: "tcp", Open: r.open, Log: log.logger(), IdleTimeout: time.Minute, MaxMessageAge: time.Second}
+			o := Options{Network: "tcp", Open: r.open, Log: log.logger(), IdleTimeout: time.Minute, MaxMessageAge: 500 * time.Millisecond}
 			switch kind {
 			case "tls":
 				o.TLS, _ = tlsOptions(t, a)
@@ -102,6 +104,7 @@ func TestMessageAge(t *testing.T) {
 
 // A message does not age while the agent has no room and so does not read on.
 func TestMessageAgeWhileBlocked(t *testing.T) {
+	t.Parallel()
 	r := newRecorder()
 	r.block = make(chan struct{})
 	const age = 500 * time.Millisecond
@@ -128,6 +131,7 @@ func TestMessageAgeWhileBlocked(t *testing.T) {
 
 // Without a bound of age, and with one that is not due, a message may take its time.
 func TestMessageAgeOff(t *testing.T) {
+	t.Parallel()
 	for _, age := range []time.Duration{0, time.Minute} {
 		r := newRecorder()
 		s, _ := serve(t, Options{Network: "tcp", Open: r.open, MaxMessageAge: age})
@@ -189,6 +193,7 @@ func TestReleased(t *testing.T) {
 // A message that goes on for ever, line by line, is handed out at the bound of age; its
 // connection stays.
 func TestReleasedByAge(t *testing.T) {
+	t.Parallel()
 	r := newRecorder()
 	s, _ := serve(t, Options{Network: "tcp", Open: r.open, Framing: framing.Options{Multiline: framing.MultilinePRI}, MaxMessageAge: 300 * time.Millisecond})
 	c := dial(t, s)
@@ -207,6 +212,7 @@ func TestReleasedByAge(t *testing.T) {
 // The framing that a sender uses and its input does not expect is told once for each
 // connection, and counted by connections.
 func TestLooks(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, send, hint string
 		framing          framing.Mode

@@ -22,6 +22,7 @@ import (
 // A peer that never reads holds nobody for longer than writeTime: TLS answers some
 // of what it is asked.
 func TestWritesEnd(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -501,6 +501,7 @@ func TestHTTPSlow(t *testing.T) {
 
 // Where the body is not wanted, nobody waits for it longer than a moment.
 func TestHTTPUnwantedBody(t *testing.T) {
+	t.Parallel()
 	r := newStorer()
 	h, _, _ := serveHTTP(t, HTTPOptions{Open: r.open, MaxMessageSize: 100, Token: func() ([]byte, error) { return []byte("token"), nil }}, func(h *HTTPServer) { h.bodyTime = time.Hour })
 	const bearer = "Authorization: Bearer token\r\n"
@@ -556,8 +557,9 @@ func TestHTTPNeverReads(t *testing.T) {
 // A body may take longer than bodyTime if much of it comes; and what comes after it may
 // take as long as it takes.
 func TestHTTPPace(t *testing.T) {
+	t.Parallel()
 	r := newStorer()
-	const bodyTime = time.Second
+	const bodyTime = 300 * time.Millisecond
 	_, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, StoreTimeout: time.Minute}, func(h *HTTPServer) { h.bodyTime = bodyTime })
 	c := client(t, nil)
 	body, w := io.Pipe()
@@ -593,6 +595,7 @@ func TestHTTPBrokenOff(t *testing.T) {
 
 // Connections are kept: many requests share one, and it is closed after IdleTimeout.
 func TestHTTPKeepAlive(t *testing.T) {
+	t.Parallel()
 	r := newStorer()
 	h, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, IdleTimeout: 500 * time.Millisecond, Path: "/a"}, nil)
 	gone := client(t, nil)
@@ -680,12 +683,13 @@ func TestHTTPPanic(t *testing.T) {
 // With TLS a client's certificate is asked for, and its facts are those of every message.
 // A client that would rather speak HTTP/2 is served too.
 func TestHTTPS(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	o, dir := tlsOptions(t, a)
 	o.ClientCAFile, o.ClientAuth = filepath.Join(dir, "ca.pem"), ClientRequired
 	r := newStorer()
 	var log bytes.Buffer
-	h, url, stop := serveHTTP(t, HTTPOptions{Open: r.open, TLS: o, Log: slog.New(slog.NewTextHandler(&log, nil))}, func(h *HTTPServer) { h.bodyTime = time.Second })
+	h, url, stop := serveHTTP(t, HTTPOptions{Open: r.open, TLS: o, Log: slog.New(slog.NewTextHandler(&log, nil))}, func(h *HTTPServer) { h.bodyTime = 300 * time.Millisecond })
 	mine := a.issue("sender", time.Now().Add(time.Hour))
 	good := &tls.Config{RootCAs: a.pool(), Certificates: []tls.Certificate{mine}}
 	for _, proto := range []string{"h2", "http/1.1"} {
@@ -736,6 +740,7 @@ func TestHTTPS(t *testing.T) {
 
 // The stop lets running requests end, and takes no others.
 func TestHTTPStop(t *testing.T) {
+	t.Parallel()
 	for _, https := range []bool{false, true} {
 		t.Run(fmt.Sprint("tls ", https), func(t *testing.T) {
 			r, o, config := newStorer(), HTTPOptions{}, (*tls.Config)(nil)

@@ -235,6 +235,7 @@ func FuzzProxyHeader(f *testing.F) {
 
 // What comes through a balancer is told of its sender.
 func TestProxyProtocol(t *testing.T) {
+	t.Parallel()
 	for _, tt := range proxyHeaders {
 		t.Run(tt.name, func(t *testing.T) {
 			r, log := newRecorder(), &logs{}
@@ -274,6 +275,7 @@ func TestProxyProtocol(t *testing.T) {
 
 // The header comes before TLS, in whatever pieces.
 func TestProxyTLS(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	o, _ := tlsOptions(t, a)
 	r, log := newRecorder(), &logs{}
@@ -350,7 +352,7 @@ func TestProxyLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.handshakeTime = 2 * time.Second
+	s.handshakeTime = time.Second
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { s.Serve(ctx, context.Background()); close(done) }()
@@ -364,7 +366,7 @@ func TestProxyLate(t *testing.T) {
 		}
 	}
 	eventually(t, "both are counted", func() bool { return s.Stats.ProxyHeader.Load() == 2 })
-	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "within 2s") {
+	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "within 1s") {
 		t.Errorf("log\n%s", log)
 	}
 	fmt.Fprint(good, "later\n")
@@ -422,11 +424,11 @@ func TestProxyGivesWay(t *testing.T) {
 func TestProxyIdle(t *testing.T) {
 	t.Parallel()
 	r := newRecorder()
-	s, _ := serve(t, Options{Network: "tcp", Open: r.open, ProxyProtocol: ProxyAny, IdleTimeout: 3 * time.Second})
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, ProxyProtocol: ProxyAny, IdleTimeout: 1500 * time.Millisecond})
 	c := dial(t, s)
-	time.Sleep(2 * time.Second)
+	time.Sleep(time.Second)
 	fmt.Fprint(c, "PROXY UNKNOWN\r\n")
-	time.Sleep(2 * time.Second)
+	time.Sleep(time.Second)
 	fmt.Fprint(c, "<13>one\n")
 	eventually(t, "the message", func() bool { return r.len() == 1 || s.Stats.Open.Load() == 0 })
 	if r.len() != 1 || s.Stats.Idle.Load() != 0 {

@@ -25,6 +25,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -38,17 +39,16 @@ type authority struct {
 	names []string // of the next certificates; nil: 127.0.0.1
 }
 
-var serials int64
+var serials atomic.Int64
 
 func (a *authority) sign(name string, notAfter time.Time, isCA bool) ([]byte, *ecdsa.PrivateKey) {
 	a.t.Helper()
-	serials++
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	c := &x509.Certificate{
-		SerialNumber: big.NewInt(0xabc000 + serials), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: notAfter,
+		SerialNumber: big.NewInt(0xabc000 + serials.Add(1)), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: notAfter,
 		IsCA: isCA, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	if a.names != nil {
@@ -142,6 +142,7 @@ func shake(c net.Conn, o *tls.Config) (*tls.Conn, error) {
 }
 
 func TestTLSClients(t *testing.T) {
+	t.Parallel()
 	a, other := newAuthority(t), newAuthority(t)
 	hour := time.Now().Add(time.Hour)
 	good, expired, untrusted := a.issue("gw7", hour), a.issue("gw8", time.Now().Add(-time.Hour)), other.issue("gw9", hour)
@@ -250,6 +251,7 @@ func TestTLSStream(t *testing.T) {
 // New connections get the new certificate, old ones go on, and files that can't be
 // used change nothing.
 func TestTLSReload(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	o, dir := tlsOptions(t, a)
 	r, log := newRecorder(), &logs{}
@@ -366,6 +368,7 @@ func first[A, B any](a A, _ B) A { return a }
 
 // Who speaks the wrong language is told apart, counted, and makes no record.
 func TestWrongPort(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	o, _ := tlsOptions(t, a)
 	r, log := newRecorder(), &logs{}
@@ -408,6 +411,7 @@ func TestWrongPort(t *testing.T) {
 
 // A handshake that does not get on ends in time, and nobody waits for it meanwhile.
 func TestTLSSlowHandshake(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	o, _ := tlsOptions(t, a)
 	r, log := newRecorder(), &logs{}
@@ -446,6 +450,7 @@ func TestTLSSlowHandshake(t *testing.T) {
 
 // The certificate of a client must be one of those that are listed, with a CA and without.
 func TestTLSClientLists(t *testing.T) {
+	t.Parallel()
 	a, other := newAuthority(t), newAuthority(t)
 	hour := time.Now().Add(time.Hour)
 	names := func(of *authority, cn string, names ...string) tls.Certificate {
@@ -614,6 +619,7 @@ func TestParseClientName(t *testing.T) {
 
 // Versions, suites and key exchanges are what is asked for and nothing else.
 func TestTLSParameters(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	const weak = "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256"
 	for _, tt := range []struct {
@@ -758,6 +764,7 @@ func encrypt(t *testing.T, o *TLSOptions, passphrase string, args ...string) {
 }
 
 func TestTLSEncryptedKey(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("openssl"); err != nil {
 		t.Fatal("openssl is needed: ", err)
 	}
