@@ -42,6 +42,10 @@ const (
 // handed over is stored, then or later.
 var ErrFull = errors.New("no room in the buffer")
 
+// ErrTooLarge is what Storer.Store returns when the record of a message would be too
+// large to hold all of it. Nothing of what was to be handed over is stored.
+var ErrTooLarge = errors.New("too large for a record")
+
 // Storer is a Sink whose records can be waited for.
 type Storer interface {
 	Sink
@@ -51,7 +55,8 @@ type Storer interface {
 	// not kept waiting for more: what somebody waits for is written at once, or with all
 	// that came meanwhile if a write is under way.
 	//
-	// Store never waits for room in the buffer, which it says with ErrFull, but while the
+	// What can't be stored whole is not stored at all, which Store says with ErrTooLarge.
+	// It never waits for room in the buffer, which it says with ErrFull, but while the
 	// disk is behind for as long as ctx lasts. The sink may be used again when it returns.
 	Store(ctx context.Context) (durable <-chan error, err error)
 }
@@ -486,6 +491,13 @@ func (h *HTTPServer) take(w http.ResponseWriter, r *http.Request) *problem {
 		return &problem{code: http.StatusServiceUnavailable, text: "the agent stops, and this may not be stored: send it again later", count: &n.Stopped}
 	case r.Context().Err() != nil:
 		return &problem{code: http.StatusServiceUnavailable, text: "you went away", count: &n.Gone} // and must not find a 200
+	case errors.Is(err, ErrTooLarge):
+		text := "a message is too large for a record once its control characters are escaped, nothing is stored"
+		if len(waits) > 0 {
+			text = "a message is too large for a record once its control characters are escaped, the messages before it may be stored"
+		}
+		return &problem{code: http.StatusRequestEntityTooLarge, text: text, count: &n.TooLarge,
+			tell: "a message is too large for a record", hint: "have the sender send text, and less at a time"}
 	case errors.Is(err, ErrFull) && len(waits) > 0:
 		return &problem{code: http.StatusServiceUnavailable, text: "no room for all messages, the first of them may be stored: send them again later", count: &n.Full,
 			tell: "no room in the buffer", hint: "see what the lane says"}

@@ -104,11 +104,16 @@ func (s *sink) Store(ctx context.Context) (<-chan error, error) {
 		return told, nil
 	}
 	n := int64(len(b.ends))
-	s.block, b.stored = nil, &storing{told: told}
+	short := s.short
+	s.block, s.short, b.stored = nil, false, &storing{told: told}
 	if s.vault != nil {
 		b.stored.in, b.stored.marks = s.vault.in, slices.Clone(s.vault.marks)
 	}
-	if err := s.in.o.Lane.enter(ctx, b); err != nil {
+	err := listen.ErrTooLarge
+	if !short {
+		err = s.in.o.Lane.enter(ctx, b)
+	}
+	if err != nil {
 		s.n = counts{} // whose sender is told counts nowhere
 		s.undo()
 		s.in.o.Lane.release(b)

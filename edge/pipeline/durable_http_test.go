@@ -109,6 +109,23 @@ func TestHTTPFull(t *testing.T) {
 	b.stop()
 }
 
+// A body whose record can't hold all of it is told so.
+func TestHTTPTooLarge(t *testing.T) {
+	b := start(t, t.TempDir(), &memory{}, Block, nil)
+	post, stop := b.hook(listen.HTTPOptions{})
+	if status, text := post(strings.Repeat("\x01", 2<<20)); status != 413 || !strings.Contains(text, "nothing is stored") {
+		t.Error(status, text)
+	}
+	if status, text := post("text"); status != 204 {
+		t.Error(status, text)
+	}
+	stop()
+	if b.in.Messages.Load() != 1 || b.buf.Stats().Next != 2 {
+		t.Errorf("%d messages", b.in.Messages.Load())
+	}
+	b.stop()
+}
+
 // A disk that takes longer than StoreTimeout ends the waiting, and may store all the same.
 func TestHTTPLate(t *testing.T) {
 	disk := newSlowFS(t, 0)

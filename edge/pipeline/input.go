@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"spillway/buffer/batch"
 	"spillway/edge/listen"
 	"spillway/framing"
 	"spillway/framing/ecs"
@@ -57,7 +56,7 @@ type Input struct {
 	filtered [filteredReasons]atomic.Uint64 // messages that became no record, by reason
 
 	vault   *vaultInput // nil: it is not Vault that sends
-	maxLine int         // maxLine, and less in tests
+	maxLine int         // maxLine, and less in tests; more than lineRoom
 }
 
 // NewInput returns an input.
@@ -123,6 +122,7 @@ type sink struct {
 
 	block *block // nil: nothing since the last Flush
 	n     counts // since the last Flush
+	short bool   // the block has less of a message than was sent, for want of room in a record
 }
 
 type counts struct{ messages, bytes, failures, truncated int64 }
@@ -160,11 +160,17 @@ func (s *sink) encode(m framing.Message, now time.Time) {
 	s.n.messages++
 	s.n.bytes += int64(len(m.Data))
 	start := len(b.lines)
+	if len(m.Data) > min(textLine/12, s.in.maxLine/maxGrowth) {
+		line, keep := s.fit(m.Data)
+		if keep < len(m.Data) {
+			m = s.cut(m, keep, now)
+		}
+		b.lines = slices.Grow(b.lines, line+lineRoom) // in one step
+	}
 	b.lines = s.append(b.lines, m, now)
-	for len(b.lines)-start > s.in.maxLine {
-		// Escapes make a record up to twelve times as long as its message.
-		m.Data, m.Flags = m.Data[:len(m.Data)/2], m.Flags|framing.Truncated
-		s.parse(m, now)
+	if len(b.lines)-start > s.in.maxLine {
+		// Parts of a header may stand in a record more than once.
+		m = s.cut(m, s.in.maxLine/maxGrowth, now)
 		b.lines = s.append(b.lines[:start], m, now)
 	}
 	if m.Flags&framing.Truncated != 0 {
@@ -175,10 +181,6 @@ func (s *sink) encode(m framing.Message, now time.Time) {
 	}
 	b.ends = append(b.ends, uint32(len(b.lines)))
 }
-
-// maxLine is the longest line that fits a batch of one with its tail, also if no
-// codec can compress it: gzip then makes it longer by 5 bytes for each 64 KiB.
-const maxLine = batch.MaxSingle - 64<<10
 
 // read parses a message and says why it becomes no record.
 func (s *sink) read(m framing.Message, from listen.Sender, now time.Time) filtered {
@@ -226,7 +228,7 @@ func (s *sink) Flush(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
-	s.block = nil
+	s.block, s.short = nil, false
 	s.count()
 	n := int64(len(b.ends))
 	switch why := s.in.o.Lane.admit(ctx, b, s.in.o.OnFull); why {
@@ -291,7 +293,7 @@ func (s *sink) Close() {
 	if s.block != nil {
 		s.count()
 		s.drop(s.block, lostStopped)
-		s.block = nil
+		s.block, s.short = nil, false
 	}
 }
 

@@ -130,6 +130,7 @@ const (
 	spareBlocks = 8           // kept for reuse
 	maxBlock    = 1 << 20     // larger ones are not kept
 	blockSize   = 256 << 10   // of lines that a new one has room for: those of one read
+	maxTail     = 64          // no tail of a line is longer
 	maxMem      = 2 * batch.MaxPayload
 	maxOpen     = 2 * batch.DefaultRaw
 )
@@ -292,13 +293,12 @@ type toldGap struct {
 }
 
 func (f *filler) add(b *block) {
-	const tail = 64 // no tail is longer
 	f.l.admitted.Add(uint64(len(b.ends)))
 	start := uint32(0)
 	for _, end := range b.ends {
 		line := b.lines[start:end]
 		start = end
-		if f.open != nil && f.builder.Due(f.open, len(line)+tail) {
+		if f.open != nil && f.builder.Due(f.open, len(line)+maxTail) {
 			f.seal()
 		}
 		if f.open == nil {
@@ -318,7 +318,7 @@ func (f *filler) add(b *block) {
 // line copies one line and gives it its number.
 func (f *filler) line(line []byte, t int64) {
 	o := f.open
-	o.Lines = append(o.Lines, line...)
+	o.Lines = append(slices.Grow(o.Lines, len(line)+maxTail), line...) // a large one is not copied once more for its tail
 	if !f.l.o.Raw {
 		o.Lines = ecs.AppendTail(o.Lines, uint64(f.l.start.Epoch), f.next)
 	}

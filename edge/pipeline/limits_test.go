@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"spillway/buffer"
 	"spillway/buffer/batch"
+	"spillway/edge/listen"
 	"spillway/framing"
 	"spillway/framing/ecs"
 	"spillway/framing/syslog"
@@ -454,19 +456,80 @@ func TestLongestLineFits(t *testing.T) {
 	}
 }
 
-// A message whose record is longer than any batch is cut, and counted once.
-func TestRecordLongerThanABatch(t *testing.T) {
-	l, take := still(t)
-	in := NewInput(InputOptions{Name: "tcp", Lane: l, Parse: true, Format: syslog.RFC5424, Zone: time.UTC, Records: ecs.Options{Dataset: "d", Agent: "a"}})
-	s := in.Open()
-	s.Message(msg(strings.Repeat("\x01", 20<<20)), from, time.Now()) // six bytes each
-	s.Flush(context.Background())
-	if n := take(); n > maxLine || n < maxLine/4 {
-		t.Errorf("a line of %d bytes", n)
+// A message whose record would be much larger than itself, or larger than any batch, is
+// cut and counted once, and costs no more than what fits.
+func TestRecordTooLarge(t *testing.T) {
+	tcp := InputOptions{Name: "tcp", Parse: true, Format: syslog.RFC5424, Zone: time.UTC, Records: ecs.Options{Dataset: "d", Agent: "a"}}
+	entries := InputOptions{Name: "vault", Vault: &VaultOptions{PairTimeout: time.Minute}, Records: ecs.Options{Dataset: "d", Agent: "a"}}
+	with := func(o InputOptions, original ecs.Original) InputOptions {
+		o.Records.PreserveOriginal = original
+		return o
 	}
-	if in.Messages.Load() != 1 || in.Failures.Load() != 1 || in.Truncated.Load() != 1 {
-		t.Errorf("counted %d messages, %d failures, %d truncated", in.Messages.Load(), in.Failures.Load(), in.Truncated.Load())
+	for _, c := range []struct {
+		name  string
+		o     InputOptions
+		data  string
+		least int // bytes of the line
+		most  int
+		cut   bool
+	}{
+		{"control characters", tcp, strings.Repeat("\x01", 20<<20), 39 << 20, 40 << 20, true},
+		{"control characters and their original", with(tcp, ecs.OriginalText), strings.Repeat("\x01", 8<<20), 31 << 20, 32 << 20, true},
+		{"control characters in base64", with(tcp, ecs.OriginalBase64), strings.Repeat("\x01", 8<<20), 31 << 20, 32 << 20, true},
+		{"invalid UTF-8", tcp, strings.Repeat("\xff", 8<<20), 15 << 20, 16 << 20, true},
+		{"not much of it", tcp, strings.Repeat("\x01", 600<<10), 3600 << 10, 3700 << 10, false},
+		{"quotes", tcp, "<13>1 - - - - - - " + strings.Repeat(`"`, 20<<20), 39 << 20, 41 << 20, false},
+		{"other alphabets", tcp, "<13>1 - - - - - - " + strings.Repeat("語", 5<<20), 15 << 20, 16 << 20, false},
+		{"a header", tcp, "<13>1 - " + strings.Repeat("h", 30<<20) + " - - - - x", 1, maxLine, false},
+		{"many lines", InputOptions{Name: "none", Records: tcp.Records}, strings.Repeat("a\n", 8<<20), 23 << 20, 25 << 20, false},
+		{"no entry", entries, strings.Repeat("\x01", 64<<20), 79 << 20, maxLine, true},
+		{"an entry whose id does not fit twice more", entries, `{"request":{"id":"` + strings.Repeat("i", 30<<20) + `"},"type":"request"}`, 2 << 20, 3 << 20, true},
+		{"one in jsonx", entries, `<json:object name="request"><json:string name="id">` + strings.Repeat("\x01", 10<<20) + `</json:string></json:object><json:string name="type">request</json:string>`, 4 << 20, 5 << 20, true},
+		{"an entry whose id does", entries, `{"request":{"id":"` + strings.Repeat("i", 20<<20) + `"},"type":"request"}`, 60 << 20, 61 << 20, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l, take := still(t)
+			c.o.Lane = l
+			in := NewInput(c.o)
+			s, m := in.Open(), msg(c.data)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			s.Message(m, from, time.Now())
+			runtime.ReadMemStats(&after)
+			s.Flush(context.Background())
+			n := take()
+			if n < c.least || n > c.most+lineRoom {
+				t.Errorf("a line of %d bytes", n)
+			}
+			if took, most := int(after.TotalAlloc-before.TotalAlloc), c.most+2*len(c.data)+1<<20; took > most {
+				t.Errorf("%d bytes allocated, of a message of %d and for a line of %d", took, len(c.data), n)
+			}
+			cut := int64(0)
+			if c.cut {
+				cut = 1
+			}
+			if in.Messages.Load() != 1 || in.Truncated.Load() != cut {
+				t.Errorf("counted %d messages, %d truncated", in.Messages.Load(), in.Truncated.Load())
+			}
+		})
 	}
+}
+
+// Nothing is stored of what somebody waits for if a message of it had to be cut.
+func TestStoreTooLarge(t *testing.T) {
+	b := start(t, t.TempDir(), &memory{}, Block, nil)
+	s := b.in.OpenStorer()
+	s.Message(msg("beside it"), from, time.Now())
+	if err := store(t.Context(), s, strings.Repeat("\x01", 2<<20)); !errors.Is(err, listen.ErrTooLarge) {
+		t.Errorf("stored: %v", err)
+	}
+	if err := store(t.Context(), s, "the next"); err != nil {
+		t.Error(err)
+	}
+	if m, a := b.in.Messages.Load(), b.in.Admitted.Load(); m != 1 || a != 1 || b.buf.Stats().Next != 2 {
+		t.Errorf("%d messages, %d admitted, next %d", m, a, b.buf.Stats().Next)
+	}
+	b.stop()
 }
 
 // While the disk stands still, memory is bounded also if every record is huge.

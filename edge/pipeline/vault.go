@@ -47,7 +47,8 @@ type vaultSink struct {
 	in    *vaultInput
 	entry vault.Entry
 	marks []vault.Mark // of the block's entries: to keep them, or to undo them if it is dropped
-	bare  *ecs.Encoder // without event.original; nil until an entry is too large for a record with it
+	tight bool         // event.original has no place in the record that comes next
+	bare  *ecs.Encoder // without event.original; nil until then
 }
 
 // seeEntry holds what parse read against the entries before it, and says why it
@@ -109,19 +110,17 @@ func (s *sink) seeEntry(m framing.Message, from listen.Sender, now time.Time) fi
 	return why
 }
 
-// appendEntry appends the record of the entry that parse read. An entry is not cut
-// to make room for event.original, which is the same once more.
+// appendEntry appends the record of the entry that parse read.
 func (s *sink) appendEntry(dst []byte, m framing.Message, now time.Time) []byte {
-	start := len(dst)
-	dst = s.enc.AppendVault(dst, m, &s.vault.entry, now)
-	if len(dst)-start <= s.in.maxLine || s.in.o.Records.PreserveOriginal == ecs.OriginalNone {
-		return dst
+	if !s.vault.tight {
+		return s.enc.AppendVault(dst, m, &s.vault.entry, now)
 	}
+	s.vault.tight = false
 	if s.vault.bare == nil {
 		s.vault.bare = s.in.bare()
 	}
 	s.vault.bare.SetSource(s.enc.Source())
-	return s.vault.bare.AppendVault(dst[:start], m, &s.vault.entry, now)
+	return s.vault.bare.AppendVault(dst, m, &s.vault.entry, now)
 }
 
 // bare returns an encoder of the input's records that keeps no originals.
