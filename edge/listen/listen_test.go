@@ -3,10 +3,12 @@ package listen
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -16,6 +18,12 @@ import (
 
 	"spillway/framing"
 )
+
+// TestMain runs more parallel tests at a time than there are processors: they sleep.
+func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "8") // before the flags of the command line are read
+	os.Exit(m.Run())
+}
 
 // recorder collects what sinks were given.
 type recorder struct {
