@@ -23,7 +23,7 @@ const (
 	filteredSeverity  filtered = 1 // Filter.SeverityAbove
 	filteredText      filtered = 2 // Filter.Drop
 	filteredDuplicate filtered = 3 // VaultOptions: an entry that came before, byte for byte
-	filteredSecret    filtered = 4 // VaultOptions: an entry with a token that is not hashed
+	filteredSecret    filtered = 4 // VaultOptions: an entry with a token that is not hashed, or what is none and may have one
 	filteredReasons            = 5
 )
 

@@ -35,7 +35,7 @@ type Input struct {
 	// Counters, only growing.
 	Messages  atomic.Int64
 	Bytes     atomic.Int64 // of messages, framing not counted
-	Failures  atomic.Int64 // messages with error.message
+	Failures  atomic.Int64 // messages with error.message, of Vault also those that DropRaw drops
 	Truncated atomic.Int64
 	Admitted  atomic.Int64 // records handed to the lane
 

@@ -18,7 +18,11 @@ type VaultOptions struct {
 	Prefix      []byte        // stands before each entry; none: whatever stands before its { or <json:
 	Pairing     bool          // alert records tell of requests without a response, and of responses without a request
 	PairTimeout time.Duration // after it the other half of a pair is missing; longer than Vault lets a request take
-	DropRaw     bool          // entries with a token that is not hashed become no record
+
+	// DropRaw: entries with a token that is not hashed become no record, nor does what is
+	// no whole entry, as it may hold one that can't be found. Other secrets stay: who logs
+	// in through a device with log_raw has the password in request.data.
+	DropRaw bool
 
 	// Dedupe: nor do entries that came before, byte for byte, once the first is the lane's;
 	// for who waits for its records (Store), once it is durable. Sooner, the second may
@@ -68,8 +72,11 @@ func (s *sink) seeEntry(m framing.Message, from listen.Sender, now time.Time) fi
 	}
 
 	why := filteredNot
-	if raw && v.o.DropRaw {
+	if v.o.DropRaw && (raw || e.Err != "") {
 		why = filteredSecret
+		if e.Err != "" {
+			in.Failures.Add(1) // which encode won't
+		}
 	}
 	v.mu.Lock()
 	at := now.Add(-v.paused)
@@ -255,16 +262,19 @@ func (in *Input) waits() bool {
 // notice says in the log what is to be looked into: at once, and then at most once a
 // minute with how often it happened; the rest at the end.
 func (w *watch) notice(now time.Time, end bool) {
-	in := w.in
+	in, fate := w.in, "kept as it is"
+	if in.vault.o.DropRaw {
+		fate = "dropped (RAW_SECRETS=drop)"
+	}
 	for i, c := range [...]struct {
 		n         int64
 		text, why string
 	}{
 		{in.Missing.Load() + in.Orphans.Load(), "audit entries are missing: requests without a response, or responses without a request; alert records name them",
 			"see what Vault and the network did then; set PAIRING=false where a filter drops entries or several agents share an address"},
-		{in.Failures.Load() - in.Torn.Load(), "messages are no audit entries; they are kept as they are",
+		{in.Failures.Load() - in.Torn.Load(), "messages are no audit entries; each is " + fate,
 			"see error.message of records with the tag _vaultparsefailure; a device with format=jsonx needs FRAMING=jsonx"},
-		{w.torn, "audit entries were cut off with their connection, and have not come again; records with the tag vault_torn have what came of them",
+		{w.torn, "audit entries were cut off with their connection, and have not come again; what came of them, tagged vault_torn, is " + fate,
 			"see whether Vault has another audit device that took them"},
 		{in.RawSecrets.Load(), "audit entries hold tokens that are not hashed",
 			"remove log_raw from Vault's audit device, or set RAW_SECRETS=drop"},

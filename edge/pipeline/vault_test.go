@@ -231,6 +231,13 @@ func TestVaultPairing(t *testing.T) {
 			time.Sleep(3 * time.Minute)
 			c.send(`{"request":{"id":"p","operation":"update","path":"sys/audit/test"},"type":"request"}`, response("b"))
 		}, nil},
+		{"a client that writes to the path of the probe", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			c := w.dial("192.0.2.7")
+			c.send(request("a"), response("a"))
+			time.Sleep(3 * time.Minute)
+			c.send(`{"error":"permission denied","request":{"id":"p","operation":"update","path":"sys/audit/test","remote_address":"198.51.100.66"},"type":"request"}`,
+				`{"error":"permission denied","request":{"id":"p","operation":"update","path":"sys/audit/test","remote_address":"198.51.100.66"},"type":"response"}`, response("b"))
+		}, []string{"vault audit gap: request b has no request entry"}},
 		{"what has no other half", VaultOptions{Pairing: true}, func(w *vaultWorld) {
 			w.dial("192.0.2.7").send(entryOf("request", "1", "sys/seal"), entryOf("request", "2", "sys/step-down"), entryOf("request", "3", "sys/wrapping/unwrap"),
 				entryOf("request", "4", "sys/replication/dr/status"), entryOf("kmip-request", "5", "x"), `{"type":"request"}`, strings.Replace(request("6"), `"read"`, `"help"`, 1), entryOf("request", "7", "sys/audit/f"))
@@ -550,6 +557,42 @@ func TestVaultRaw(t *testing.T) {
 			if w.in.RawSecrets.Load() != 1 || strings.Count(w.log.String(), "tokens that are not hashed") != 1 {
 				t.Errorf("%d counted: %s", w.in.RawSecrets.Load(), w.log)
 			}
+		})
+	}
+}
+
+// TestVaultRawParts: a token in what is no whole entry is not stored either.
+func TestVaultRawParts(t *testing.T) {
+	const hashed = `"client_token":"hmac-sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"`
+	for _, c := range []struct {
+		name, data string
+		flags      framing.Flags
+		torn       int64
+	}{
+		{"torn", `{"auth":{"client_token":"hvs.secret`, framing.Unterminated, 1},
+		{"truncated", `{"auth":{"client_token":"hvs.secret`, framing.Truncated, 0},
+		{"not valid before it", `{"x":01,"auth":{"client_token":"hvs.secret"},"type":"response"}`, 0, 0},
+		{"the second part", `:"b"},"auth":{"client_token":"hvs.secret"},"type":"response"}`, framing.Part, 0},
+		{"twice", `{"auth":{` + hashed + `,"client_token":"hvs.secret"},"type":"response"}`, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newVaultWorld(t, VaultOptions{DropRaw: true}, nil)
+				v := w.dial("192.0.2.7")
+				v.s.Message(framing.Message{Data: []byte(c.data), Flags: c.flags}, v.from, time.Now())
+				v.send(request("a"))
+				time.Sleep(time.Minute)
+				w.stop()
+				if all := w.m.vault(t); len(all) != 1 || string(all[0].Entry.Audit) != request("a") {
+					t.Errorf("%+v", all)
+				}
+				if w.in.Filtered()["raw_secret"] != 1 || w.in.Failures.Load() != 1 || w.in.Torn.Load() != c.torn || w.in.Messages.Load() != 2 {
+					t.Errorf("filtered %v, %d failures, %d torn", w.in.Filtered(), w.in.Failures.Load(), w.in.Torn.Load())
+				}
+				if warned := strings.Contains(w.log.String(), "dropped (RAW_SECRETS=drop)"); warned != (c.torn == 0) {
+					t.Errorf("warned %t: %s", warned, w.log)
+				}
+			})
 		})
 	}
 }
