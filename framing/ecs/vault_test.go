@@ -206,10 +206,16 @@ func TestVaultRecord(t *testing.T) {
 			want:   `"service":{"type":"vault","name":"{a}"},"vault":{"audit":{"type":"request","prefix":"{a}"}}`,
 		},
 		{
-			name:  "probe with a secret, twice",
+			name:  "probe",
+			data:  `{"auth":{"client_token":"","accessor":"y"},"request":{"operation":"update","path":"sys/audit/test"},"type":"request"}`,
+			event: `"kind":"event","category":["authentication"],"type":["info"],"action":"update","outcome":"unknown"`,
+			want:  `"service":{"type":"vault"},"url":{"path":"sys/audit/test"},"vault":{"audit":{"type":"request","accessor":"y"}},"tags":["vault_probe","vault_raw_accessor"]`,
+		},
+		{
+			name:  "none, as it has a token, which is a secret, twice",
 			data:  `{"auth":{"client_token":"s.x","accessor":"y"},"request":{"operation":"update","path":"sys/audit/test"},"type":"request"}`,
 			event: `"kind":"event","category":["authentication"],"type":["info"],"action":"update","outcome":"unknown"`,
-			want:  `"service":{"type":"vault"},"url":{"path":"sys/audit/test"},"vault":{"audit":{"type":"request","accessor":"y"}},"tags":["vault_probe","vault_raw_secret","vault_raw_accessor"]`,
+			want:  `"service":{"type":"vault"},"url":{"path":"sys/audit/test"},"vault":{"audit":{"type":"request","accessor":"y"}},"tags":["vault_raw_secret","vault_raw_accessor"]`,
 		},
 		{
 			name:  "jsonx",
@@ -251,6 +257,23 @@ func TestVaultRecord(t *testing.T) {
 			event:    `"original":"cCB7InR5cGUiOiJyZXF1ZXN0In0=","kind":"event","category":["authentication"],"type":["info"],"outcome":"unknown"`,
 			want:     `"service":{"type":"vault","name":"p"},"vault":{"audit":{"type":"request","prefix":"p "}},"tags":["preserve_original_event","event_original_base64"]`,
 			observer: `"ip":"192.0.2.7","nat":{"ip":"10.0.0.5","port":50422},"tls":{"version":"1.3","version_protocol":"tls","cipher":"TLS_AES_128_GCM_SHA256","established":true}`,
+		},
+		{
+			name:     "link-local sender and balancer",
+			data:     `{"type":"request"}`,
+			source:   &Source{Addr: netip.MustParseAddrPort("[fe80::7%eth0]:44214"), Proxy: netip.MustParseAddrPort("[fe80::5%eth1]:50422")},
+			event:    `"kind":"event","category":["authentication"],"type":["info"],"outcome":"unknown"`,
+			want:     `"service":{"type":"vault"},"vault":{"audit":{"type":"request"}}`,
+			log:      `"source":{"address":"[fe80::7]:44214"}`,
+			observer: `"ip":"fe80::7","nat":{"ip":"fe80::5","port":50422}`,
+		},
+		{
+			name:  "a time in the year 10000 of UTC, and a framing error",
+			data:  `{"time":"9999-12-31T23:59:59-01:00","type":"request"}`,
+			m:     framing.Message{Flags: framing.Invalid, Err: "octet count"},
+			event: `"kind":"event","category":["authentication"],"type":["info"],"outcome":"unknown"`,
+			want:  `"service":{"type":"vault"},"vault":{"audit":{"type":"request"}},"error":{"message":"framing: octet count"}`,
+			log:   `"source":{"address":"192.0.2.7:44214"},"flags":["invalid_framing"]`,
 		},
 		{
 			name:     "unix socket",

@@ -213,10 +213,15 @@ func invalidUTF8(b []byte) int {
 func (e *Entry) Is(f Field, text string) bool { return e.values[f].Is(text) }
 
 // IsProbe reports whether this is the entry that Vault writes when an audit device
-// is enabled. Nothing answers it.
+// is enabled. Nothing answers it. Vault makes it itself: it has no client, no token and
+// no error, which the entry of a client that writes to this path has.
 func (e *Entry) IsProbe() bool {
-	return e.Is(Type, "request") && e.Is(Operation, "update") && e.Is(Path, "sys/audit/test")
+	return e.Is(Type, "request") && e.Is(Operation, "update") && e.Is(Path, "sys/audit/test") &&
+		e.none(RemoteAddress) && e.none(ClientToken) && e.none(RequestToken) && e.none(Error)
 }
+
+// none reports whether a member is not there, or empty.
+func (e *Entry) none(f Field) bool { return len(e.values[f].Raw) == 0 || e.values[f].Kind == Null }
 
 // RawToken reports whether the entry holds a token that was not hashed (log_raw):
 // whoever reads it can use it.
