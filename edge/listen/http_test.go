@@ -33,6 +33,8 @@ type storer struct {
 	panic atomic.Bool
 	after int // Store has no room from this call on; 0: always
 	calls atomic.Int64
+
+	opened, closed atomic.Int64 // sinks
 }
 
 type storeSink struct {
@@ -42,7 +44,9 @@ type storeSink struct {
 
 func newStorer() *storer { return &storer{recorder: newRecorder()} }
 
-func (s *storer) open() Storer { return &storeSink{recSink{r: s.recorder}, s} }
+func (s *storer) open() Storer { s.opened.Add(1); return &storeSink{recSink{r: s.recorder}, s} }
+
+func (s *storeSink) Close() { s.s.closed.Add(1) }
 
 func (s *storeSink) Message(m framing.Message, from Sender, now time.Time) {
 	if s.s.panic.Load() {
@@ -58,7 +62,9 @@ func (s *storeSink) Store(ctx context.Context) (<-chan error, error) {
 	}
 	durable := make(chan error, 1)
 	if !s.s.never.Load() {
-		s.Flush(ctx)
+		if err := s.Flush(ctx); err != nil {
+			return nil, err
+		}
 		durable <- s.s.fails
 	}
 	s.held = nil
@@ -673,6 +679,9 @@ func TestHTTPPanic(t *testing.T) {
 		if a, text := do(t, c, "POST", url, strings.NewReader("x")); a.StatusCode != 204 {
 			t.Error(a.Status, text)
 		}
+	}
+	if o, c := r.opened.Load(), r.closed.Load(); o != 101 || c != 100 {
+		t.Errorf("%d sinks opened, %d closed, want a new one after each defect", o, c)
 	}
 	stop()
 	if r.len() != 100 || h.Requests.counted() != "stored 100 panics 100" || !strings.Contains(log.String(), "a defect") || !strings.Contains(log.String(), "http_test.go") {

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"spillway/framing"
 )
 
@@ -270,4 +272,36 @@ func TestIdleCost(t *testing.T) {
 		t.Errorf("%d and %d bytes for a connection, want at most %d", silent, spoken, most)
 	}
 	stop()
+}
+
+// Senders that are silent are asked whether they are there as often as was set.
+func TestKeepAlive(t *testing.T) {
+	for _, kind := range []string{"tcp", "http"} {
+		for _, every := range []time.Duration{0, 45 * time.Second} {
+			var s *Server
+			if kind == "tcp" {
+				s, _ = serve(t, Options{Network: "tcp", Open: newRecorder().open, KeepAlive: every})
+			} else {
+				h, _, _ := serveHTTP(t, HTTPOptions{Open: newStorer().open, KeepAlive: every}, nil)
+				s = h.s
+			}
+			dial(t, s)
+			eventually(t, "the connection", func() bool { return s.Stats.Open.Load() == 1 })
+			get := func(level, option int) (n int) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				for c := range s.conns {
+					c.rc.Control(func(fd uintptr) { n, _ = unix.GetsockoptInt(int(fd), level, option) })
+				}
+				return n
+			}
+			if on := get(unix.SOL_SOCKET, unix.SO_KEEPALIVE) == 1; on != (every > 0) {
+				t.Errorf("%s %v: on %t", kind, every, on)
+			}
+			idle, interval, count := get(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE), get(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), get(unix.IPPROTO_TCP, unix.TCP_KEEPCNT)
+			if every > 0 && (idle != 45 || interval != 45 || count != 3) {
+				t.Errorf("%s: after %d s, each %d s, %d times", kind, idle, interval, count)
+			}
+		}
+	}
 }
