@@ -96,7 +96,7 @@ func (s *sink) seeEntry(m framing.Message, from listen.Sender, now time.Time) fi
 			s.vault.marks = append(s.vault.marks, mark)
 		}
 	case e.Torn && m.Flags&framing.Unterminated != 0:
-		v.pairs.Torn(m.Data, sender, at)
+		v.pairs.Torn(e, sender, at)
 		in.Torn.Add(1)
 	case m.Flags&(framing.Truncated|framing.Part) != 0:
 		v.pairs.Forget(e.Get(vault.RequestID), at) // it has come, but is too large

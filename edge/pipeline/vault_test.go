@@ -502,8 +502,13 @@ func TestVaultTorn(t *testing.T) {
 		{"another entry that begins alike, on the same connection", func(w *vaultWorld) {
 			c := w.dial("192.0.2.7")
 			c.send(request("a"), response("a"))
-			c.cut(request("b")[:100])
+			c.cut(request("b")[:150])
 		}, 1, 0, true},
+		{"before its id, so that it may be of any entry", func(w *vaultWorld) {
+			w.dial("192.0.2.7").cut(request("b")[:100])
+			time.Sleep(time.Second)
+			w.dial("192.0.2.7").send(request("a"), response("a"))
+		}, 1, 0, false},
 		{"whole but for the line feed", func(w *vaultWorld) {
 			w.dial("192.0.2.7").cut(request("a"))
 			w.dial("192.0.2.7").send(response("a"))

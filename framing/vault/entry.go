@@ -112,6 +112,7 @@ type Entry struct {
 
 	values [fields]Value
 	seen   uint64 // fields, and objects that hold fields
+	own    int    // bytes of Data up to the end of its time or its id, of which no other entry has the same; 0: neither is there
 }
 
 // Get returns a member; Kind None if it is not there.
@@ -271,6 +272,14 @@ const (
 	nothing    Field     = 255
 	noneInside container = 255
 )
+
+// set notes the value of a field, which ends where end bytes of Data do.
+func (e *Entry) set(f Field, v Value, end int) {
+	e.values[f] = v
+	if e.own == 0 && (f == Time || f == RequestID) {
+		e.own = end
+	}
+}
 
 // lookup returns the field or the container that name is in c, which may be
 // neither.

@@ -104,7 +104,7 @@ func (s *scanner) members(e *Entry, c container, depth int) bool {
 				if kind == String {
 					v.Raw = s.b[start+1 : s.i-1 : s.i-1]
 				}
-				e.values[f] = v
+				e.set(f, v, s.i)
 			}
 		}
 		switch s.peek() {

@@ -46,7 +46,7 @@ func (s *scanner) xmlMember(e *Entry, c container, depth int) (Field, bool) {
 	}
 	v, ok := s.xmlValue(kind, empty, depth)
 	if ok && f != nothing {
-		e.values[f] = v
+		e.set(f, v, s.i)
 	}
 	return f, ok
 }

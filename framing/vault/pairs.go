@@ -199,7 +199,7 @@ func (p *Pairs) See(e *Entry, from Sender, now time.Time) (Verdict, Mark) {
 	if e.IsProbe() {
 		s.known = at
 	}
-	p.whole(e.Data, from.Since, newest, at)
+	p.whole(e, from.Since, newest, at)
 
 	var buf [keptID]byte
 	id := e.values[RequestID].AppendText(buf[:0])

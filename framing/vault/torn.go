@@ -2,16 +2,14 @@ package vault
 
 import (
 	"hash/maphash"
-	"math/bits"
 	"time"
 )
 
 // A write of Vault's that meets its deadline leaves the beginning of an entry on
 // one connection, and the whole entry follows as the first one on the next. The two
-// are known by their bytes, but either may be read first. So of torn entries the
-// hash is kept until one of a later connection begins with the same bytes, and of the
-// first entry of each connection the hashes of its beginnings, of every length that
-// is a power of two.
+// are known by their bytes up to the end of the time or the id, whichever stands
+// first, and, when the whole one is read last, by all that the torn one has. What ends
+// before that begins as others do, so that nobody knows what it is of.
 
 // tornTail is an entry whose end is missing.
 type tornTail struct {
@@ -24,7 +22,8 @@ type tornTail struct {
 // firstEntry is the first entry of a connection.
 type firstEntry struct {
 	size  int // bytes; 0: there is none
-	sums  [32]uint64
+	own   int // of these, up to the end of its time or id
+	sum   uint64
 	since time.Time // of its connection
 	at    time.Duration
 }
@@ -34,45 +33,40 @@ type firstEntry struct {
 //
 // One that never comes is not told as missing: its record is there, and its other
 // half, without an answer, tells its id.
-func (p *Pairs) Torn(data []byte, from Sender, now time.Time) (resent bool) {
-	if len(data) == 0 {
+func (p *Pairs) Torn(e *Entry, from Sender, now time.Time) (resent bool) {
+	if e.own == 0 {
 		return false
 	}
 	at := now.Sub(p.base)
-	k := bits.Len(uint(len(data))) - 1 // 1<<k is the longest beginning that is known of others
-	sum := maphash.Bytes(p.seed, data[:1<<k])
+	sum := maphash.Bytes(p.seed, e.Data[:e.own])
 	for i := range p.firsts {
 		f := &p.firsts[i]
-		if f.size >= len(data) && f.since.After(from.Since) && at-f.at < p.o.Timeout && f.sums[k] == sum {
+		if f.size >= len(e.Data) && f.own == e.own && f.sum == sum && f.since.After(from.Since) && at-f.at < p.o.Timeout {
 			f.size = 0
 			p.Resent++
 			return true
 		}
 	}
-	p.torn[p.turn[0]] = tornTail{len(data), maphash.Bytes(p.seed, data), from.Since, at}
+	p.torn[p.turn[0]] = tornTail{len(e.Data), maphash.Bytes(p.seed, e.Data), from.Since, at}
 	p.turn[0] = (p.turn[0] + 1) % len(p.torn)
 	return false
 }
 
-// whole finds out which torn entries data is the whole of, and remembers the first of
+// whole finds out which torn entries e is the whole of, and remembers the first of
 // a connection.
-func (p *Pairs) whole(data []byte, since time.Time, first bool, at time.Duration) {
+func (p *Pairs) whole(e *Entry, since time.Time, first bool, at time.Duration) {
 	explained := false
 	for i := range p.torn {
 		t := &p.torn[i]
-		if t.size > 0 && t.size <= len(data) && since.After(t.since) && maphash.Bytes(p.seed, data[:t.size]) == t.sum {
+		if t.size > 0 && t.size <= len(e.Data) && since.After(t.since) && maphash.Bytes(p.seed, e.Data[:t.size]) == t.sum {
 			t.size = 0
 			p.Resent++
 			explained = true
 		}
 	}
-	if !first || explained {
+	if !first || explained || e.own == 0 {
 		return
 	}
-	f := &p.firsts[p.turn[1]]
+	p.firsts[p.turn[1]] = firstEntry{len(e.Data), e.own, maphash.Bytes(p.seed, e.Data[:e.own]), since, at}
 	p.turn[1] = (p.turn[1] + 1) % len(p.firsts)
-	f.size, f.since, f.at = len(data), since, at
-	for k := 0; k < len(f.sums) && 1<<k <= len(data); k++ {
-		f.sums[k] = maphash.Bytes(p.seed, data[:1<<k])
-	}
 }
