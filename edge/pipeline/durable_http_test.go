@@ -83,7 +83,7 @@ func TestHTTPFull(t *testing.T) {
 	m.setFail(errDown)
 	b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) {
 		patient(newSlowFS(t, 0))(o, l)
-		o.MaxBytes = 1 << 20
+		o.MaxBytes, o.SyncGap = 1<<20, time.Second // what is delivered makes room once that is synced
 	})
 	post, stop := b.hook(listen.HTTPOptions{StoreTimeout: time.Hour})
 	big := strings.Repeat("x", 32<<10)

@@ -230,7 +230,7 @@ func TestStoreFull(t *testing.T) {
 		m.setFail(errDown)
 		b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) {
 			patient(newSlowFS(t, 0))(o, l)
-			o.MaxBytes = 1 << 20
+			o.MaxBytes, o.SyncGap = 1<<20, time.Second // what is delivered makes room once that is synced
 		})
 		s, big := b.in.OpenStorer(), strings.Repeat("x", 32<<10)
 		took, full := int64(0), error(nil)

@@ -200,6 +200,11 @@ func TestVaultPairing(t *testing.T) {
 			time.Sleep(3 * time.Minute)
 			w.dial("192.0.2.7").send(response("b"))
 		}, []string{"vault audit gap: request b has no request entry"}},
+		{"a request is lost, of a Vault whose address has two forms", VaultOptions{Pairing: true}, func(w *vaultWorld) {
+			w.dial("192.0.2.7").send(request("a"), response("a"))
+			time.Sleep(3 * time.Minute)
+			w.dial("[::ffff:192.0.2.7]").send(response("b"))
+		}, []string{"vault audit gap: request b has no request entry"}},
 		{"a response whose request is older than the agent", VaultOptions{Pairing: true}, func(w *vaultWorld) {
 			w.dial("192.0.2.7").send(response("a"))
 		}, nil},
@@ -685,6 +690,50 @@ func TestVaultWaits(t *testing.T) {
 			t.Errorf("%d messages and %d alerts, %d admitted, dropped %v", w.in.Messages.Load(), w.in.Alerts.Load(), w.in.Admitted.Load(), d)
 		}
 	})
+}
+
+// TestVaultAlertsAtTheStop: alerts that find no room until the end are told as dropped.
+func TestVaultAlertsAtTheStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newVaultWorld(t, VaultOptions{Pairing: true}, nil)
+		w.dial("192.0.2.7").send(request("a"), request("b"))
+		time.Sleep(time.Minute)
+		w.lane.held.Add(w.lane.most(w.lane.last))
+		time.Sleep(time.Minute + 2*time.Second)
+		if w.in.Missing.Load() != 2 || w.in.Alerts.Load() != 0 {
+			t.Errorf("%d missing, %d alerts", w.in.Missing.Load(), w.in.Alerts.Load())
+		}
+		w.stop()
+		if d := w.in.Dropped()["stopped"]; d != 2 || w.in.Alerts.Load() != 2 || w.in.Admitted.Load() != 2 || len(alerts(w.m.vault(t))) != 0 {
+			t.Errorf("%d dropped, %d alerts, %d admitted", d, w.in.Alerts.Load(), w.in.Admitted.Load())
+		}
+	})
+}
+
+// TestVaultAlertBlocks: however much is missing, it is told a block at a time.
+func TestVaultAlertBlocks(t *testing.T) {
+	const many = 3000
+	l, _ := still(t)
+	in := newHook(l, VaultOptions{Pairing: true})
+	now := time.Now()
+	s := in.Open()
+	for i := range many {
+		s.Message(msg(request(fmt.Sprint(i))), from, now)
+	}
+	now = now.Add(time.Hour)
+	w := &watch{in: in, enc: in.bare(), last: now}
+	told, blocks := 0, 0
+	for w.look(now) && blocks < many {
+		if n := len(w.alerts.lines); n > blockSize+2048 {
+			t.Fatalf("a block of %d bytes", n)
+		}
+		told += len(w.alerts.ends)
+		blocks++
+		w.alerts = nil
+	}
+	if told != many || blocks < 3 {
+		t.Errorf("%d alerts in %d blocks", told, blocks)
+	}
 }
 
 // TestVaultStalls: what came while the agent did not run has not been read yet, so that

@@ -112,7 +112,10 @@ type Entry struct {
 
 	values [fields]Value
 	seen   uint64 // fields, and objects that hold fields
-	own    int    // bytes of Data up to the end of its time or its id, of which no other entry has the same; 0: neither is there
+
+	// own is how many bytes of Data there are up to the end of its time or its id, whichever
+	// comes first. No other entry begins with the same. 0: neither is there.
+	own int
 }
 
 // Get returns a member; Kind None if it is not there.
