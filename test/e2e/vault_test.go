@@ -680,13 +680,9 @@ func TestVaultBesideFlood(t *testing.T) {
 	run("with a full lane and the flood going on", paced)
 	end()
 
-	m, err := v.Metrics()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := m[`spillway_input_messages_total{input="vault"}`]; got != float64(len(v.entries)) {
-		t.Errorf("%v of %d entries were read", got, len(v.entries))
-	}
+	agent.Eventually(t, "every entry is read", 10*time.Second, func() bool {
+		return v.Metric(t, `spillway_input_messages_total{input="vault"}`) == float64(len(v.entries))
+	})
 	n.Resume(t)
 	v.delivered()
 	d := v.judge(natsSource(n) + "?subject=logs.*.*.audit")
