@@ -123,7 +123,7 @@ func TestPackages(t *testing.T) {
 func testManual(t *testing.T, spillway, root string) {
 	// Each line is two blanks, the command with its arguments, what it does.
 	var want, got []string
-	for _, m := range regexp.MustCompile(`(?m)^  (\S+( [\[A-Zl]\S*)*) `).FindAllStringSubmatch(sh(t, spillway+" help"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^  (\S+( (\[|[A-Z]|ls\|)\S*)*) `).FindAllStringSubmatch(sh(t, spillway+" help"), -1) {
 		want = append(want, m[1])
 	}
 	page := sh(t, "zcat "+root+"/usr/share/man/man1/spillway.1.gz")
