@@ -42,7 +42,7 @@ type Input struct {
 	Pairing     bool          `env:"PAIRING" envDefault:"true" doc:"true: an alert record tells of each request entry without its response, and the other way round; false: not, for entries that are filtered or that go to several agents (PARSE=vault)"`
 	PairTimeout time.Duration `env:"PAIR_TIMEOUT" envDefault:"120s" doc:"how long one of them waits for the other, and how long an entry is remembered to know it again (PARSE=vault)"`
 	Dedupe      bool          `env:"DEDUPE" envDefault:"false" doc:"true: an entry that came before, byte for byte, becomes no record; false: it does, tagged duplicate (PARSE=vault)"`
-	RawSecrets  string        `env:"RAW_SECRETS" envDefault:"keep" doc:"entries with a token that is not hashed, as log_raw=true makes them: keep (tagged, counted and warned of) or drop (PARSE=vault)"`
+	RawSecrets  string        `env:"RAW_SECRETS" envDefault:"keep" doc:"entries with a token that is not hashed, as log_raw=true makes them: keep (tagged, counted and warned of) or drop, and with them what is no whole entry (cut off, split, not valid), as it may hold one; a login that such a device logs has its password in request.data, and stays (PARSE=vault)"`
 
 	Lane       string `env:"LANE" envDefault:"main" doc:"lane of the records; each has a buffer of its own"`
 	OnFullName string `env:"ON_FULL" doc:"when the buffer has no room: block (senders wait), drop (after 1s; counted, and a gap record tells) or refuse (what was sent is taken, and connections are closed and refused until there is room)" default:"block for streams, drop for datagrams; http answers 503"`
