@@ -25,7 +25,7 @@ type Input struct {
 	Framing        framing.Mode          `env:"FRAMING" envDefault:"auto" doc:"how a stream is cut into messages: auto, delimiter, rfc6587, octet, nul or jsonx (Vault's format=jsonx)"`
 	Delimiter      []byte                `env:"DELIMITER" envDefault:"\\n" doc:"what ends a message; escapes \\n \\r \\t \\0 \\\\ \\xHH"`
 	Multiline      framing.MultilineRule `env:"MULTILINE" envDefault:"off" doc:"pri: a line that does not begin with a PRI, as in <13>, goes on with the message before it, which ends where the next one begins, or after 1s of silence; off: each line is a message"`
-	MaxMessageSize outputs.Size          `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB"`
+	MaxMessageSize outputs.Size          `env:"MAX_MESSAGE_SIZE" envDefault:"20MiB" doc:"largest message, at most 64MiB. One over 340KiB is also cut where its record would get both over 4MiB and twice as long (four times with PRESERVE_ORIGINAL), as control characters and bytes that are no UTF-8 make it; an http input answers 413 instead"`
 	Oversize       framing.Oversize      `env:"OVERSIZE" envDefault:"truncate" doc:"what becomes of a larger one: truncate, split, drop or close; of http it is always refused"`
 	MaxMessageAge  time.Duration         `env:"MAX_MESSAGE_AGE" envDefault:"5m" doc:"a connection whose message is not finished after so long is closed; what came of it is kept; 0: never"`
 

@@ -96,7 +96,7 @@ var refused = []struct {
 	{"the name here is SPILLWAY_INPUT_<NAME>_PRESERVE_ORIGINAL", []string{"INPUT/*/PRESERVE_ORIGINAL_EVENT", "INPUT/*/KEEP_ORIGINAL"}},
 	{"the name here is SPILLWAY_INPUT_<NAME>_MAX_MESSAGE_SIZE", []string{"INPUT/*/MAX_SIZE", "INPUT/*/MAX_LINE*", "INPUT/*/MAX_ENTRY", "INPUT/*/LOG_MSG_SIZE"}},
 	{"SPILLWAY_INPUT_<NAME>_DELIMITER is the setting", []string{"INPUT/*/LINE_DELIMITER", "INPUT/*/LINE_TERMINATOR"}},
-	{"NULs at the end of a message are framing, those within it stay: remove this variable", []string{"INPUT/*/KEEP_NULL"}},
+	{"records have no members that are null, and NUL bytes inside a message stay: remove this variable", []string{"INPUT/*/KEEP_NULL"}},
 	{"what a sender did not finish is told by log.flags of its record: remove this variable", []string{"INPUT/*/PARTIAL"}},
 	{"connections are always drained before they are closed, in the way that loses least: remove this variable", []string{"INPUT/*/CLOSE"}},
 	{"the setting is SPILLWAY_INPUT_<NAME>_MULTILINE: off, or pri, with which a line without a PRI goes on with the message before it", []string{"INPUT/*/MULTI_LINE*", "INPUT/*/MULTILINE_*", "INPUT/*/FLAGS"}},

@@ -52,7 +52,7 @@ var inputMetrics = []family[InputStats]{
 	counter("input", "input_message_bytes_total", "Bytes of messages, without framing.", func(s *InputStats) float64 { return float64(s.MessageBytes) }),
 	counter("input", "input_read_bytes_total", "Bytes read from sockets, with framing; of http inputs bodies, unpacked.", func(s *InputStats) float64 { return float64(s.ReadBytes) }),
 	counter("input", "input_parse_failures_total", "Messages whose header could not be read; they are kept, with error.message.", func(s *InputStats) float64 { return float64(s.ParseFailures) }),
-	counter("input", "input_truncated_total", "Messages cut at MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.Truncated) }),
+	counter("input", "input_truncated_total", "Messages cut at MAX_MESSAGE_SIZE, or where their record would get too large.", func(s *InputStats) float64 { return float64(s.Truncated) }),
 	counter("input", "input_oversize_total", "Messages over MAX_MESSAGE_SIZE, whatever became of them.", func(s *InputStats) float64 { return float64(s.Oversize) }),
 	counter("input", "input_discarded_bytes_total", "Bytes thrown away behind MAX_MESSAGE_SIZE.", func(s *InputStats) float64 { return float64(s.DiscardedBytes) }),
 	counter("input", "input_records_admitted_total", "Records that the lane took from the input.", func(s *InputStats) float64 { return float64(s.Admitted) }),
