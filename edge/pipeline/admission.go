@@ -228,11 +228,19 @@ func (l *Lane) room(d *door, n int64) bool {
 		l.stall()
 	} else if l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), l.o.Reserve) {
 		return true
-	} else if l.refuses.Load() && !l.o.Buffer.Fits(l.onDisk(max(0, held-l.appending.Load())), l.onDisk(n), l.o.Reserve) {
-		// What Append has may be in held and in the buffer, and full for that moment only.
+	} else if l.refuses.Load() && l.full(n) {
 		l.shut("the buffer is full but for the reserve")
 	}
 	return d.reserve && held < l.most(d) && l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), 0)
+}
+
+// full reports whether n bytes of lines find no room beside the reserve even if what
+// Append has, which may be in held and in the buffer at the same time, counts once.
+// It is false as well when Append began or ended meanwhile: the next look tells.
+func (l *Lane) full(n int64) bool {
+	turn := l.turn.Load()
+	held := max(0, l.held.Load()-l.appending.Load())
+	return !l.o.Buffer.Fits(l.onDisk(held), l.onDisk(n), l.o.Reserve) && l.turn.Load() == turn
 }
 
 // stall notes that what is admitted waits for the disk; unhold notes the end.

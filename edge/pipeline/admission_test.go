@@ -172,6 +172,7 @@ type trouble struct {
 	*hungFS
 	free    atomic.Int64
 	badSync atomic.Bool
+	looked  atomic.Pointer[func()] // called by Free
 }
 
 type troubleFile struct {
@@ -185,7 +186,12 @@ func newTrouble(t *testing.T) *trouble {
 	return d
 }
 
-func (d *trouble) Free() (free, total int64, err error) { return d.free.Load(), 1 << 40, nil }
+func (d *trouble) Free() (free, total int64, err error) {
+	if f := d.looked.Load(); f != nil {
+		(*f)()
+	}
+	return d.free.Load(), 1 << 40, nil
+}
 
 func (d *trouble) Create(name string) (buffer.File, error) {
 	f, err := d.hungFS.Create(name)
@@ -289,6 +295,56 @@ func TestGate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What becomes durable while somebody looks for room is not counted twice.
+func TestGateWhileAppendEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, disk := &memory{}, newTrouble(t)
+		m.setFail(errDown)
+		b := start(t, "", m, Refuse, func(o *buffer.Options, l *LaneOptions) {
+			o.FS, o.MaxBytes, o.MinFree = disk, 8<<20, 1<<20
+			l.Codec, l.Reserve, l.Batch.Raw, l.Batch.Age = batch.None, 1<<20, 1<<20, time.Second
+			patiently(l, m)
+		})
+		s := b.in.Open()
+		send := func(n int) {
+			for range n {
+				s.Message(msg(noise(64<<10)), from, time.Now())
+				s.Flush(t.Context())
+			}
+		}
+		gate := b.in.Gate()
+		send(80)
+		time.Sleep(time.Minute)
+		hang := make(chan struct{})
+		disk.hang.Store(&hang)
+		send(12)
+		time.Sleep(10 * time.Second)
+		if held := b.lane.held.Load(); held < 12*64<<10 || isShut(gate.Shut()) {
+			t.Fatalf("%d bytes wait for the disk, shut %v", held, isShut(gate.Shut()))
+		}
+		look := func() {
+			disk.looked.Store(nil)
+			disk.hang.Store(nil)
+			close(hang)
+			for b.lane.held.Load() > 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		disk.looked.Store(&look)
+		b.lane.room(b.lane.ordinary, blockSize)
+		if disk.looked.Load() != nil {
+			t.Fatal("did not look")
+		}
+		if isShut(gate.Shut()) {
+			t.Errorf("shut with %d of %d bytes taken", b.buf.Stats().LiveBytes, 8<<20)
+		}
+		m.setFail(nil)
+		s.Close()
+		b.stop()
+		b.check(b.in)
+	})
 }
 
 // A gate does not open for the room of a single block, nor within a second.

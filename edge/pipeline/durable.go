@@ -142,9 +142,8 @@ func (l *Lane) enter(ctx context.Context, b *block) error {
 				return fmt.Errorf("%w: the disk is behind", listen.ErrFull)
 			}
 		}
-		// What Append has may be in held and in the buffer, for that moment only.
 		behind := l.held.Load() >= l.most(l.ordinary) || l.appending.Load() > 0
-		if !behind || !l.o.Buffer.Fits(l.onDisk(max(0, l.held.Load()-l.appending.Load())), l.onDisk(n), l.o.Reserve) {
+		if !behind || l.full(n) {
 			break
 		}
 		select {

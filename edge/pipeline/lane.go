@@ -68,6 +68,7 @@ type Lane struct {
 	taking    sync.Mutex    // held while room is looked for and taken
 	held      atomic.Int64  // bytes of lines that are admitted and not durable yet
 	appending atomic.Int64  // bytes of lines of held that Append has, or has just had
+	turn      atomic.Uint64 // counts what begins and ends of Append: between held and appending, at an end
 	stalled   atomic.Int64  // since when inputs have waited for the disk to take what is held, since began; 0: none does
 	gate      gate
 	refuses   atomic.Bool  // the lane has an input that refuses
@@ -540,6 +541,7 @@ func (l *Lane) store(ctx context.Context) {
 			}
 		}
 		l.appending.Store(raw)
+		l.turn.Add(1)
 		if len(group) > 0 {
 			if err := l.append(ctx, group, len(waiters) > 0); err == nil {
 				l.told(gaps, group[0].First)
@@ -558,6 +560,7 @@ func (l *Lane) store(ctx context.Context) {
 		l.reuse(mems)
 		l.sealed.Add(-int32(len(mems)))
 		l.unhold(raw)
+		l.turn.Add(1)
 		l.appending.Store(0)
 		l.gathered()
 		if j == nil {
