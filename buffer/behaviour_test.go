@@ -73,7 +73,7 @@ func next(t testing.TB, b *Buffer, l batch.Limits) batch.Run {
 
 func TestAppendOrder(t *testing.T) {
 	b, _ := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	first, second, third := w.seal(2, text(10, 1)), w.seal(2, text(10, 2)), w.seal(2, text(10, 3))
 	put(t, b, first)
 	bad := *second
@@ -104,7 +104,7 @@ func TestAppendOrder(t *testing.T) {
 // that its number must not get other content.
 func TestSameNumberSameContent(t *testing.T) {
 	b, d := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	put(t, b, w.seal(1, text(10, 1)))
 	d.fail = func(string, int, string) error { return syscall.EIO }
 	w2 := *w
@@ -122,7 +122,7 @@ func TestSameNumberSameContent(t *testing.T) {
 // TestSkippedNumbers: numbers that the writer left out are a hole that is told.
 func TestSkippedNumbers(t *testing.T) {
 	b, _ := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	put(t, b, w.seal(5, text(10, 1)))
 	w.next += 7
 	put(t, b, w.seal(5, text(10, 2)))
@@ -177,7 +177,7 @@ func TestRunLimits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, _ := simulated(t, Options{})
-			w := newWriter(b.Start())
+			w := newWriter(b.Begin())
 			for i := range 10 {
 				h := batch.Header{Length: 100}
 				if tt.edit != nil {
@@ -194,7 +194,7 @@ func TestRunLimits(t *testing.T) {
 			var got []int
 			for last, before := uint64(0), (batch.Seal{}); last < 30; {
 				run := next(t, b, tt.l)
-				if run.First() != last+1 || run.Before != before || run.Agent != "gw-1" || run.Epoch != b.Start().Epoch {
+				if run.First() != last+1 || run.Before != before || run.Agent != "gw-1" || run.Epoch != b.Begin().Epoch {
 					t.Fatalf("run %d to %d behind %d", run.First(), run.Last(), last)
 				}
 				if twice := next(t, b, tt.l); twice.First() != run.First() || twice.Last() != run.Last() {
@@ -217,7 +217,7 @@ func TestRunLimits(t *testing.T) {
 func TestRunAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, d := simulated(t, Options{})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		begin := time.Now()
 		var took time.Duration
 		done := make(chan batch.Run)
@@ -293,7 +293,7 @@ func TestNextEnds(t *testing.T) {
 func TestGroupCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := simulated(t, Options{SyncGap: 100 * time.Millisecond})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		var wg sync.WaitGroup
 		begin := time.Now()
 		for range 50 {
@@ -334,7 +334,7 @@ func TestGroupCommit(t *testing.T) {
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := simulated(t, Options{MaxBytes: 1 << 20, SegmentBytes: 100 << 10, KeepAcked: time.Hour})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		for b.Fits(0, 50<<10, 0) {
 			put(t, b, w.seal(1, text(50<<10, 1)))
 		}
@@ -389,7 +389,7 @@ func TestHold(t *testing.T) {
 
 func TestDropOldest(t *testing.T) {
 	b, d := simulated(t, Options{MaxBytes: 64 << 10, SegmentBytes: 8 << 10, Full: DropOldest, KeepAcked: -1})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	var seals []batch.Seal
 	for i := range 60 {
 		x := w.seal(10, text(2000, byte(i)))
@@ -425,7 +425,7 @@ func TestDropOldest(t *testing.T) {
 // TestDropSparesThePlan: what is about to be an object stays.
 func TestDropSparesThePlan(t *testing.T) {
 	b, _ := simulated(t, Options{MaxBytes: 64 << 10, SegmentBytes: 8 << 10, Full: DropOldest, KeepAcked: -1})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 10 {
 		put(t, b, w.seal(10, text(2000, byte(i))))
 	}
@@ -473,7 +473,7 @@ func TestVerifyAfterDropBehindAPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	put(t, b, w.seal(10, text(2000, 1)))
 	next(t, b, batch.Limits{})
 	if err := b.SetPlan(Plan{Output: "s3", First: 1, Last: 10, Key: "k"}); err != nil {
@@ -508,7 +508,7 @@ func TestVerifyAfterDropBehindAPlan(t *testing.T) {
 func TestKeepAcked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := simulated(t, Options{SegmentBytes: 1000, KeepAcked: 10 * time.Minute})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		for i := range 10 {
 			put(t, b, w.seal(1, text(500, byte(i))))
 		}
@@ -561,7 +561,7 @@ func TestQuarantine(t *testing.T) {
 func TestMinFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, d := simulated(t, Options{MaxBytes: 1 << 30, MinFree: 1 << 20, SegmentBytes: 10 << 10})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		for i := range 20 {
 			put(t, b, w.seal(1, text(5000, byte(i))))
 		}
@@ -592,7 +592,7 @@ func TestMinFree(t *testing.T) {
 // TestMinFreeDropOldest: on a short disk the lane does not grow, and does not shrink either.
 func TestMinFreeDropOldest(t *testing.T) {
 	b, d := simulated(t, Options{MaxBytes: 1 << 30, MinFree: 1 << 20, SegmentBytes: 10 << 10, Full: DropOldest})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 20 {
 		put(t, b, w.seal(1, text(5000, byte(i))))
 	}
@@ -616,7 +616,7 @@ func TestMinFreeDropOldest(t *testing.T) {
 // TestDiskFull: ENOSPC is a state. When there is room again everything goes on.
 func TestDiskFull(t *testing.T) {
 	b, d := simulated(t, Options{MaxBytes: 1 << 30, MinFree: -1, SegmentBytes: 10 << 10})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	put(t, b, w.seal(1, text(1000, 1)))
 	d.room = 3000
 	x := w.seal(1, text(5000, 1))
@@ -640,7 +640,7 @@ func TestDiskFull(t *testing.T) {
 func TestInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, d := simulated(t, Options{Sync: SyncInterval, SyncInterval: 10 * time.Second, MaxUnsynced: 10_000})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		put(t, b, w.seal(1, text(1000, 1)))
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -681,7 +681,7 @@ func TestInterval(t *testing.T) {
 
 func TestEpochs(t *testing.T) {
 	b, d := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	put(t, b, w.seal(5, text(10, 1)))
 	last := w.Prev
 	d.kill()
@@ -690,7 +690,7 @@ func TestEpochs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		st := b.Start()
+		st := b.Begin()
 		if st.Epoch == w.Epoch || st.Next != 6 || st.Seal != (batch.Seal{}) || st.Previous == nil || st.Previous.Epoch != w.Epoch || st.Previous.Last != 5 || st.Previous.Before != last {
 			t.Fatalf("%+v", st)
 		}
@@ -711,7 +711,7 @@ func TestEpochs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st := b.Start(); st.Previous == nil || st.Next != 7 || !st.Unclean {
+		if st := b.Begin(); st.Previous == nil || st.Next != 7 || !st.Unclean {
 			t.Fatalf("%+v", st)
 		}
 		d.kill()
@@ -731,7 +731,7 @@ func TestEpochs(t *testing.T) {
 		if b, err = Open("sim", Options{Agent: "gw-2", FS: d, random: d.rng.Uint64}); err != nil {
 			t.Fatal(err)
 		}
-		if st := b.Start(); st.Next != 7 || st.Previous == nil || st.Previous.Last != 6 {
+		if st := b.Begin(); st.Next != 7 || st.Previous == nil || st.Previous.Last != 6 {
 			t.Fatalf("%+v", st)
 		}
 	})
@@ -742,7 +742,7 @@ func TestEpochs(t *testing.T) {
 // in a row do not allocate.
 func TestSlabShrinks(t *testing.T) {
 	b, _ := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	var big []*batch.Batch
 	for range 16 {
 		big = append(big, w.seal(1, text(512<<10, 1)))
@@ -772,7 +772,7 @@ func TestSlabShrinks(t *testing.T) {
 
 func TestPlanThatCantBeRepeated(t *testing.T) {
 	b, d := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 4 {
 		put(t, b, w.seal(1, text(100, byte(i))))
 	}
@@ -809,7 +809,7 @@ func TestPlanThatCantBeRepeated(t *testing.T) {
 
 func TestCommit(t *testing.T) {
 	b, _ := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 4 {
 		put(t, b, w.seal(5, text(100, byte(i))))
 	}
@@ -837,7 +837,7 @@ func TestCommit(t *testing.T) {
 // their sum is exact.
 func TestManyGaps(t *testing.T) {
 	b, d := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 30 {
 		put(t, b, w.seal(1, text(100, byte(i))))
 		w.next += 2
@@ -870,7 +870,7 @@ func TestManyGaps(t *testing.T) {
 func TestUnsyncedCursor(t *testing.T) {
 	o := Options{SegmentBytes: 1000, KeepAcked: -1}
 	b, d := simulated(t, o)
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 6 {
 		put(t, b, w.seal(1, text(600, byte(i))))
 	}

@@ -14,11 +14,11 @@ import (
 // BenchmarkAppend is group commit: how many appends share an fsync, by how many
 // callers there are. No gap between syncs, so that the disk sets the pace.
 func BenchmarkAppend(b *testing.B) {
-	for _, size := range []int{1 << 10, 64 << 10, 512 << 10} {
-		for _, callers := range []int{1, 16} {
+	for _, size := range []int{1 << 10, 16 << 10, 64 << 10, 512 << 10} {
+		for _, callers := range []int{1, 8} {
 			b.Run(fmt.Sprintf("bytes=%d/callers=%d", size, callers), func(b *testing.B) {
 				buf := mustOpen(b, b.TempDir(), Options{SyncGap: -1, MaxBytes: 64 << 20, Full: DropOldest, KeepAcked: -1})
-				w := newWriter(buf.Start())
+				w := newWriter(buf.Begin())
 				payload := text(size, 1)
 				var mu sync.Mutex
 				b.SetBytes(int64(size))
@@ -57,7 +57,7 @@ func BenchmarkNext(b *testing.B) {
 			const backlog = 64 << 20
 			dir := b.TempDir()
 			buf := mustOpen(b, dir, Options{SyncGap: -1, Sync: SyncNever, MaxBytes: 1 << 30, MinFree: -1})
-			w := newWriter(buf.Start())
+			w := newWriter(buf.Begin())
 			n := backlog / size
 			for range n {
 				if err := buf.Append(b.Context(), w.seal(100, text(size, 1))); err != nil {
@@ -96,41 +96,69 @@ func BenchmarkNext(b *testing.B) {
 // batches and has to be read.
 func BenchmarkOpen(b *testing.B) {
 	dir := b.TempDir()
-	const each = 32 << 20
-	first := uint64(1)
-	for i := range maxSegments - 1 {
-		salt := uint64(i) + 99
-		f, err := os.OpenFile(filepath.Join(dir, segmentName(uint64(i), 7, first, salt, "gw-1")), os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
-			b.Fatal(err)
-		}
-		f.WriteAt(appendSegmentHeader(nil, &segmentHeader{Ordinal: uint64(i), Epoch: 7, First: first, Salt: salt}), 0)
-		first += 1000
-		if _, err := f.WriteAt(appendFooter(nil, &Footer{Last: first - 1, End: each, Salt: salt, SyncedOff: each}), each); err != nil {
-			b.Fatal(err)
-		}
-		f.Close()
-	}
-	salt := uint64(5)
-	newest := appendSegmentHeader(nil, &segmentHeader{Ordinal: maxSegments, Epoch: 7, First: first, Salt: salt})
-	for len(newest) < 8<<20 {
-		x := newWriter(Start{Epoch: 7, Next: first}).seal(100, text(512<<10, 1))
-		first += 100
-		x.Salt = salt
-		newest = append(batch.AppendHeader(newest, &x.Header), x.Payload...)
-	}
-	if err := os.WriteFile(filepath.Join(dir, segmentName(maxSegments, 7, first, salt, "gw-1")), newest, 0o600); err != nil {
-		b.Fatal(err)
-	}
+	makeBacklog(b, dir, 32<<20)
 	b.ReportAllocs()
 	for b.Loop() {
 		buf, err := Open(dir, Options{Agent: "gw-1", MinFree: -1})
 		if err != nil {
 			b.Fatal(err)
 		}
-		if !buf.Start().Unclean || buf.Start().Previous != nil {
-			b.Fatalf("%+v", buf.Start())
+		if s := buf.Begin(); !s.Unclean {
+			b.Fatalf("%+v", s)
 		}
+		b.StopTimer()
 		buf.Close()
+		os.Remove(filepath.Join(dir, cursorFile))
+		b.StartTimer()
+	}
+}
+
+// makeBacklog makes dir what is left of a life that was killed, with as many segments
+// as there may be: sparse ones of each bytes, but for the first two, of 1 MiB, and the
+// newest, of 8 MiB. Batches are of 64 KiB.
+func makeBacklog(t testing.TB, dir string, each int64) {
+	t.Helper()
+	w := newWriter(Start{Epoch: 7, Next: 1})
+	model := w.seal(100, text(64<<10, 1))
+	*w = *newWriter(Start{Epoch: 7, Next: 1})
+	for i := range maxSegments {
+		s := segment{ordinal: uint64(i) + 1, epoch: 7, first: w.next, salt: uint64(i) + 99, agent: "gw-1"}
+		f, err := os.OpenFile(filepath.Join(dir, s.name()), os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := appendSegmentHeader(nil, &segmentHeader{Ordinal: s.ordinal, Epoch: 7, First: s.first, Salt: s.salt, Before: w.Prev})
+		size := 0
+		switch i {
+		case 0, 1:
+			size = 1 << 20
+		case maxSegments - 1:
+			size = 8 << 20
+		default:
+			w.next += 1000
+		}
+		for len(out) < size {
+			x := *model
+			x.First = w.next
+			w.Seal(&x)
+			w.next += 100
+			x.Salt, x.SyncedOff = s.salt, uint32(len(out))
+			out = append(batch.AppendHeader(out, &x.Header), x.Payload...)
+		}
+		end := int64(len(out))
+		if size == 0 {
+			end = each - footerSize
+		}
+		if i < maxSegments-1 {
+			if _, err := f.WriteAt(appendFooter(nil, &Footer{Last: w.next - 1, End: end, Salt: s.salt, SyncedOff: uint32(end)}), end); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := f.WriteAt(out, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

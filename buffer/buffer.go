@@ -181,7 +181,7 @@ func (s *segment) name() string {
 	return segmentName(s.ordinal, s.epoch, s.first, s.salt, s.agent)
 }
 
-// Start says where numbering goes on. Open fixes it.
+// Start says where numbering goes on.
 type Start struct {
 	Epoch   batch.Epoch
 	Next    uint64     // number of the next record
@@ -206,6 +206,7 @@ type Buffer struct {
 	o     Options
 	fs    FS
 	start Start
+	anew  Start // start, if it can't be noted that this life has begun
 
 	lead  chan struct{} // held by the Append that writes and syncs for all
 	hurry chan struct{} // tells it that enough is waiting
@@ -222,6 +223,7 @@ type Buffer struct {
 	foot       Footer
 	cur        cursor
 	settled    bool   // what an earlier life may have left unsynced is durable
+	begun      bool   // Begin was called
 	saved      bool   // this life has saved the cursor
 	opens      uint32 // including this one
 	acked      uint64 // the acked floor that was found
@@ -236,17 +238,16 @@ type Buffer struct {
 	stranded       bool
 	lastSave       time.Time
 
-	r       sync.Mutex // held by Next; guards what follows, and is taken before w
-	ready   bool       // settled
-	handing bool       // a run was handed out
-	scan    scanner
-	rfile   File
-	rseg    *segment // of rfile
-	slab    []byte   // payloads of the last run
-	spare   int      // runs in a row that needed much less than slab
-	run     []batch.Batch
-	load    []entry
-	faults  faults
+	r      sync.Mutex // held by Next; guards what follows, and is taken before w
+	ready  bool       // settled
+	scan   scanner
+	rfile  File
+	rseg   *segment // of rfile
+	slab   []byte   // payloads of the last run
+	spare  int      // runs in a row that needed much less than slab
+	run    []batch.Batch
+	load   []entry
+	faults faults
 
 	again reread // guarded by its own mutex, which is taken before w
 
@@ -335,8 +336,28 @@ func open(dir FS, o Options) (*Buffer, error) {
 	return b, nil
 }
 
-// Start says where numbering goes on. It does not change.
-func (b *Buffer) Start() Start { return b.start }
+// Begin begins a life that gives numbers, and says where numbering goes on. It comes
+// before Append and Next; later calls return the same. The cursor then says that this life did
+// not end in order, until Close. If that can't be written, numbering goes on in a
+// new epoch, whatever Open found: what is numbered now, and perhaps handed out, may
+// not come to the disk, and the next life could give the same numbers again.
+func (b *Buffer) Begin() Start {
+	b.w.Lock()
+	defer b.w.Unlock()
+	if b.begun {
+		return b.start
+	}
+	b.mu.Lock()
+	b.begun, b.pos.closed = true, false
+	b.mu.Unlock()
+	if b.saveCursor() != nil {
+		b.mu.Lock()
+		b.start = b.anew
+		b.seal, b.tailSeal = batch.Seal{}, batch.Seal{}
+		b.mu.Unlock()
+	}
+	return b.start
+}
 
 // Woken is signalled when Maintain has something to do earlier than it said.
 func (b *Buffer) Woken() <-chan struct{} { return b.woken }
@@ -403,8 +424,11 @@ func (b *Buffer) enqueue(batches []*batch.Batch) (*request, error) {
 	req := &request{batches: batches, done: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed {
+	switch {
+	case b.closed:
 		return nil, ErrClosed
+	case !b.begun:
+		return nil, fmt.Errorf("append before Begin: %w", ErrOrder)
 	}
 	next, seal := b.tailNext, b.tailSeal
 	for _, x := range batches {
@@ -824,17 +848,15 @@ func (b *Buffer) flush() error {
 
 // settle makes durable what an earlier life may have left unsynced, before
 // anything of it is handed out: what a reader has seen must not vanish in a power
-// cut and its number come back with other content. If that fails, the cursor
-// notes the number at which this life began, so that a start that finds less
-// begins a new epoch. If that fails too, we go on: a dying disk should be
-// drained, and the checksum in the identity still tells two contents apart.
-// w is held.
+// cut. If that fails, and the cursor can't be saved either, we go on: a dying disk
+// should be drained. w is held.
 func (b *Buffer) settle() {
 	if b.settled {
 		return
 	}
 	b.settled = true
-	if b.syncNewest() != nil {
+	b.syncNewest()
+	if !b.saved {
 		b.saveCursor()
 	}
 }
@@ -937,8 +959,10 @@ func (b *Buffer) Close() error {
 		b.active = nil
 	}
 	b.mu.Lock()
-	save := b.dirty || b.saved || b.next != b.start.Next // b.saved: without saying that it ends in order
-	b.pos.closed = err == nil && durable
+	save := b.begun || b.dirty
+	if b.begun { // a tool leaves this as it found it
+		b.pos.closed = err == nil && durable
+	}
 	b.mu.Unlock()
 	if save {
 		err = errors.Join(err, b.saveCursor())

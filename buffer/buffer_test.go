@@ -93,7 +93,7 @@ func TestLife(t *testing.T) {
 			var epoch batch.Epoch
 			for life := range 5 {
 				b := mustOpen(t, dir, o)
-				st := b.Start()
+				st := b.Begin()
 				if life == 0 {
 					epoch = st.Epoch
 				}

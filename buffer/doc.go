@@ -61,20 +61,22 @@
 //  1. Lock and check the directory.
 //  2. Sort the segments by the ordinals in their names.
 //  3. Read both slots of the cursor; the newest valid one counts.
-//  4. Read the newest segment: the footer, if Close left it so; else all of it.
-//  5. Go on with its epoch behind its last batch, if it ends right behind a valid
-//     batch or footer, belongs to the same agent, nothing knows of a higher number
-//     and (without a footer) the policy is SyncGroup. Else begin a new epoch above
-//     every number found; Start.Previous says what its first record must tell.
-//     After a read error (not damage) 2^32 numbers are left out.
+//  4. Read the newest segment: its footer, where that and the cursor say the same; else
+//     all of it.
+//  5. Go on with its epoch if the cursor says that the last life ended with Close,
+//     footer and cursor have the same last number, nothing knows of a higher one and
+//     the agent is the same. Else begin a new epoch above every number found;
+//     Start.Previous says what its first record must tell. After a read error (not
+//     damage) 2^32 numbers are left out.
 //  6. Aim delivery behind the cursor's position; without a cursor behind the acked
 //     floor of the newest readable segment header; without that at the oldest batch.
 //  7. Unless the cursor says that the last life ended with Close, mark what is not
 //     delivered yet as sent before.
 //
-// The first Next, Read or Append after an unclean stop syncs the newest segment and
-// the directory, before anything of it is seen. Before the first run of a life is
-// handed out, the cursor is saved.
+// Begin, before the first number is given, saves the cursor, which from then on does
+// not say any more that a life ended with Close. If it can't be saved, a new epoch
+// begins. The first Next, Read or Append after an unclean stop syncs the newest segment
+// and the directory, before anything of it is seen.
 //
 // Reading steps from header to header. Where none is intact, it searches for the
 // next one with the right salt; where a payload is bad, it steps over it. Bytes

@@ -210,7 +210,7 @@ func goldenSegment(t *testing.T) (name string, data []byte, lines string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 3 {
 		block := ""
 		for n := range 5 + i {
@@ -286,7 +286,7 @@ func TestGoldenSegment(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	b := mustOpen(t, dir, Options{})
-	if st := b.Start(); st.Next != 19 || st.Unclean || st.Previous != nil {
+	if st := b.Begin(); st.Next != 19 || !st.Unclean || st.Previous == nil || st.Previous.Last != 18 { // there is no cursor
 		t.Fatalf("%+v", st)
 	}
 	got := ""

@@ -47,7 +47,7 @@ func TestModes(t *testing.T) {
 			syscall.Umask(umask)
 		}
 		b := mustOpen(t, dir, Options{SyncGap: -1})
-		if err := b.Append(t.Context(), newWriter(b.Start()).seal(1, text(10, 1))); err != nil {
+		if err := b.Append(t.Context(), newWriter(b.Begin()).seal(1, text(10, 1))); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.Close(); err != nil {
@@ -188,7 +188,7 @@ func TestLinks(t *testing.T) {
 		t.Errorf("%v, %v", files, err)
 	}
 	b := mustOpen(t, dir, Options{SyncGap: -1})
-	if err := b.Append(t.Context(), newWriter(b.Start()).seal(1, text(10, 1))); err != nil {
+	if err := b.Append(t.Context(), newWriter(b.Begin()).seal(1, text(10, 1))); err != nil {
 		t.Fatal(err)
 	}
 	drain(t, b, 1)
@@ -215,7 +215,7 @@ func TestReadOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	if err := b.Append(t.Context(), w.seal(1, text(10, 1))); !errors.Is(err, syscall.EROFS) {
 		t.Fatalf("append: %v", err)
 	}

@@ -40,7 +40,7 @@ func take(t testing.TB, b *Buffer, outputs ...string) {
 
 func TestInDoubt(t *testing.T) {
 	b, _ := simulated(t, Options{})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	fill(t, b, w, 6)
 	next(t, b, batch.Limits{Batches: 4})
 	for name, r := range map[string]Range{"nothing": {}, "backwards": {5, 4}, "not handed out": {31, 41}} {
@@ -81,7 +81,7 @@ func TestInDoubt(t *testing.T) {
 func TestManyDoubts(t *testing.T) {
 	o := Options{SegmentBytes: 1, KeepAcked: -1}
 	b, d := simulated(t, o)
-	fill(t, b, newWriter(b.Start()), 20)
+	fill(t, b, newWriter(b.Begin()), 20)
 	next(t, b, batch.Limits{})
 	for i := range uint64(20) {
 		if err := b.InDoubt(fmt.Sprint("out", i), Range{10*i + 1, 10*i + 10}); err != nil {
@@ -120,7 +120,7 @@ func TestInDoubtGivesThePlanUp(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, d := simulated(t, Options{})
-			fill(t, b, newWriter(b.Start()), 5)
+			fill(t, b, newWriter(b.Begin()), 5)
 			next(t, b, batch.Limits{Batches: 4})
 			plan := Plan{"s3", 1, 30, "key"}
 			if err := b.SetPlan(plan); err != nil {
@@ -152,7 +152,7 @@ func TestInDoubtGivesThePlanUp(t *testing.T) {
 
 func TestAttempt(t *testing.T) {
 	b, d := simulated(t, Options{})
-	fill(t, b, newWriter(b.Start()), 4)
+	fill(t, b, newWriter(b.Begin()), 4)
 	attempts := func(n int) (got []int) {
 		t.Helper()
 		for range n {
@@ -172,7 +172,7 @@ func TestAttempt(t *testing.T) {
 		t.Errorf("with a doubt: %v", got)
 	}
 	b = again(t, d, Options{}) // killed: what it had sent is not known
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	fill(t, b, w, 3)
 	if got := attempts(2); !slices.Equal(got, []int{2, 2}) {
 		t.Errorf("after a kill: %v", got)
@@ -192,7 +192,7 @@ func TestAttempt(t *testing.T) {
 func TestTaken(t *testing.T) {
 	o := Options{SegmentBytes: 1, KeepAcked: time.Minute}
 	b, d := simulated(t, o)
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	check := func(output, want string, acked uint64) {
 		t.Helper()
 		if got := fmt.Sprint(b.Taken(output)); got != want {
@@ -218,7 +218,7 @@ func TestTaken(t *testing.T) {
 	b = again(t, d, o)
 	check("hub", "[{1 20} {31 40}]", 40)
 	check("archive", "[{21 30} {41 60} {161 170}]", 170)
-	if !b.Knows(b.Start().Epoch) || b.Knows(b.Start().Epoch+1) {
+	if !b.Knows(b.Begin().Epoch) || b.Knows(b.Begin().Epoch+1) {
 		t.Error("which epoch is known")
 	}
 	now := time.Now()
@@ -229,7 +229,7 @@ func TestTaken(t *testing.T) {
 	check("hub", "[{31 40}]", 40)
 
 	// To and fro, more often than can be remembered: what is claimed is true.
-	w = newWriter(b.Start())
+	w = newWriter(b.Begin())
 	fill(t, b, w, 100)
 	want := map[uint64]string{}
 	for i := range 101 {
@@ -262,7 +262,7 @@ func TestTaken(t *testing.T) {
 func TestTakenWithoutCursor(t *testing.T) {
 	o := Options{SegmentBytes: 1}
 	b, d := simulated(t, o)
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	fill(t, b, w, 3)
 	take(t, b, "hub", "hub")
 	fill(t, b, w, 1) // its segment's header has the floor
@@ -308,7 +308,7 @@ func readAll(t testing.TB, b *Buffer, r Range, l batch.Limits) (all []batch.Batc
 func TestRead(t *testing.T) {
 	o := Options{SegmentBytes: 1000, KeepAcked: time.Hour}
 	b, d := simulated(t, o)
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	fill(t, b, w, 20)
 	take(t, b, slices.Repeat([]string{"hub"}, 12)...)
 	held := next(t, b, batch.Limits{Batches: 2})
@@ -390,7 +390,7 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := w.Epoch
-	fill(t, b, newWriter(b.Start()), 2)
+	fill(t, b, newWriter(b.Begin()), 2)
 	run, err := b.Read(t.Context(), Range{181, 220}, batch.Limits{})
 	if err != nil || run.Last() != 200 || run.Epoch != old || !b.Knows(old) {
 		t.Fatalf("over the end of an epoch: %v, %+v", err, run)
@@ -403,7 +403,7 @@ func TestRead(t *testing.T) {
 func TestReject(t *testing.T) {
 	o := Options{RejectedBytes: 2000}
 	b, d := simulated(t, o)
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	fill(t, b, w, 8)
 	take(t, b, "hub")
 	next(t, b, batch.Limits{}) // so that what lies behind the run is known
@@ -474,7 +474,7 @@ func TestReject(t *testing.T) {
 func TestRejectedOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	b := mustOpen(t, dir, Options{SyncGap: -1})
-	fill(t, b, newWriter(b.Start()), 9)
+	fill(t, b, newWriter(b.Begin()), 9)
 	want := map[uint64][]byte{}
 	for i := range 8 {
 		run := next(t, b, batch.Limits{Batches: 1 + i%2})
@@ -510,7 +510,7 @@ func TestRejectedOnDisk(t *testing.T) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	err = Cat(aside, func(x *batch.Batch, agent string, epoch batch.Epoch, before batch.Seal) error {
-		if agent != "gw-1" || epoch != b.Start().Epoch || x.Chain(before, epoch) != x.Seal || !bytes.Equal(x.Payload, want[x.First]) {
+		if agent != "gw-1" || epoch != b.Begin().Epoch || x.Chain(before, epoch) != x.Seal || !bytes.Equal(x.Payload, want[x.First]) {
 			t.Errorf("batch %d is not as it was", x.First)
 		}
 		delete(want, x.First)
@@ -539,7 +539,7 @@ func TestRejectedOnDisk(t *testing.T) {
 // TestRejectTwice: a run that was kept aside and came again is there once.
 func TestRejectTwice(t *testing.T) {
 	b, d := simulated(t, Options{})
-	fill(t, b, newWriter(b.Start()), 1)
+	fill(t, b, newWriter(b.Begin()), 1)
 	for range 3 { // each life dies before it saves its position
 		run := next(t, b, due)
 		if err := b.Reject(&run, "nobody takes it"); err != nil {
@@ -572,7 +572,7 @@ func TestRejectLimits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, d := simulated(t, Options{RejectedBytes: tt.limit, SegmentBytes: 1, MinFree: -1})
-			w := newWriter(b.Start())
+			w := newWriter(b.Begin())
 			fill(t, b, w, 4)
 			take(t, b, slices.Repeat([]string{"hub"}, tt.delivered)...)
 			if _, err := b.Next(t.Context(), due); err != nil {
@@ -603,7 +603,7 @@ func TestReadBeside(t *testing.T) {
 	appended := make(chan struct{})
 	go func() {
 		defer close(appended)
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		for i := range n {
 			if err := b.Append(t.Context(), w.seal(10, text(50+i%700, byte(i)))); err != nil {
 				t.Error(err)
@@ -691,7 +691,7 @@ func TestFloor(t *testing.T) {
 		t.Run(fmt.Sprintf("told %v", told), func(t *testing.T) {
 			o := Options{SegmentBytes: 1}
 			b, d := simulated(t, o)
-			w := newWriter(b.Start())
+			w := newWriter(b.Begin())
 			fill(t, b, w, 3)
 			take(t, b, "hub")
 			run := next(t, b, batch.Limits{Batches: 1})

@@ -41,11 +41,11 @@ func TestModel(t *testing.T) {
 			if b, err = Open("sim", o); err != nil {
 				t.Fatal(err)
 			}
-			w = newWriter(b.Start())
+			w = newWriter(b.Begin())
 			flushed = len(queue)
 			b.GapsTold(len(b.Gaps()), b.Stats().Next) // again, those that the cursor had no room to call told
-			if n := len(queue); n > 0 && b.Start().Next <= queue[n-1].Last() {
-				t.Fatalf("numbering goes on at %d, behind %d", b.Start().Next, queue[n-1].Last())
+			if n := len(queue); n > 0 && b.Begin().Next <= queue[n-1].Last() {
+				t.Fatalf("numbering goes on at %d, behind %d", b.Begin().Next, queue[n-1].Last())
 			}
 		}
 		move := func(n int, output string) {
@@ -185,7 +185,7 @@ func TestModel(t *testing.T) {
 				open()
 			},
 			"": func(t *rapid.T) {
-				kept := b.Start().Next
+				kept := b.Begin().Next
 				if len(b.segs) > 0 {
 					kept = b.segs[0].first
 				}

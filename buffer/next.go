@@ -102,7 +102,6 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 					return batch.Run{}, err
 				}
 				if ok {
-					b.begun()
 					return run, nil
 				}
 				p = pick{}
@@ -135,22 +134,6 @@ func (b *Buffer) readable(ready *bool) error {
 	b.settle()
 	*ready = true
 	return nil
-}
-
-// begun saves the cursor before the first run of a life is handed out: a plan that
-// the run repeats may be what an earlier life wrote and did not get to sync, and
-// what says that the last life ended in order must not speak for this one too. If
-// it can't be saved, a dying disk should be drained all the same. r is held.
-func (b *Buffer) begun() {
-	if b.handing {
-		return
-	}
-	b.handing = true
-	b.w.Lock()
-	defer b.w.Unlock()
-	if !b.saved {
-		b.saveCursor()
-	}
 }
 
 // await waits for a change, the end of ctx, or d if it is not negative.

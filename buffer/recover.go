@@ -45,9 +45,6 @@ type ending struct {
 	seal   batch.Seal // of that batch
 	time   int64      // of its last record
 	seen   uint64     // highest number in any intact header or footer, of a lost payload too
-	exact  bool       // the segment ends right behind a valid batch or footer
-	footer bool       // … a footer
-	clean  bool       // and Close left it so: everything in it is durable
 	failed bool       // it could not be read, which says nothing about what is in it
 }
 
@@ -70,8 +67,9 @@ const unreadable = 1 << 32
 //     end before its first number; one is read only if there is no valid batch in
 //     the newest, to say what was the last.
 //     A read error (not damage) makes numbering jump by 2^32: nothing is known.
-//  4. Go on with the numbers of the newest segment's epoch if that is certain;
-//     else begin a new epoch above every number found anywhere.
+//  4. Go on with the numbers of the newest segment's epoch if the cursor says that the
+//     last life ended in order, and the segment's footer says the same; else begin a
+//     new epoch above every number found anywhere.
 //  5. Begin delivery behind the cursor; without one, behind the acked floor of the
 //     newest readable segment header; without that, with the oldest segment.
 func (b *Buffer) recover() error {
@@ -85,7 +83,6 @@ func (b *Buffer) recover() error {
 	certain = certain && ours
 	if ours {
 		b.pos = p
-		b.pos.closed = false
 	}
 	found := max(p.committed, max(p.next, 1)-1)
 	for _, s := range b.segs {
@@ -95,13 +92,14 @@ func (b *Buffer) recover() error {
 	b.opens = 1
 	failed := b.cur.failed
 	var newest, best ending
+	same := false // the newest segment's footer says what the cursor says
 	if n := len(b.segs); n > 0 {
 		h, err := b.header(b.segs[n-1])
 		if err != nil {
 			return err
 		}
 		b.opens = h.Opens + 1
-		newest = b.newestEnding(p)
+		newest, same = b.newestEnding(p)
 		best = newest
 		found = max(found, newest.seen)
 		failed = newest.failed
@@ -122,11 +120,21 @@ func (b *Buffer) recover() error {
 		// numbers must not be those of another epoch.
 		found += unreadable
 	}
-	b.start = b.begin(newest, best, found, p, cursor)
+	orderly := certain && p.closed && p.next == found+1 || len(b.segs) == 0 && !cursor && !failed
+	b.pos.closed = orderly
+	if cursor && orderly && len(b.segs) == 0 && p.next == 1 {
+		cursor = false // nothing was ever stored: it is a new directory still
+	}
+	b.anew = b.newEpoch(best, found, p, cursor)
+	b.anew.Unclean = !orderly
+	b.start = b.anew
+	if s := newest.seg; orderly && same && s.agent == b.o.Agent && p.seal != (batch.Seal{}) {
+		b.start = Start{Epoch: s.epoch, Next: p.next, Seal: p.seal}
+	}
 	b.next, b.seal = b.start.Next, b.start.Seal
 	b.tailNext, b.tailSeal = b.next, b.seal
-	b.settled = len(b.segs) == 0 || !b.start.Unclean
-	if orderly := certain && p.closed && p.next == b.next; !orderly && b.next-1 > b.pos.committed {
+	b.settled = len(b.segs) == 0 || orderly
+	if !orderly && b.next-1 > b.pos.committed {
 		b.pos.doubt("", Range{b.pos.committed + 1, b.next - 1}) // what had been handed out is not known
 	}
 	b.settleDoubts()
@@ -192,24 +200,24 @@ func (b *Buffer) header(s *segment) (h segmentHeader, err error) {
 	return h, err
 }
 
-// newestEnding is the ending of the newest segment. After a clean stop the footer
-// and the cursor say all; else the segment is read.
-func (b *Buffer) newestEnding(p position) ending {
+// newestEnding is the ending of the newest segment. Where the footer and the cursor
+// say the same they say all; else the segment is read.
+func (b *Buffer) newestEnding(p position) (e ending, same bool) {
 	s := b.segs[len(b.segs)-1]
 	if f, ok := b.footer(s); ok && p.next == f.Last+1 && p.epoch == s.epoch {
 		s.last = f.Last
-		return ending{seg: s, last: f.Last, seal: p.seal, time: f.LastTime, seen: f.Last, exact: true, footer: true, clean: p.closed || int64(f.SyncedOff) == f.End}
+		return ending{seg: s, last: f.Last, seal: p.seal, time: f.LastTime, seen: f.Last}, true
 	}
-	e := b.read(s)
+	e = b.read(s)
 	s.last = max(s.last, e.seen)
-	return e
+	return e, false
 }
 
 // ending is what an older segment ends with: its footer says it without reading
 // it all. The seal is known only if it was read.
 func (b *Buffer) ending(s *segment) ending {
 	if f, ok := b.footer(s); ok {
-		return ending{seg: s, last: f.Last, time: f.LastTime, seen: f.Last, exact: true, footer: true}
+		return ending{seg: s, last: f.Last, time: f.LastTime, seen: f.Last}
 	}
 	return b.read(s)
 }
@@ -246,16 +254,12 @@ func (b *Buffer) read(s *segment) ending {
 			e.failed = scan.bad
 			return e
 		}
-		e.exact, e.footer, e.clean = false, false, false
 		switch x.Kind {
 		case KindBatch:
 			if x.Batch.Last() >= e.last {
 				e.last, e.seal, e.time = x.Batch.Last(), x.Batch.Seal, x.Batch.LastTime
 			}
-			e.exact = true
 		case KindFooter:
-			e.exact, e.footer = true, true
-			e.clean = int64(x.Footer.SyncedOff) == x.Footer.End // else it went out with its last batches
 			e.seen = max(e.seen, x.Footer.Last)
 		}
 		if x.Batch.Count > 0 {
@@ -274,27 +278,21 @@ func (b *Buffer) floor() uint64 {
 	return 0
 }
 
-// begin decides where numbering goes on.
+// newEpoch is a start in a new epoch, above every number found.
 //
-// The numbers of an epoch can be continued if its newest segment was closed with
-// a footer, or, when everything a reader ever saw was synced before (SyncGroup),
-// ends right behind a valid batch; and if nothing knows of a higher number.
-func (b *Buffer) begin(newest, best ending, found uint64, p position, cursor bool) Start {
-	s := newest.seg
-	clean := s == nil || newest.clean
-	if s != nil && s.agent == b.o.Agent && newest.exact && (newest.footer || b.o.Sync == SyncGroup) &&
-		best.seg == s && newest.last > 0 && newest.last >= found && newest.seal != (batch.Seal{}) {
-		return Start{Epoch: s.epoch, Next: newest.last + 1, Seal: newest.seal, Unclean: !clean}
-	}
-	st := Start{Next: found + 1, Unclean: !clean}
+// An epoch is continued only after a life that ended in order: of any other it is not
+// known which numbers it gave out last. What Append returned for may be gone in a
+// power cut (SyncInterval), or never have been on the disk (Options.Memory).
+func (b *Buffer) newEpoch(best ending, found uint64, p position, cursor bool) Start {
+	st := Start{Next: found + 1}
 	for st.Epoch == 0 || b.known(st.Epoch) {
 		st.Epoch = batch.Epoch(b.o.random())
 	}
 	switch {
 	case best.last > 0:
 		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: best.seg.epoch, Last: best.last, Before: best.seal, Since: instant(best.time)}
-	case s != nil:
-		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: s.epoch, Last: found}
+	case len(b.segs) > 0:
+		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: b.segs[len(b.segs)-1].epoch, Last: found}
 	case cursor:
 		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: p.epoch, Last: p.next - 1, Before: p.seal}
 	}

@@ -155,7 +155,7 @@ func (w *world) open() bool {
 		if err != nil {
 			w.fail("I8: second open: %v", err)
 		}
-		x, y := b.Start(), again.Start()
+		x, y := b.start, again.start
 		if x.Previous != nil || x.Next == 1 {
 			x.Epoch, y.Epoch = 0, 0 // random
 			if fmt.Sprint(x.Previous) != fmt.Sprint(y.Previous) {
@@ -167,8 +167,11 @@ func (w *world) open() bool {
 			w.fail("I8: %+v and %+v", x, y)
 		}
 	}
-	w.b, w.w = b, newWriter(b.Start())
-	st := b.Start()
+	st := b.Begin()
+	if w.disk.dead {
+		return false
+	}
+	w.b, w.w = b, newWriter(st)
 	w.did("open: epoch %v next %d committed %d unclean %v", st.Epoch, st.Next, b.pos.committed, st.Unclean)
 	if w.disk.fail == nil {
 		w.aside()
@@ -467,7 +470,7 @@ func (w *world) read() {
 	if len(w.b.segs) > 0 {
 		first = w.b.segs[0].first
 	}
-	r := Range{First: first + w.rng.Uint64N(max(1, w.b.Start().Next-first))}
+	r := Range{First: first + w.rng.Uint64N(max(1, w.b.start.Next-first))}
 	r.Last = r.First + w.rng.Uint64N(300)
 	if w.rng.IntN(3) == 0 {
 		r = Range{1, 1 << 40}

@@ -308,7 +308,7 @@ func adopt(t testing.TB, dir string, s *Salvaged, fail func(string, ...any)) {
 			delete(pending, first)
 		}
 	}
-	st := b.Start()
+	st := b.Begin()
 	if epochs[st.Epoch] || st.Next <= last || st.Next != s.Next {
 		fail("numbering goes on with %d of epoch %v; %d is saved, and said was %d", st.Next, st.Epoch, last, s.Next)
 	}
@@ -516,7 +516,7 @@ func oddBuffer(t testing.TB) (dir string, segs []string) {
 	t.Helper()
 	dir = chmodDir2(t)
 	b := mustOpen(t, dir, Options{SegmentBytes: 1400, SyncGap: -1})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	for i := range 12 {
 		put(t, b, w.seal(3, text(200, byte(i))))
 	}
@@ -567,7 +567,7 @@ func TestForeignCursor(t *testing.T) {
 	dir, _ := oddBuffer(t)
 	other, _ := oddBuffer(t)
 	b := mustOpen(t, other, Options{SyncGap: -1})
-	w := newWriter(b.Start())
+	w := newWriter(b.Begin())
 	put(t, b, w.seal(1000, text(10, 0)))
 	drain(t, b, 10) // more than dir has
 	b.Close()
@@ -579,7 +579,7 @@ func TestForeignCursor(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = mustOpen(t, dir, Options{SyncGap: -1})
-	if st := b.Start(); st.Next != 1037 || st.Previous == nil || st.Previous.Last != 36 {
+	if st := b.Begin(); st.Next != 1037 || st.Previous == nil || st.Previous.Last != 36 {
 		t.Errorf("%+v", st)
 	}
 	if got := drain(t, b, 12); got[0].First != 1 || got[11].Last() != 36 || len(b.Gaps()) > 0 {

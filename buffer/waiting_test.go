@@ -13,7 +13,7 @@ import (
 func TestPendingSince(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, d := simulated(t, Options{})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		check := func(what string, b *Buffer, want time.Time) {
 			t.Helper()
 			if got := b.Stats().PendingSince; !got.Equal(want) {
@@ -57,7 +57,7 @@ func TestPendingSince(t *testing.T) {
 func TestOldest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, d := simulated(t, Options{SegmentBytes: 4 << 10})
-		w := newWriter(b.Start())
+		w := newWriter(b.Begin())
 		check := func(what string, b *Buffer, want time.Time) {
 			t.Helper()
 			if got := b.Oldest(); !got.Equal(want) {

@@ -51,7 +51,7 @@ func makeBuffer(dir string, n int, codec batch.Codec) error {
 	if err != nil {
 		return err
 	}
-	s := b.Start()
+	s := b.Begin()
 	all, err := batches(n, codec, s.Next, &batch.Sealer{Epoch: s.Epoch, Prev: s.Seal})
 	if err != nil {
 		return err

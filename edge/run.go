@@ -123,7 +123,7 @@ func (a *agent) open() error {
 			return fmt.Errorf("buffer of lane %s: %w", name, err)
 		}
 		a.buffers = append(a.buffers, b)
-		s := b.Start()
+		s := b.Begin()
 		a.log.Info("buffer open", "lane", name, "dir", dir, "epoch", s.Epoch.String(), "next", s.Next, "pending", b.Stats().PendingRecords, "unclean", s.Unclean)
 		flags := batch.Flags(0)
 		if c.Encoding == "raw" {

@@ -38,6 +38,29 @@ func TestEpochs(t *testing.T) {
 			l.sealer = batch.Sealer{Epoch: 8}
 			return world{stream: messages(a, l.newEpoch(9, 10))}
 		}, "", ""},
+		{"an epoch with records above what the next one tells as its last: they never were on the disk", func(l *lane) world {
+			a := l.run(2, 10)
+			last, seal := l.next-1, l.sealer.Prev
+			a2 := l.run(2, 10) // delivered from memory, and then the power went
+			l.next, l.sealer.Prev = last+1, seal
+			return world{stream: messages(a, a2, l.newEpoch(9, 10))}
+		}, "", "Last:40"},
+		{"records above the last of which only some came out", func(l *lane) world {
+			a := l.run(2, 10)
+			last, seal := l.next-1, l.sealer.Prev
+			l.run(1, 10)
+			b := l.run(1, 10)
+			l.next, l.sealer.Prev = last+1, seal
+			return world{stream: messages(a, b, l.newEpoch(9, 10))}
+		}, "gap", "records 21 to 30 are missing"},
+		{"an agent that was killed before its first record was stored", func(l *lane) world {
+			return world{stream: messages(l.newEpoch(9, 10)), options: ledger.Options{FromStart: true}}
+		}, "", "Begins:first"},
+		{"an agent whose first records were delivered from memory only", func(l *lane) world {
+			a := l.run(2, 10)
+			l.next, l.sealer.Prev = 1, batch.Seal{}
+			return world{stream: messages(a, l.newEpoch(9, 10))}
+		}, "", "Last:20"},
 		{"retention took all of the epochs before", func(l *lane) world {
 			l.run(2, 10)
 			l.newEpoch(8, 10)

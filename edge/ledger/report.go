@@ -277,7 +277,8 @@ func (l *Ledger) beginning(e *epoch, r *Epoch, older bool) (from uint64) {
 	if p := e.previous; p != nil {
 		before := l.epochs[epochKey{e.agent, p.Epoch}]
 		r.Previous = &Previous{p.Epoch.String(), p.Last, before != nil && before.records > 0}
-		if !r.Previous.Here && l.o.FromStart {
+		// With 0 for its last number, the one before it stored nothing, as far as the next life knows.
+		if !r.Previous.Here && p.Last > 0 && l.o.FromStart {
 			l.fault(e.fault(KindEpoch, first, first, "it follows epoch %v, of which nothing is here", p.Epoch))
 		}
 	}

@@ -153,7 +153,7 @@ func TestABlockedInputStopsNoOther(t *testing.T) {
 		b.stop()
 		b.check(b.in, drops, refuses)
 		got, told := 0, uint64(0)
-		for _, r := range m.records(t, b.buf.Start().Epoch) {
+		for _, r := range m.records(t, b.buf.Begin().Epoch) {
 			if g := r.Spillway.Gap; g != nil {
 				told += g.Count
 			} else {
@@ -425,7 +425,7 @@ func TestSmallBatchesDoNotWaitForTheGap(t *testing.T) {
 		}
 		s.Close()
 		b.stop()
-		if rs := m.records(t, b.buf.Start().Epoch); len(rs) != records+5 {
+		if rs := m.records(t, b.buf.Begin().Epoch); len(rs) != records+5 {
 			t.Errorf("%d records", len(rs))
 		}
 	})
@@ -443,7 +443,7 @@ func TestKernelDrops(t *testing.T) {
 	b.stop()
 	b.check(b.in)
 	told := uint64(0)
-	for _, r := range m.records(t, b.buf.Start().Epoch) {
+	for _, r := range m.records(t, b.buf.Begin().Epoch) {
 		if g := r.Spillway.Gap; g != nil && g.Reason == "kernel" && g.Input == "tcp" {
 			told += g.Count
 		}

@@ -48,7 +48,7 @@ func TestInputFilter(t *testing.T) {
 	}
 	b.stop()
 	var got []string
-	for _, r := range m.records(t, b.buf.Start().Epoch) {
+	for _, r := range m.records(t, b.buf.Begin().Epoch) {
 		got = append(got, r.Message)
 	}
 	want := []string{"kept", "GET /x", "no header", "<15>1 - - - - - - debug", "<13>1 - - - - - - GET /health", "<13>1 - - - - - - kept", "GET /x", "no header"}

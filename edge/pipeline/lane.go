@@ -139,7 +139,7 @@ const (
 // NewLane returns a lane over an open buffer. Run does the work.
 func NewLane(o LaneOptions) *Lane {
 	l := &Lane{
-		o: o, start: o.Buffer.Start(),
+		o: o, start: o.Buffer.Begin(),
 		blocks: make(chan *block, 2),
 		spare:  make(chan *block, spareBlocks),
 		mem:    make(chan []byte, groupMax),

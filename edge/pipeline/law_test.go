@@ -205,7 +205,7 @@ func (w *world) begin() (*life, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s := buf.Start(); w.first[s.Epoch.String()] == 0 {
+	if s := buf.Begin(); w.first[s.Epoch.String()] == 0 {
 		w.first[s.Epoch.String()] = s.Next
 	}
 	log := slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelInfo}))

@@ -99,7 +99,7 @@ func TestStopWithSyncInterval(t *testing.T) {
 	s.Message(msg("the last one"), from, time.Now())
 	s.Flush(context.Background())
 	b.stopWithin(stopBound)
-	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
+	if rs := m.records(t, b.buf.Begin().Epoch); len(rs) != 1 {
 		t.Errorf("%d records delivered at the stop", len(rs))
 	}
 }
@@ -117,7 +117,7 @@ func TestStopTriesAPausedOutput(t *testing.T) {
 	waitFor(t, "the first attempt", func() bool { return m.attempts() == 1 })
 	m.setFail(nil)
 	b.stopWithin(stopBound)
-	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
+	if rs := m.records(t, b.buf.Begin().Epoch); len(rs) != 1 {
 		t.Errorf("%d records delivered at the stop", len(rs))
 	}
 }
@@ -140,7 +140,7 @@ func TestFullShipsAtOnce(t *testing.T) {
 		}
 	}
 	b.stopWithin(stopBound)
-	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 100 {
+	if rs := m.records(t, b.buf.Begin().Epoch); len(rs) != 100 {
 		t.Errorf("%d records", len(rs))
 	}
 }
@@ -301,7 +301,7 @@ func testDropAtOnceWhileTheDiskFails(t *testing.T) {
 	s.Close()
 	b.stopWithin(stopBound)
 	var told uint64
-	for _, r := range m.records(t, b.buf.Start().Epoch) {
+	for _, r := range m.records(t, b.buf.Begin().Epoch) {
 		if g := r.Spillway.Gap; g != nil {
 			told += g.Count
 		}
@@ -429,7 +429,7 @@ func TestDropsAreToldAgain(t *testing.T) {
 	s.Flush(context.Background())
 	b.stopWithin(stopBound)
 	told := uint64(0)
-	for _, r := range m.records(t, b.buf.Start().Epoch) {
+	for _, r := range m.records(t, b.buf.Begin().Epoch) {
 		if g := r.Spillway.Gap; g != nil && g.Input == "udp" {
 			told += g.Count
 		}
@@ -580,7 +580,7 @@ func testPlanFailureIsToldOnce(t *testing.T) {
 	if n := strings.Count(b.log.String(), "can't be stored; trying again"); n != 1 {
 		t.Errorf("told %d times:\n%s", n, b.log)
 	}
-	if rs := m.records(t, b.buf.Start().Epoch); len(rs) != 1 {
+	if rs := m.records(t, b.buf.Begin().Epoch); len(rs) != 1 {
 		t.Errorf("%d records delivered", len(rs))
 	}
 }

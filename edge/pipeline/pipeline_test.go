@@ -213,7 +213,7 @@ func TestLane(t *testing.T) {
 		}
 		wg.Wait()
 		b.stop()
-		rs := out.records(t, b.buf.Start().Epoch)
+		rs := out.records(t, b.buf.Begin().Epoch)
 		if len(rs) != conns*each {
 			t.Fatalf("%d records, want %d", len(rs), conns*each)
 		}
@@ -247,7 +247,7 @@ func TestOutputDown(t *testing.T) {
 	}
 	s.Flush(context.Background())
 	waitFor(t, "several attempts", func() bool { return m.attempts() > 3 })
-	epoch := b.buf.Start().Epoch
+	epoch := b.buf.Begin().Epoch
 	b.lane.Close()
 	b.cancel() // the grace is over
 	<-b.done
@@ -267,8 +267,8 @@ func TestOutputDown(t *testing.T) {
 	if rs := m.records(t, epoch); len(rs) != 100 || rs[99].Message != "line 99" {
 		t.Errorf("%d records after the restart", len(rs))
 	}
-	if b.buf.Start().Epoch != epoch || b.buf.Start().Next != 101 {
-		t.Errorf("a clean restart changed the numbers: %+v", b.buf.Start())
+	if b.buf.Begin().Epoch != epoch || b.buf.Begin().Next != 101 {
+		t.Errorf("a clean restart changed the numbers: %+v", b.buf.Begin())
 	}
 }
 
@@ -308,7 +308,7 @@ func TestFull(t *testing.T) {
 	<-held
 	waitFor(t, "delivery", func() bool { return b.buf.Stats().PendingRecords == 0 })
 	b.stop()
-	rs := m.records(t, b.buf.Start().Epoch)
+	rs := m.records(t, b.buf.Begin().Epoch)
 	got, told, patient := 0, uint64(0), 0
 	for _, r := range rs {
 		switch {
@@ -355,7 +355,7 @@ func TestDropOldestIsTold(t *testing.T) {
 	b.stop()
 	have, told := map[uint64]bool{}, map[uint64]bool{}
 	last := uint64(0)
-	for _, r := range m.records(t, b.buf.Start().Epoch) {
+	for _, r := range m.records(t, b.buf.Begin().Epoch) {
 		have[r.Spillway.Seq] = true
 		last = r.Spillway.Seq
 		if g := r.Spillway.Gap; g != nil {

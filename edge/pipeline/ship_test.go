@@ -214,7 +214,7 @@ func TestRejected(t *testing.T) {
 	waitFor(t, "an empty buffer", b.drained)
 	b.stop()
 	var gaps, lines int
-	for _, r := range hub.records(t, b.buf.Start().Epoch) {
+	for _, r := range hub.records(t, b.buf.Begin().Epoch) {
 		if g := r.Spillway.Gap; g != nil && g.Reason == buffer.ReasonRejected && g.First == 1 && g.Last == 1 && g.Count == 1 {
 			gaps++
 		} else if g == nil {
