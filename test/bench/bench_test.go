@@ -60,6 +60,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == "backlog" {
+		if err := drainBacklog(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "backlog:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	flag.Parse()
 	os.Exit(m.Run())
 }

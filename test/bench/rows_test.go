@@ -40,6 +40,8 @@ var rows = []struct {
 	{"tls", overTLS},
 	{"outage", outage},
 	{"s3", objects},
+	{"buffer", buffers},
+	{"wear", wear},
 	{"size", size},
 }
 
