@@ -24,6 +24,8 @@ N ?= 200
 SEED ?= 1
 COUNT ?= 3
 bench: N = 2000000
+power: N = 500
+kill: N = 1000
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,7 +90,7 @@ progress = awk '{ l[NR % 20] = $$0 } NR % 10 == 0 { printf "." ; fflush() } END 
 
 # What the end-to-end tests call, as program or file:package. syslog-ng can't be
 # installed beside rsyslog: it is unpacked into bin, and what it needs is installed.
-NEED := systemctl:systemd /usr/sbin/haproxy:haproxy rpm:rpm logger:bsdutils curl:curl nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
+NEED := systemctl:systemd /usr/sbin/haproxy:haproxy mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs rpm:rpm logger:bsdutils curl:curl nc:netcat-openbsd zstd:zstd openssl:openssl python3:python3 /usr/sbin/rsyslogd:rsyslog \
 	/usr/lib/*/rsyslog/lmnsd_gtls.so:rsyslog-gnutls /usr/lib/*/rsyslog/lmnsd_ossl.so:rsyslog-openssl $(BIN)/syslog-ng/usr/sbin/syslog-ng:syslog-ng-core
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 apt:
@@ -98,6 +100,12 @@ apt:
 	echo "installing$$missing"; set -e; $(APT) update; $(APT) install -y --no-install-recommends $${missing/ syslog-ng-core}; \
 	case $$missing in *syslog-ng-core) mkdir -p $(BIN)/syslog-ng; cd $(BIN)/syslog-ng; $(APT) -o APT::Sandbox::User=root download syslog-ng-core; dpkg -x syslog-ng-core_*.deb .; \
 	  $(APT) install -y --no-upgrade --no-install-recommends $$(dpkg-deb -f syslog-ng-core_*.deb Depends | sed 's/([^)]*)//g; s/|[^,]*//g; s/,/ /g');; esac
+
+power: apt ## N (500) real power cuts on each of ext4, ext4 with fast commits and xfs, from SEED (1)
+	cd test && SPILLWAY_POWER_N=$(N) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestPowerCuts ./crash
+
+kill: build apt ## N (1000) times kill -9 or SIGTERM of the agent under load from four inputs, from SEED (1)
+	cd test && SPILLWAY_KILL_N=$(N) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestKill ./crash
 
 crash: ## simulated power cuts and faults, BUDGET times what make test does, from SEED
 	SPILLWAY_CRASH_BUDGET=$(BUDGET) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run 'PowerCuts|EveryCall|EveryFault|BitFlips' ./buffer
@@ -150,4 +158,4 @@ golden: ## rewrite golden files, then look at the diff
 clean: ## remove what was built; bin/ with the servers too
 	rm -rf bin dist tmp
 
-.PHONY: help build build-small run local check test race mutants e2e tools servers apt crash chaos failover vault bench microbench fuzz cross packages sbom golden clean
+.PHONY: help build build-small run local check test race mutants e2e tools servers apt power kill crash chaos failover vault bench microbench fuzz cross packages sbom golden clean
