@@ -103,8 +103,13 @@ type Options struct {
 	QuarantineBytes int64         // of drained damaged segments kept aside; default 64 MiB; < 0: none
 	RejectedBytes   int64         // of files that Reject keeps aside; default 64 MiB; < 0: none
 	NetworkFS       bool          // allow network file systems
+	MaxAge          time.Duration // undelivered segments whose newest record is older are removed, see Clock; 0: however old
 	FS              FS            // nil: the operating system
 	Now             func() time.Time
+
+	// Clock says how long the host has been up, asleep too, and whether somebody keeps
+	// Now in step. MaxAge needs it: by a wrong clock nothing expires.
+	Clock func() (up time.Duration, synchronised bool)
 
 	random func() uint64 // of tests; nil: crypto/rand
 }
@@ -119,6 +124,9 @@ const (
 )
 
 func (o Options) withDefaults(total int64) (Options, error) {
+	if o.MaxAge > 0 && o.Clock == nil {
+		return o, errNoClock
+	}
 	if !ValidAgent(o.Agent) {
 		return o, fmt.Errorf("agent name %q: want 1 to %d of A-Z a-z 0-9 _ -", o.Agent, MaxAgent)
 	}
@@ -237,6 +245,8 @@ type Buffer struct {
 	unsyncedBefore batch.Seal
 	stranded       bool
 	lastSave       time.Time
+	activeSince    time.Time // when active was begun
+	age            ageing
 
 	r      sync.Mutex // held by Next; guards what follows, and is taken before w
 	ready  bool       // settled
@@ -618,7 +628,7 @@ func (b *Buffer) write(batches []*batch.Batch) error {
 		return fmt.Errorf("append to %s: %w", seg.name(), err)
 	}
 	bytes := size(batches)
-	full := b.off >= b.o.SegmentBytes
+	full := b.off >= b.o.SegmentBytes || b.isAged()
 	if full {
 		b.foot.SyncedOff = uint32(b.synced)
 		if err := b.writeAt(appendFooter(b.scratch[:0], &b.foot)); err != nil {
@@ -728,6 +738,7 @@ func (b *Buffer) create(first *batch.Batch) error {
 		return fmt.Errorf("create segment: %w", err)
 	}
 	b.active, b.activeFile, b.synced, b.off = seg, f, 0, 0
+	b.activeSince = b.o.Now()
 	b.foot = Footer{Salt: salt, FirstTime: first.FirstTime}
 	b.scratch = appendSegmentHeader(b.scratch[:0], &h)
 	return nil

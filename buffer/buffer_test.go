@@ -18,7 +18,8 @@ var update = flag.Bool("update", false, "rewrite golden files")
 // writer seals batches as the pipeline does.
 type writer struct {
 	batch.Sealer
-	next uint64
+	next  uint64
+	stamp func(*batch.Batch) // gives a batch its times; nil: by its number
 }
 
 func newWriter(s Start) *writer {
@@ -37,6 +38,9 @@ func (w *writer) make(codec batch.Codec, count uint32, payload []byte) *batch.Ba
 	b := &batch.Batch{Payload: payload, Header: batch.Header{Codec: codec, First: w.next, Count: count, Length: uint32(len(payload)),
 		Raw: uint32(len(payload)), FirstTime: int64(w.next) * 1e9, LastTime: int64(w.next)*1e9 + 5, CRC: batch.CRC32C(payload), Sum: sha256.Sum256(payload)}}
 	w.next += uint64(count)
+	if w.stamp != nil {
+		w.stamp(b)
+	}
 	return b
 }
 

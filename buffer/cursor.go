@@ -68,10 +68,11 @@ const (
 	ReasonEpoch    = "epoch"       // numbering could not be continued with certainty
 	ReasonRejected = "rejected"    // no output takes it; kept aside by Reject
 	ReasonTrimmed  = "trimmed"     // removed by Trim, which somebody asked for
+	ReasonExpired  = "expired"     // older than MaxAge
 )
 
 // reasons in the order of their numbers in the cursor; append only.
-var reasons = []string{"", ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonEpoch, ReasonRejected, ReasonTrimmed}
+var reasons = []string{"", ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonEpoch, ReasonRejected, ReasonTrimmed, ReasonExpired}
 
 // Gap is a hole in the numbers of one epoch, or several that were merged.
 type Gap struct {
@@ -119,7 +120,7 @@ type position struct {
 }
 
 // dropped names the counters of position.drops: records lost by reason. Append only.
-var dropped = [8]string{ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonRejected, ReasonTrimmed}
+var dropped = [8]string{ReasonFull, ReasonDamaged, ReasonTorn, ReasonMissing, ReasonSkipped, ReasonRejected, ReasonTrimmed, ReasonExpired}
 
 // toldGap is a gap that a record tells, numbered by at most, that is not known to
 // be delivered: if that record is lost too, the gap must be told again.
@@ -168,7 +169,7 @@ func (p *position) names() []string {
 //	 48 32  seal of the batch before it
 //	 80 16  plan: first, last (0, 0: none)
 //	 96 16  passed: first, last (0, 0: none)
-//	112 64  records lost: full_oldest, damaged, torn, missing, skipped, rejected, trimmed, zero
+//	112 64  records lost: full_oldest, damaged, torn, missing, skipped, rejected, trimmed, expired
 //	176  1  plan: output (index of a name; 255: none)
 //	177  1  1: saved by Close
 //	178  1  gaps told by records that are not delivered T (2)

@@ -420,7 +420,7 @@ func (w *world) aside() {
 			w.fail("I13: %s was rejected, is out of the line and not told", s.id)
 		}
 		// Reject had failed, and it was dropped later; merged gaps have the reason of the first.
-		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return g.Reason == ReasonFull || g.Reason == ReasonTrimmed }) || s.unsure && w.many
+		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return byPolicy(g.Reason) }) || s.unsure && w.many
 		if !kept[s.id] && !dropped && w.o.RejectedBytes == 0 {
 			w.fail("I13: %s was rejected, is out of the line and not kept aside", s.id)
 		}
@@ -563,6 +563,11 @@ func (w *world) check(run *batch.Run) {
 	}
 }
 
+// byPolicy reports whether what reason says was wanted.
+func byPolicy(reason string) bool {
+	return reason == ReasonFull || reason == ReasonTrimmed || reason == ReasonExpired
+}
+
 // before is the identity of the batch before s, if it was of the same epoch.
 func (w *world) before(s *sent) string {
 	for _, o := range w.all {
@@ -597,7 +602,7 @@ func (w *world) collect() {
 				continue
 			}
 			// Merged ones have the reason of the first.
-			dropped := g.Reason == ReasonFull || g.Reason == ReasonTrimmed || g.Reason == ReasonRejected && (s.refused || w.many)
+			dropped := byPolicy(g.Reason) || g.Reason == ReasonRejected && (s.refused || w.many)
 			if s.promised && !dropped {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
@@ -608,10 +613,10 @@ func (w *world) collect() {
 				least += s.last - s.first + 1
 			}
 			s.told = true
-			s.refused = s.refused && g.Reason != ReasonFull && g.Reason != ReasonTrimmed
+			s.refused = s.refused && !byPolicy(g.Reason)
 		}
 		// What Append failed for may lie there and count, or not.
-		if g.Reason == ReasonFull && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most) {
+		if (g.Reason == ReasonFull || g.Reason == ReasonExpired) && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most) {
 			w.fail("I6: %d records told as %s in %d to %d, but %d to %d were stored there", g.Count, g.Reason, g.First, g.Last, least, most)
 		}
 	}

@@ -419,7 +419,7 @@ func (b *Buffer) makeRoom(n int64) error {
 			continue
 		}
 		if b.o.Full == DropOldest {
-			size, err = b.dropOldest(ReasonFull)
+			size, err = b.dropOldest(ReasonFull, nil)
 			if err != nil {
 				return err
 			}
@@ -445,7 +445,7 @@ func (b *Buffer) reclaim(n int64) error {
 	for n > 0 {
 		size, err := b.freeDone(true)
 		if err == nil && size == 0 && b.o.Full == DropOldest {
-			size, err = b.dropOldest(ReasonFull)
+			size, err = b.dropOldest(ReasonFull, nil)
 		}
 		if err != nil {
 			return err
@@ -552,12 +552,12 @@ func (b *Buffer) setAside(s *segment) error {
 
 // dropOldest removes the oldest segment that holds undelivered records, except
 // the newest of all and those of the plan, and notes the hole with reason. The note is
-// durable before the segment goes. It returns the bytes freed, 0 if there is
-// nothing to drop. w is held.
-func (b *Buffer) dropOldest(reason string) (int64, error) {
+// durable before the segment goes. With only, no other one goes. It returns the bytes
+// freed, 0 if there is nothing to drop. w is held.
+func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 	b.mu.Lock()
 	i := b.oldest()
-	if i >= len(b.segs)-1 {
+	if i >= len(b.segs)-1 || only != nil && b.segs[i] != only {
 		b.mu.Unlock()
 		return 0, nil
 	}
@@ -594,8 +594,8 @@ func (b *Buffer) dropOldest(reason string) (int64, error) {
 	passed := &b.pos.passed
 	if passed.First > g.First {
 		g.Last = min(g.Last, passed.First-1)
-	} else if !atHead {
-		g.First = max(g.First, passed.Last+1) // it may be there only because the power went
+	} else {
+		g.First = max(g.First, passed.Last+1) // s may lie before it, or be there only because the power went
 	}
 	if g.First <= g.Last {
 		g.Count = g.Last - g.First + 1
@@ -680,7 +680,8 @@ func (b *Buffer) sealBefore(s *segment) (batch.Seal, time.Time) {
 }
 
 // Maintain does what is due at now: interval sync, saving the cursor, removing
-// delivered segments after KeepAcked or when the disk is short. It returns when
+// delivered segments after KeepAcked or when the disk is short, and undelivered ones
+// after MaxAge. It returns when
 // it wants to be called again at the latest; the zero time means not before
 // something is appended or committed, which Woken tells. The buffer has no
 // clock and no goroutine of its own: without Maintain nothing is freed until room
@@ -720,6 +721,9 @@ func (b *Buffer) Maintain(now time.Time) (next time.Time) {
 	at2 := b.expire(now)
 	if !at2.IsZero() {
 		at(at2)
+	}
+	if old := b.outdate(now); !old.IsZero() {
+		at(old)
 	}
 	if b.isDirty() {
 		due := b.lastSave.Add(saveEvery)

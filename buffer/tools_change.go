@@ -315,7 +315,7 @@ func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
 				size, err = b.freeDone(false)
 			}
 		} else if i := b.oldest(); i < len(b.segs)-1 && b.segs[i].ordinal < limit {
-			size, err = b.dropOldest(ReasonTrimmed)
+			size, err = b.dropOldest(ReasonTrimmed, nil)
 		}
 		if len(b.segs) < before {
 			t.Segments++

@@ -76,6 +76,8 @@ type BufferConfig struct {
 	MinFree      *outputs.Size     `env:"MIN_FREE" doc:"free space that is left to others; 0: all may be used" default:"256MiB, at most 5 % of the file system"`
 	Reserve      *outputs.Size     `env:"RESERVE" doc:"room that is kept for what connections still hold when an input with ON_FULL=refuse closes them; only in lanes with such an input" default:"8MiB, at most 1/8 of MAX_BYTES"`
 	FullName     string            `env:"FULL" envDefault:"hold" doc:"hold: a full buffer takes nothing more; drop_oldest: its oldest segments make room, and a gap record tells"`
+	MaxAge       time.Duration     `env:"MAX_AGE" envDefault:"0" doc:"what could not be delivered for so long is removed, a whole segment at a time, and a gap record tells; only while the clock is synchronised; 0: kept however old"`
+	DrainRate    outputs.Size      `env:"DRAIN_RATE" envDefault:"0" doc:"bytes a second at which what has waited for 10s or longer is sent, by all lanes together; 0: as fast as outputs take it"`
 	SyncName     string            `env:"SYNC" envDefault:"group" doc:"group: what was taken in is on disk, several batches share an fsync; interval: fsync every SYNC_INTERVAL; never: when the kernel likes"`
 	SyncInterval time.Duration     `env:"SYNC_INTERVAL" envDefault:"1s" doc:"how much a power cut may cost with SYNC=interval"`
 	KeepAcked    time.Duration     `env:"KEEP_ACKED" envDefault:"10m" doc:"how long delivered segments are kept; 0: not at all"`
@@ -104,6 +106,8 @@ var (
 const (
 	maxMessageSize = 64 << 20
 	minBuffer      = 4 << 20
+
+	leastAge = 10 * time.Minute // after each start nothing expires for so long anyway
 
 	fewSegments   outputs.Size = 32 << 20 // below it, dropping the oldest of the 1 MiB segments is a loss of several percent
 	littleReserve outputs.Size = 1 << 20  // below it, a lane has no room for what a few connections hold
@@ -244,6 +248,12 @@ func (c *Config) limits(e *environment) {
 		e.problem(buf+"SYNC_INTERVAL", "must be more than 0: use SPILLWAY_BUFFER_SYNC=group to sync at once")
 	}
 	e.between(buf+"MAX_UNSYNCED", b.MaxUnsynced, 64<<10, 1<<30)
+	if b.MaxAge != 0 && b.MaxAge < leastAge {
+		e.problem(buf+"MAX_AGE", "out of bounds: use %v or more, or 0 for none", leastAge)
+	}
+	if b.DrainRate != 0 {
+		e.between(buf+"DRAIN_RATE", b.DrainRate, 1<<10, 1<<40)
+	}
 
 	if b.Full == buffer.DropOldest && e.has(buf+"MAX_BYTES") && b.MaxBytes >= minBuffer && b.MaxBytes < fewSegments {
 		e.note(buf+"MAX_BYTES", "with SPILLWAY_BUFFER_FULL=drop_oldest a full buffer loses a whole segment of 1MiB at a time, here a large part of all that it holds: use %v or more", fewSegments)
@@ -339,7 +349,8 @@ func (in *Input) refuses() bool { return strings.EqualFold(in.OnFullName, "refus
 // options are what Open of every lane's buffer gets.
 func (b *BufferConfig) options(c *Config) buffer.Options {
 	o := buffer.Options{Agent: c.Agent, MaxBytes: int64(b.MaxBytes), Full: b.Full, Sync: b.Sync, SyncInterval: b.SyncInterval,
-		KeepAcked: b.KeepAcked, MaxUnsynced: int64(b.MaxUnsynced), QuarantineBytes: int64(b.Quarantine), RejectedBytes: int64(b.Rejected), NetworkFS: b.NetworkFS}
+		KeepAcked: b.KeepAcked, MaxUnsynced: int64(b.MaxUnsynced), QuarantineBytes: int64(b.Quarantine), RejectedBytes: int64(b.Rejected), NetworkFS: b.NetworkFS,
+		MaxAge: b.MaxAge, Clock: hostClock}
 	// 0 is a default there.
 	if b.KeepAcked == 0 {
 		o.KeepAcked = -1

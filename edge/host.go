@@ -208,6 +208,16 @@ func syncLatency(dir string) (middle, worst time.Duration, err error) {
 	return took[len(took)/2], took[len(took)-1], nil
 }
 
+// hostClock is buffer.Options.Clock. One that can't be asked counts as not synchronised.
+func hostClock() (up time.Duration, synchronised bool) {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return 0, false
+	}
+	synchronised, _, _ = clock()
+	return time.Duration(t.Nano()), synchronised
+}
+
 // clock reports whether the kernel's clock is kept in step by somebody, and how far
 // it may be off. See adjtimex(2).
 func clock() (synchronised bool, off time.Duration, err error) {

@@ -25,8 +25,7 @@ var refused = []struct {
 		"BUFFER_MEM_*", "BUFFER_FRONT_*", "BUFFER_QOUT_SIZE", "BUFFER_FLOW_CONTROL_*", "BUFFER_MEMORY", "LOG_FIFO_SIZE", "OUTPUT/*/LOG_FIFO_SIZE", "INPUT/*/WINDOW", "INPUT/*/LOG_IW_SIZE", "LOG_IW_SIZE"}},
 	{"records are packed and compressed as they come, there is nothing to prune: remove this variable", []string{"BUFFER_COMPACTION"}},
 	{"not in this version, segments grow as they fill: SPILLWAY_BUFFER_MIN_FREE keeps the disk from running full", []string{"BUFFER_PREALLOC*", "BUFFER_TRUNCATE_SIZE_RATIO"}},
-	{"not in this version: bound the buffer by SPILLWAY_BUFFER_MAX_BYTES", []string{"BUFFER_MAX_AGE"}},
-	{"not in this version, which sends as fast as the output takes: remove this variable", []string{"BUFFER_DRAIN_RATE", "THROTTLE", "OUTPUT/*/THROTTLE"}},
+	{"what has waited is sent at SPILLWAY_BUFFER_DRAIN_RATE, in bytes a second, by all lanes together; what comes goes out as it comes", []string{"THROTTLE", "OUTPUT/*/THROTTLE"}},
 	{"not in this version: put SPILLWAY_STATE_DIR on an encrypted disk", []string{"BUFFER_ENCRYPT*", "ENCRYPT*"}},
 	{"the policies are SPILLWAY_BUFFER_FULL of the buffer and SPILLWAY_INPUT_<NAME>_ON_FULL of each input", []string{"ON_FULL", "FULL", "BUFFER_ON_FULL", "INPUT/*/FULL"}},
 

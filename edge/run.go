@@ -109,6 +109,7 @@ func (a *agent) open() error {
 	}, a.outs...)
 	host, _ := os.Hostname()
 	byName := map[string]*lane{}
+	rate := pipeline.NewRate(int64(c.Buffer.DrainRate))
 	_, _, reserve, err := c.sizes()
 	if err != nil {
 		return err
@@ -133,6 +134,7 @@ func (a *agent) open() error {
 			Name: name, Agent: c.Agent, Host: host, Buffer: b, Chain: a.chain, Codec: c.Compression, Level: c.CompressionLevel,
 			Batch:   batch.BuilderOptions{Bytes: int(c.Batch.MaxBytes), Raw: int(c.Batch.MaxRaw), Records: c.Batch.MaxRecords, Age: c.Batch.MaxAge, Flags: flags},
 			AgeHeld: c.Batch.MaxAgeHeld, Raw: c.Encoding == "raw", Reserve: c.reserveOf(name, reserve), BufferKeeps: c.Buffer.Sync == buffer.SyncInterval, Log: a.log,
+			Rate: rate, Synchronised: func() bool { _, ok := hostClock(); return ok },
 		})}
 		a.lanes = append(a.lanes, l)
 		byName[name] = l

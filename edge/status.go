@@ -158,7 +158,7 @@ func (a status) stalls() (why []string) {
 
 // stall says why l counts as stalled, "" if it does not: records wait, and for twice
 // FAILOVER_AFTER nothing got through, not counting the time that the output in use
-// may gather a run.
+// may gather a run, or that BUFFER_DRAIN_RATE held it back.
 func (a status) stall(l *lane) string {
 	s := l.buffer.Stats()
 	if s.PendingRecords == 0 {
@@ -167,6 +167,9 @@ func (a status) stall(l *lane) string {
 	since := s.PendingSince
 	if moved := a.chain.Moved(l.name); moved.After(since) {
 		since = moved
+	}
+	if held := l.HeldBack(); held.After(since) {
+		since = held
 	}
 	limit, last := 2*a.cfg.Failover.After, ""
 	for _, st := range a.chain.States() {

@@ -117,11 +117,12 @@ func (l *Lane) Rates() (inBytes, outBytes float64) {
 // if records go on to come and to be delivered as lately; 0 if there is no room now.
 // While its output fails, none are delivered. ok is false if it does not fill.
 func (l *Lane) TimeToFull() (d time.Duration, ok bool) {
-	room := l.o.Buffer.Stats().Room - l.o.Reserve - l.onDisk(l.held.Load())
+	s := l.o.Buffer.Stats()
+	room := s.Room - l.o.Reserve - l.onDisk(l.held.Load())
 	if room <= 0 {
 		return 0, true
 	}
-	r := l.meter.look(l)
+	r := l.limit(l.meter.look(l), &s)
 	if o := l.o.Chain.Turn(l.o.Name).Output; o == nil || l.o.Chain.Failing(l.o.Name, o) {
 		r.outBytes = 0
 	}
@@ -131,12 +132,12 @@ func (l *Lane) TimeToFull() (d time.Duration, ok bool) {
 // TimeToDrain returns when all that is pending will have been delivered, if records
 // go on to come and to be delivered as lately. ok is false if it does not get less.
 func (l *Lane) TimeToDrain() (d time.Duration, ok bool) {
-	pending := l.o.Buffer.Stats().PendingRecords
-	if pending == 0 {
+	s := l.o.Buffer.Stats()
+	if s.PendingRecords == 0 {
 		return 0, true
 	}
-	r := l.meter.look(l)
-	return until(float64(pending), r.out, r.in)
+	r := l.limit(l.meter.look(l), &s)
+	return until(float64(s.PendingRecords), r.out, r.in)
 }
 
 // until returns how long n lasts while more go than come. What is within a hundredth

@@ -47,6 +47,12 @@ type LaneOptions struct {
 	// they drain when there is no room for others. 0: none.
 	Reserve int64
 
+	Rate *Rate // shared by all lanes; nil: none
+
+	// Synchronised reports whether somebody keeps the host's clock in step; nil: it is. Batches
+	// whose times may be wrong carry batch.Unsynced. It is asked once a second at most.
+	Synchronised func() bool
+
 	Log *slog.Logger
 }
 
@@ -82,6 +88,7 @@ type Lane struct {
 	durable   atomic.Uint64 // number of the last record that Append returned for
 	cut       atomic.Uint64 // records that the stop kept from being stored
 	resent    atomic.Uint64 // records sent again because a far side lost them
+	paced     atomic.Int64  // when Rate last held ship back, since began; paceHeld: it does; 0: never
 
 	// Of those who wait for their records, see durable.go.
 	gathering atomic.Bool                   // somebody waits for the open batch
@@ -190,7 +197,7 @@ func (l *Lane) Close() { close(l.blocks) }
 
 // fill numbers lines as it copies them into the open batch. It alone gives numbers.
 func (l *Lane) fill() {
-	f := &filler{l: l, builder: batch.NewBuilder(l.o.Batch), next: l.start.Next, timer: time.NewTimer(0),
+	f := &filler{l: l, builder: batch.NewBuilder(l.o.Batch), clock: clock{synchronised: l.o.Synchronised}, next: l.start.Next, timer: time.NewTimer(0),
 		gap: ecs.NewEncoder(ecs.Options{Dataset: "spillway.gap", Agent: l.o.Agent, Host: l.o.Host})}
 	if l.start.Unclean {
 		f.unclean = batch.Unclean
@@ -272,6 +279,7 @@ func (l *Lane) release(b *block) {
 type filler struct {
 	l       *Lane
 	builder *batch.Builder
+	clock   clock
 	gap     *ecs.Encoder
 	open    *batch.Open // nil: none
 	next    uint64
@@ -331,7 +339,7 @@ func (f *filler) line(line []byte, t int64) {
 func (f *filler) begin() {
 	f.open = <-f.l.free
 	f.builder.Learn(float64(f.l.ratio.Load()) / 1024)
-	f.open.Reset(f.next, f.builder.Flags()|f.unclean)
+	f.open.Reset(f.next, f.builder.Flags()|f.unclean|f.clock.flags())
 	f.unclean = 0
 	f.timer.Reset(f.l.age(f.builder.Age()))
 	if !f.first {
@@ -438,6 +446,7 @@ func (f *filler) seal() {
 		return
 	}
 	f.timer.Stop()
+	f.open.Flags |= f.clock.flags() // it may have become so since
 	j := &job{open: f.open, gaps: f.gaps, raw: int64(len(f.open.Lines)), waiters: f.waiters, done: make(chan struct{})}
 	f.l.move()
 	f.l.held.Add(j.raw - f.held) // tails and gap records come to what was admitted

@@ -19,6 +19,7 @@ type shipper struct {
 	// open is what the last output may have received without saying so. It is made
 	// durable before these records go to another one.
 	open   buffer.Doubt
+	turn   outputs.Turn              // what the chain said last
 	resend map[string][]buffer.Range // by output: what its far side lost, until it is there again
 	said   map[string]string         // by output: why its far side can't be compared
 	// complaint is what was said last, until something is handed over.
@@ -84,6 +85,7 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 	gather, cancel := l.urgent(next) // before the chain is asked: nothing it says later is missed
 	defer cancel()
 	turn := l.o.Chain.Turn(l.o.Name)
+	s.turn = turn
 	o, err := turn.Output, s.settle(turn.Output)
 	if p, ok := l.o.Buffer.Plan(); ok && err == nil && (o == nil || p.Output != o.Name()) {
 		// An object was planned for another output. It is finished there, so that its
@@ -151,6 +153,9 @@ func (s *shipper) step(ctx, next context.Context, last bool) (pause time.Duratio
 			whole.Lane, whole.Attempt = run.Lane, max(2, run.Attempt)
 			run = whole
 		}
+	}
+	if !s.pace(ctx, o, &run) {
+		return 0, false
 	}
 	pause, err = s.publish(ctx, o, turn.Reason, &run)
 	if isStream && errors.Is(err, outputs.ErrUnchecked) {
@@ -385,6 +390,12 @@ func (s *shipper) again(ctx context.Context, o outputs.Stream) (pause time.Durat
 				"hint", "raise SPILLWAY_BUFFER_KEEP_ACKED above what the stream may lose")
 		}
 		run.Lane, run.Attempt = l.o.Name, 2
+		if !s.pace(ctx, o, &run) {
+			if !o.Checked(l.o.Name) {
+				delete(s.resend, name) // a new connection is compared again
+			}
+			return 0
+		}
 		_, pause, err = l.o.Chain.Publish(ctx, l.o.Name, o, &run)
 		_, action := outputs.Classify(err)
 		switch {
