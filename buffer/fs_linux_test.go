@@ -139,7 +139,7 @@ func TestLock(t *testing.T) {
 	if _, err := Open(dir, Options{Agent: "gw-1"}); !errors.Is(err, ErrLocked) {
 		t.Fatalf("%v", err)
 	}
-	if _, _, err := Segments(dir); err != nil { // the tools need no lock
+	if _, err := Segments(dir); err != nil { // the tools need no lock
 		t.Fatal(err)
 	}
 	if err := cmd.Process.Kill(); err != nil {

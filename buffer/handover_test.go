@@ -531,8 +531,8 @@ func TestRejectedOnDisk(t *testing.T) {
 	if report, err := Verify(aside, nil); err != nil || report.Bad == 0 || report.Damaged == 0 {
 		t.Errorf("a damaged file: %+v, %v", report, err)
 	}
-	if _, foreign, err := Segments(dir); err != nil || len(foreign) != 0 {
-		t.Errorf("foreign %v, %v", foreign, err)
+	if l, err := Segments(dir); err != nil || len(l.Foreign) != 0 {
+		t.Errorf("%+v, %v", l, err)
 	}
 }
 

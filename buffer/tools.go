@@ -15,10 +15,13 @@ import (
 // change nothing. Salvage reads in the same way and writes elsewhere; Rewind and
 // Trim take the lock.
 
-// States of a segment.
+// States of a segment, as both its ends tell them. What lies between is for Verify.
 const (
-	StateOpen       = "open"       // no footer: being written, or cut off
+	StateOpen       = "open"       // the newest, without a footer: being written, or cut off
 	StateSealed     = "sealed"     // closed with a footer
+	StateTorn       = "torn"       // cut off, or given up after an error of the disk; a newer one follows, or it has no header yet
+	StateDamaged    = "damaged"    // its header was destroyed, or is another segment's
+	StateNewer      = "newer"      // written by a newer spillway
 	StateUnreadable = "unreadable" // the file can't be opened
 )
 
@@ -51,25 +54,40 @@ type Position struct {
 	Gaps      []Gap             `json:"gaps,omitempty"` // not yet told in-band
 }
 
-// Segments lists the segments of dir, oldest first, and the names of what is none
-// of the buffer's, or is where a segment or the cursor should be and no regular
-// file. It reads a few hundred bytes per segment.
-func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
+// Listing is what lies in a directory.
+type Listing struct {
+	Segments []SegmentInfo // oldest first
+	// Foreign are the names of what is none of the buffer's, or is where a segment or
+	// the cursor should be and no regular file. Misnamed are those of them that begin
+	// with the header of a segment: Salvage knows what they are.
+	Foreign, Misnamed []string
+	Cursor            bool // there is a file with its name
+	Asides            bool // there is a rejected/ or a quarantine/
+}
+
+// Empty reports whether nothing in the directory is a buffer's.
+func (l *Listing) Empty() bool {
+	return len(l.Segments) == 0 && len(l.Misnamed) == 0 && !l.Cursor && !l.Asides
+}
+
+// Segments lists what lies in dir. It reads a few hundred bytes per file.
+func Segments(dir string) (*Listing, error) {
 	d, err := openDir(dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer d.Close()
 	files, err := d.List("")
 	if err != nil {
-		return nil, nil, fmt.Errorf("list %s: %w", dir, err)
+		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
-	if foreign, err = strangers(d); err != nil {
-		return nil, nil, fmt.Errorf("list %s: %w", dir, err)
+	l := &Listing{Segments: []SegmentInfo{}}
+	if err := l.strangers(d); err != nil {
+		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	parsed := parseNames(files)
 	for i, s := range parsed {
-		info := SegmentInfo{Name: s.name(), Ordinal: s.ordinal, Epoch: s.epoch, EpochHx: s.epoch.String(), Agent: s.agent, Bytes: s.size, First: s.first, State: StateOpen}
+		info := SegmentInfo{Name: s.name(), Ordinal: s.ordinal, Epoch: s.epoch, EpochHx: s.epoch.String(), Agent: s.agent, Bytes: s.size, First: s.first}
 		if i+1 < len(parsed) && parsed[i+1].epoch == s.epoch {
 			info.Last = parsed[i+1].first - 1
 		}
@@ -79,38 +97,80 @@ func Segments(dir string) (segs []SegmentInfo, foreign []string, err error) {
 		}
 		if err != nil {
 			info.State = StateUnreadable
-			segs = append(segs, info)
-			continue
+		} else {
+			info.look(f, s, i+1 == len(parsed))
+			f.Close()
 		}
-		var buf [segmentHeaderSize]byte
-		n, _ := readAt(f, buf[:], 0)
-		if h, err := parseSegmentHeader(buf[:n]); err == nil {
-			info.Created = instant(h.Created)
-		}
-		n, _ = readAt(f, buf[:footerSize], max(0, s.size-footerSize))
-		if foot, ok := parseFooter(buf[:n], s.size-footerSize); ok && foot.Salt == s.salt {
-			info.State, info.Last = StateSealed, foot.Last
-		}
-		f.Close()
-		segs = append(segs, info)
+		l.Segments = append(l.Segments, info)
 	}
-	return segs, foreign, nil
+	return l, nil
 }
 
-// strangers are the names in d that are none of the buffer's.
-func strangers(d *osFS) (names []string, err error) {
+// look finds out the state of s, whose file is f.
+func (i *SegmentInfo) look(f File, s *segment, newest bool) {
+	var buf [segmentHeaderSize]byte
+	n, _ := readAt(f, buf[:], 0)
+	head := buf[:n]
+	h, err := parseSegmentHeader(head)
+	began := n == segmentHeaderSize && head[0] != 0 // else what was to be its header never came to the disk
+	intact := err == nil && h.Salt == s.salt
+	if intact {
+		i.Created = instant(h.Created)
+	}
+	n, _ = readAt(f, buf[:footerSize], max(0, s.size-footerSize))
+	foot, sealed := parseFooter(buf[:n], s.size-footerSize)
+	if sealed = sealed && foot.Salt == s.salt; sealed {
+		i.Last = foot.Last
+	}
+	switch {
+	case errors.Is(err, ErrVersion):
+		i.State = StateNewer
+	case !intact && (began || sealed):
+		i.State = StateDamaged
+	case sealed:
+		i.State = StateSealed
+	case newest && intact:
+		i.State = StateOpen
+	default:
+		i.State = StateTorn
+	}
+}
+
+// strangers finds what in d has none of the buffer's names.
+func (l *Listing) strangers(d *osFS) error {
 	entries, err := fs.ReadDir(d.root.FS(), ".")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, e := range entries {
 		_, segment := parseName(e.Name())
-		sub := e.Name() == quarantine || e.Name() == rejected
-		if ours := e.Type().IsRegular() && (segment || e.Name() == cursorFile) || e.IsDir() && sub; !ours {
-			names = append(names, e.Name())
+		switch {
+		case e.Type().IsRegular() && segment:
+		case e.Type().IsRegular() && e.Name() == cursorFile:
+			l.Cursor = true
+		case e.IsDir() && (e.Name() == quarantine || e.Name() == rejected):
+			l.Asides = true
+		default:
+			l.Foreign = append(l.Foreign, e.Name())
+			if e.Type().IsRegular() && beginsSegment(d, e.Name()) {
+				l.Misnamed = append(l.Misnamed, e.Name())
+			}
 		}
 	}
-	return names, nil
+	return nil
+}
+
+// beginsSegment reports whether a file begins with the header of a segment.
+func beginsSegment(d FS, name string) bool {
+	f, err := d.Open(name, false)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var buf [segmentHeaderSize]byte
+	n, _ := readAt(f, buf[:], 0)
+	_, err = parseSegmentHeader(buf[:n])
+	return err == nil || errors.Is(err, ErrVersion)
 }
 
 // ReadPosition returns what the cursor of dir says; ok is false if there is no
@@ -150,7 +210,8 @@ type Finding struct {
 	// What is "damaged" (bytes that were durable once), "torn" (a write that was cut
 	// off: normal after a crash), "lost" (numbers that are missing before Off), "gone"
 	// (the same, of segments that were delivered or dropped and told of: normal), "sum"
-	// (SHA-256 does not match), "seal" (does not follow the batch before it),
+	// (SHA-256 does not match), "seal" (does not follow the batch before it), "lines"
+	// (of VerifyDeep: what a payload holds is not what its header says),
 	// "version" (written by a newer spillway), "unreadable" (the file can't be opened),
 	// or of Salvage alone "left" (readable, and not saved: Err says why).
 	What  string      `json:"what"`
@@ -191,6 +252,7 @@ type walker struct {
 	find    func(Finding)
 	each    func(b *batch.Batch, s *segment, before batch.Seal) error
 	headers bool // payloads are not read, and not checked
+	deep    bool // payloads are decompressed
 
 	epoch    batch.Epoch
 	next     uint64 // expected; 0: nothing is
@@ -199,17 +261,30 @@ type walker struct {
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
 	hurt      bool   // there is damage behind the last batch
+	stored    uint64 // the highest number that footers of this epoch tell
 	committed uint64 // as the cursor says
 	passed    Range  // and what was dropped and told behind that
 }
 
 // Verify reads every byte of the segments in dir and checks all that can be
 // checked: headers, CRC32C and SHA-256 of payloads, seals, and the arithmetic of
-// record numbers, from which it counts exactly what is lost. each is called for
-// every finding, in order; it may be nil.
+// record numbers, from which it counts exactly what is lost, also what the cursor
+// knows to have been stored behind the last batch. each is called for every finding,
+// in order; it may be nil.
 func Verify(dir string, each func(Finding)) (Report, error) {
-	w := walker{find: each}
-	if each == nil {
+	return verify(dir, walker{find: each})
+}
+
+// VerifyDeep is Verify, and decompresses each payload: it must be whole, end at a line
+// end, and have as many bytes and lines as its header says. It stops where a payload
+// yields more than that, and its memory is bounded by a decoder's window, whatever
+// the payload promises.
+func VerifyDeep(dir string, each func(Finding)) (Report, error) {
+	return verify(dir, walker{find: each, deep: true})
+}
+
+func verify(dir string, w walker) (Report, error) {
+	if w.find == nil {
 		w.find = func(Finding) {}
 	}
 	err := w.walk(dir)
@@ -234,7 +309,8 @@ func (w *walker) walk(dir string) error {
 	}
 	defer d.Close()
 	var c cursor
-	if p, ok, _ := c.read(d); ok {
+	p, cursor, _ := c.read(d)
+	if cursor {
 		w.committed, w.passed = p.committed, p.passed
 	}
 	files, err := d.List("")
@@ -248,7 +324,26 @@ func (w *walker) walk(dir string) error {
 			return err
 		}
 	}
+	w.end(segs, &p, cursor)
 	return nil
+}
+
+// end tells what was stored behind the last batch of all and is not there: nothing
+// behind it shows that, but a footer, or the cursor, if that is of the same epoch.
+func (w *walker) end(segs []*segment, p *position, cursor bool) {
+	f := Finding{File: cursorFile, What: "lost", Epoch: p.epoch, Last: w.stored}
+	if n := len(segs); n > 0 {
+		s := segs[n-1]
+		f.File, f.Off, f.End, f.Epoch = s.name(), s.size, s.size, s.epoch
+	}
+	if cursor && p.seal != (batch.Seal{}) && (len(segs) == 0 || f.Epoch == p.epoch) {
+		f.Last = max(f.Last, p.next-1)
+	}
+	f.First = max(w.next, w.committed+1)
+	if f.First <= f.Last {
+		w.report.Lost += f.Last - f.First + 1
+		w.tell(f)
+	}
 }
 
 // follow gets ready for segs[i].
@@ -335,7 +430,7 @@ func (p *piece) misplaced() bool {
 // begin gets ready for the first batch of s.
 func (w *walker) begin(s *segment) {
 	if s.epoch != w.epoch {
-		w.epoch, w.seal = s.epoch, batch.Seal{}
+		w.epoch, w.seal, w.stored = s.epoch, batch.Seal{}, 0
 		w.next = max(w.next, s.first)
 	}
 	if w.next == 0 {
@@ -352,6 +447,8 @@ func (w *walker) step(s *segment, p *piece) {
 		return
 	}
 	switch e.Kind {
+	case KindFooter:
+		w.stored = max(w.stored, e.Footer.Last)
 	case KindHeader:
 		if e.header.First == s.first && w.next <= s.first {
 			w.seal, w.known = e.header.Before, true
@@ -403,6 +500,12 @@ func (w *walker) batch(s *segment, file string, e *Extent) error {
 	if !w.headers {
 		if err := b.Check(); err != nil {
 			found.What, found.Err = "sum", err
+			w.tell(found)
+		}
+	}
+	if w.deep {
+		if err := b.Inspect(); err != nil {
+			found.What, found.Err = "lines", err
 			w.tell(found)
 		}
 	}

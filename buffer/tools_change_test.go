@@ -306,8 +306,8 @@ func TestTrim(t *testing.T) {
 			if err != nil || got.Segments != tt.segments || got.Lost != tt.lost || got.Bytes != int64(tt.segments)*int64(len(was[segs[0]])) {
 				t.Fatalf("%+v, %v", got, err)
 			}
-			left, _, err := Segments(dir)
-			if err != nil || len(left) != 3-tt.segments || left[0].Name != segs[tt.segments] {
+			left, err := Segments(dir)
+			if err != nil || len(left.Segments) != 3-tt.segments || left.Segments[0].Name != segs[tt.segments] {
 				t.Fatalf("left: %+v, %v", left, err)
 			}
 			if r, err := Verify(dir, nil); err != nil || r.Bad > 0 {

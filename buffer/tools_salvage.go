@@ -221,8 +221,9 @@ func (s *salvage) survey(dir string) error {
 	if s.next == 0 && len(s.live) > 0 {
 		s.cursor.committed, s.cursor.epoch = s.live[0].first-1, s.live[len(s.live)-1].epoch
 	}
-	// Not the number behind the last one: with that, the last epoch would go on.
-	s.cursor.next, s.cursor.closed = found+2, false
+	// Not the number behind the last one: with that, the last epoch would go on. Nor does it
+	// say that anything was stored up to there.
+	s.cursor.next, s.cursor.seal, s.cursor.closed = found+2, batch.Seal{}, false
 	s.sum.Committed, s.sum.Next = s.cursor.committed, s.cursor.next
 	return nil
 }

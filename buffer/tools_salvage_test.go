@@ -524,11 +524,11 @@ func oddBuffer(t testing.TB) (dir string, segs []string) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	all, _, err := Segments(dir)
-	if err != nil || len(all) != 3 {
-		t.Fatalf("%d segments, %v", len(all), err)
+	all, err := Segments(dir)
+	if err != nil || len(all.Segments) != 3 {
+		t.Fatalf("%+v, %v", all, err)
 	}
-	for _, s := range all {
+	for _, s := range all.Segments {
 		segs = append(segs, s.Name)
 	}
 	return dir, segs

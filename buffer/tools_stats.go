@@ -94,7 +94,7 @@ type Usage struct {
 	Times
 	Delivered  Totals            `json:"delivered"`  // and kept
 	Pending    Totals            `json:"pending"`    // not delivered
-	Missing    uint64            `json:"missing"`    // records between the batches whose numbers are not there, and that nobody told of
+	Missing    uint64            `json:"missing"`    // records between the batches or behind them that are not there, and that nobody told of
 	Unread     int64             `json:"unread"`     // bytes that are no part of a batch: torn writes, or damage
 	Sizes      Spread            `json:"-"`          // bytes of payload per batch
 	Counts     Spread            `json:"-"`          // records per batch
@@ -177,6 +177,7 @@ func Measure(dir string, now time.Time) (*Usage, error) {
 		u.Segments = append(u.Segments, use)
 		u.Totals.sum(&use.Totals)
 	}
+	w.end(segs, &p, ok)
 	u.Bytes, u.Missing, u.Unread = w.report.Bytes, w.report.Lost, w.report.Damaged+w.report.Torn
 	for sub, aside := range map[string]*Aside{rejected: &u.Rejected, quarantine: &u.Quarantine} {
 		if err := aside.measure(d, sub); err != nil {

@@ -20,7 +20,8 @@ import (
 	"spillway/outputs"
 )
 
-const bufferUsage = `usage: spillway buffer ls|cat|verify|stats DIR [--json]
+const bufferUsage = `usage: spillway buffer ls|cat|stats DIR [--json]
+       spillway buffer verify DIR [--deep] [--json]
        spillway buffer salvage DIR NEWDIR [--epoch E] [--agent NAME] [--json]
        spillway buffer rewind DIR --to N|--since TIME [--json]
        spillway buffer trim DIR --delivered|--to N|--before TIME [--undelivered] [--json]
@@ -28,6 +29,7 @@ These change nothing, and read the directory of a running agent too:
   ls       the segments, and what is delivered
   cat      every record that can be read, as NDJSON
   verify   every checksum, seal and number; exit code 1 if something is damaged or lost
+             --deep          decompress everything too, and count its lines
   stats    batches, records, bytes, sizes and ages; what is delivered, pending and lost
   salvage  write what can still be read to NEWDIR, a buffer of its own, with the same identities; exit code 1
            if something could not be saved. NEWDIR must not exist, or be empty
@@ -57,7 +59,7 @@ type bufferTool struct {
 var bufferTools = []bufferTool{
 	{"ls", 1, nil, nil, func(c *bufferCall) (bool, error) { return true, bufferLs(c.dir, c.json, c.stdout) }},
 	{"cat", 1, nil, nil, func(c *bufferCall) (bool, error) { return bufferCat(c.dir, c.stdout, c.stderr), nil }},
-	{"verify", 1, nil, nil, func(c *bufferCall) (bool, error) { return bufferVerify(c.dir, c.json, c.stdout) }},
+	{"verify", 1, nil, []string{"--deep"}, bufferVerify},
 	{"stats", 1, nil, nil, bufferStats},
 	{"salvage", 2, []string{"--epoch", "--agent"}, nil, bufferSalvage},
 	{"rewind", 1, []string{"--to", "--since"}, nil, bufferRewind},
@@ -115,14 +117,15 @@ func (c *bufferCall) time(option string) (time.Time, error) {
 	return time.Time{}, usageError{fmt.Sprintf("%s %s: want a time as in 2026-11-21T18:00:00Z, or an age as in 90m", option, v)}
 }
 
-// parseBuffer reads the arguments of `spillway buffer`; a nil tool says that usage helps.
+// parseBuffer reads the arguments of `spillway buffer`; a nil tool without an error says
+// that usage helps.
 func parseBuffer(args []string) (*bufferTool, *bufferCall, error) {
-	if len(args) == 0 {
+	if len(args) == 0 || slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]) {
 		return nil, nil, nil
 	}
 	i := slices.IndexFunc(bufferTools, func(t bufferTool) bool { return t.name == args[0] })
 	if i < 0 {
-		return nil, nil, nil
+		return nil, nil, usageError{args[0] + ": no such tool; `spillway buffer` alone prints what there is"}
 	}
 	tool := &bufferTools[i]
 	call := &bufferCall{options: map[string]string{}}
@@ -137,7 +140,7 @@ func parseBuffer(args []string) (*bufferTool, *bufferCall, error) {
 		case slices.Contains(tool.flags, args[0]):
 			call.options[args[0]] = ""
 		case !slices.Contains(tool.values, name):
-			return nil, nil, nil
+			return nil, nil, usageError{fmt.Sprintf("%s: no option %s; `spillway buffer` alone prints what there is", tool.name, args[0])}
 		case joined:
 			call.options[name] = value
 		case len(args) == 1:
@@ -148,7 +151,11 @@ func parseBuffer(args []string) (*bufferTool, *bufferCall, error) {
 		}
 	}
 	if len(dirs) != tool.dirs {
-		return nil, nil, nil
+		want := "DIR"
+		if tool.dirs == 2 {
+			want = "DIR and NEWDIR"
+		}
+		return nil, nil, usageError{fmt.Sprintf("%s: %s given, want %s; `spillway buffer` alone prints what there is", tool.name, count(uint64(len(dirs)), "argument"), want)}
 	}
 	call.dir = dirs[0]
 	if tool.dirs == 2 {
@@ -176,7 +183,10 @@ func cmdBuffer(_ context.Context, args []string, stdout, stderr io.Writer, _ []s
 		fmt.Fprintf(stderr, "%s: no directory: give that of a lane, as in <state>/buffer/main\n", call.dir)
 		return exitFailure
 	}
-	good, err := tool.run(call)
+	good, err := true, noBuffer(call.dir)
+	if err == nil {
+		good, err = tool.run(call)
+	}
 	var usage usageError
 	switch {
 	case errors.As(err, &usage):
@@ -189,6 +199,30 @@ func cmdBuffer(_ context.Context, args []string, stdout, stderr io.Writer, _ []s
 		return exitFailure
 	}
 	return exitOK
+}
+
+// noBuffer is an error if nothing in dir is a buffer's: it says where one may be. A
+// look at the wrong directory must not find that all is well.
+func noBuffer(dir string) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	l, err := buffer.Segments(dir)
+	if name := filepath.Base(abs); err != nil || !l.Empty() || name == "rejected" || name == "quarantine" {
+		return err
+	}
+	var lanes []string
+	for _, below := range []string{"*", "*/*"} {
+		found, _ := filepath.Glob(filepath.Join(globEscape(dir), below, "cursor"))
+		for _, cursor := range found {
+			lanes = append(lanes, filepath.Dir(cursor))
+		}
+	}
+	if len(lanes) == 0 {
+		return errors.New("no buffer: neither a segment nor a cursor is in it: give the directory of a lane, as in <state>/buffer/main")
+	}
+	return fmt.Errorf("no buffer: neither a segment nor a cursor is in it: do you mean %s?", or(lanes))
 }
 
 // hinted is err with what to do about it.
@@ -205,7 +239,7 @@ func hinted(err error) error {
 }
 
 func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
-	segments, foreign, err := buffer.Segments(dir)
+	here, err := buffer.Segments(dir)
 	if err != nil {
 		return err
 	}
@@ -214,8 +248,10 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 		return err
 	}
 	aside := filepath.Join(dir, "rejected")
-	rejected, _, err := buffer.Segments(aside)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	var rejected []buffer.SegmentInfo
+	if l, err := buffer.Segments(aside); err == nil {
+		rejected = l.Segments
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if asJSON {
@@ -224,19 +260,17 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 			Rejected []buffer.SegmentInfo `json:"rejected,omitempty"`
 			Cursor   *buffer.Position     `json:"cursor"` // null: none that can be read
 			Foreign  []string             `json:"foreign,omitempty"`
-		}{segments, rejected, nil, foreign}
+			Misnamed []string             `json:"misnamed,omitempty"` // of those, files that hold a segment
+		}{here.Segments, rejected, nil, here.Foreign, here.Misnamed}
 		if ok {
 			list.Cursor = &pos
-		}
-		if list.Segments == nil {
-			list.Segments = []buffer.SegmentInfo{}
 		}
 		return printJSON(stdout, list)
 	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "SEGMENT\tSTATE\tCREATED\tBYTES\tEPOCH\tFIRST\tLAST")
 	var bytes int64
-	for _, s := range segments {
+	for _, s := range here.Segments {
 		last := "?" // only its batches know
 		if s.Last > 0 {
 			last = fmt.Sprint(s.Last)
@@ -249,11 +283,11 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 		bytes += s.Bytes
 	}
 	w.Flush()
-	fmt.Fprintf(stdout, "\n%s, %s\n", count(uint64(len(segments)), "segment"), outputs.Human(bytes))
+	fmt.Fprintf(stdout, "\n%s, %s\n", count(uint64(len(here.Segments)), "segment"), outputs.Human(bytes))
 	if !ok {
 		fmt.Fprintln(stdout, "no cursor that can be read: what is here counts as not delivered")
 	} else {
-		fmt.Fprintf(stdout, "delivered up to record %d, next record %d\n", pos.Committed, pos.Next)
+		fmt.Fprintf(stdout, "delivered up to record %d; when that was saved, record %d came next\n", pos.Committed, pos.Next)
 		for _, o := range slices.Sorted(maps.Keys(pos.Acked)) {
 			fmt.Fprintf(stdout, "output %s has up to record %d\n", o, pos.Acked[o])
 		}
@@ -287,8 +321,11 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 		}
 		fmt.Fprintf(stdout, "%s that no output takes, %s: read them with `spillway buffer cat %s`\n", count(uint64(len(rejected)), "segment"), outputs.Human(bytes), aside)
 	}
-	if len(foreign) > 0 {
-		fmt.Fprintf(stdout, "not of the buffer: %s\n", strings.Join(foreign, ", "))
+	if len(here.Foreign) > 0 {
+		fmt.Fprintf(stdout, "not of the buffer: %s\n", strings.Join(here.Foreign, ", "))
+	}
+	if len(here.Misnamed) > 0 {
+		fmt.Fprintf(stdout, "segments under other names: %s: salvage finds out what they are\n", strings.Join(here.Misnamed, ", "))
 	}
 	return nil
 }
@@ -318,10 +355,13 @@ func asFinding(f buffer.Finding) finding {
 	return j
 }
 
-func bufferVerify(dir string, asJSON bool, stdout io.Writer) (good bool, err error) {
-	found := []finding{}
-	r, err := buffer.Verify(dir, func(f buffer.Finding) {
-		if !asJSON {
+func bufferVerify(c *bufferCall) (good bool, err error) {
+	found, stdout, verify := []finding{}, c.stdout, buffer.Verify
+	if len(c.given("--deep")) > 0 {
+		verify = buffer.VerifyDeep
+	}
+	r, err := verify(c.dir, func(f buffer.Finding) {
+		if !c.json {
 			fmt.Fprintln(stdout, f.String())
 			return
 		}
@@ -331,7 +371,7 @@ func bufferVerify(dir string, asJSON bool, stdout io.Writer) (good bool, err err
 		return false, err
 	}
 	good = r.Bad == 0
-	if asJSON {
+	if c.json {
 		return good, printJSON(stdout, struct {
 			Clean      bool      `json:"clean"`
 			Findings   []finding `json:"findings"`

@@ -55,7 +55,7 @@ func TestBufferLs(t *testing.T) {
 	aside := filepath.Join(dir, "rejected")
 	out := spillway("ls", dir)
 	for _, want := range []string{
-		`(?m)^delivered up to record 40, next record 61$`,
+		`(?m)^delivered up to record 40; when that was saved, record 61 came next$`,
 		`(?m)^output hub took records 1 to 10$`,
 		`(?m)^output archive took records 11 to 20, 31 to 40$`,
 		`(?m)^in doubt at output hub: records 11 to 20$`,

@@ -79,7 +79,7 @@ func bufferStats(c *bufferCall) (good bool, err error) {
 		}
 	}
 	if u.Missing > 0 {
-		out("missing between the batches: %s; `spillway buffer verify %s` says which", count(u.Missing, "record"), c.dir)
+		out("missing, as the numbers tell: %s; `spillway buffer verify %s` says which", count(u.Missing, "record"), c.dir)
 	}
 	if u.Unread > 0 {
 		out("of no batch: %d bytes; `spillway buffer verify %s` says whether they are damage", u.Unread, c.dir)

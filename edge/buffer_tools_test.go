@@ -33,6 +33,19 @@ var damages = map[string]func(t *testing.T, dir string, segs []string){
 		write(t, dir, "cursor", read(t, other, "cursor"))
 	},
 	"the cursor is newer than the segments": func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[2]) },
+	"nothing but the cursor is left":        func(t *testing.T, dir string, segs []string) { remove(t, dir, segs...) },
+	"nothing is left":                       func(t *testing.T, dir string, segs []string) { remove(t, dir, append(segs, "cursor")...) },
+	"it is the wrong directory": func(t *testing.T, dir string, segs []string) {
+		mkdir(t, dir, "main")
+		for _, name := range append(segs, "cursor") {
+			rename(t, dir, name, "main/"+name)
+		}
+	},
+	"all names are lost, as after a repair of the file system": func(t *testing.T, dir string, segs []string) {
+		for i, name := range segs {
+			rename(t, dir, name, fmt.Sprintf("FSCK%04d.REC", i))
+		}
+	},
 	"segments of another buffer are in it": func(t *testing.T, dir string, _ []string) {
 		other, segs := laneDir(t, 1)
 		write(t, dir, segs[0], read(t, other, segs[0]))

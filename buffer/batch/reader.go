@@ -29,6 +29,51 @@ func (b *Batch) Check() error {
 	return nil
 }
 
+// Inspect decompresses b's payload and compares what it holds with the header: bytes,
+// lines, and a line end at its end. It reads no further than the header says, and its
+// memory is bounded by the decoder's window: a payload that promises or yields more
+// is an error and costs nothing.
+func (b *Batch) Inspect() error {
+	r, err := b.open()
+	if err != nil {
+		return fmt.Errorf("decompress: %w", err)
+	}
+	defer r.Close()
+	var bytesRead, lines uint64
+	last := byte('\n')
+	for buf := make([]byte, 32<<10); ; {
+		n, err := r.Read(buf)
+		bytesRead += uint64(n)
+		lines += uint64(bytes.Count(buf[:n], []byte{'\n'}))
+		if n > 0 {
+			last = buf[n-1]
+		}
+		switch {
+		case bytesRead > uint64(b.Raw):
+			return fmt.Errorf("it holds more than the %d bytes that its header says", b.Raw)
+		case err == io.EOF:
+			if bytesRead != uint64(b.Raw) || lines != uint64(b.Count) || last != '\n' {
+				return fmt.Errorf("it holds %d bytes and %d line ends, and its header says %d bytes and %d records", bytesRead, lines, b.Raw, b.Count)
+			}
+			return nil
+		case err != nil:
+			return fmt.Errorf("decompress: %w", err)
+		}
+	}
+}
+
+// open reads the payload as what its codec says that it is.
+func (b *Batch) open() (io.ReadCloser, error) {
+	r := bytes.NewReader(b.Payload)
+	switch {
+	case b.Codec == None:
+		return io.NopCloser(r), nil
+	case b.Codec == Zstd && bytes.HasPrefix(b.Payload, []byte("\x28\xb5\x2f\xfd")), b.Codec == Gzip && bytes.HasPrefix(b.Payload, []byte("\x1f\x8b")):
+		return NewReader(r)
+	}
+	return nil, fmt.Errorf("it is no %v payload", b.Codec)
+}
+
 // NewReader returns the lines in r: delivered bytes of one or many batches
 // behind one another. The codec is told by the bytes, not by a name: zstd
 // (skippable frames are stepped over, so a segment reads too), gzip, else plain.

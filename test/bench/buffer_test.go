@@ -283,12 +283,12 @@ func TestBacklog(t *testing.T) {
 	if err != nil || r.Segments != 5 || r.Records != 5*perSegment*perBatch {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	segs, _, err := buffer.Segments(dir)
+	list, err := buffer.Segments(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var states []string
-	for _, s := range segs {
+	for _, s := range list.Segments {
 		states = append(states, s.State)
 	}
 	if got := strings.Join(states, " "); got != "sealed sealed sealed sealed open" {

@@ -1,0 +1,259 @@
+package buffer
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"spillway/buffer/batch"
+)
+
+// TestSegmentStates: what both ends of a file tell.
+func TestSegmentStates(t *testing.T) {
+	cut := func(name string, size int64) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			if err := os.Truncate(filepath.Join(dir, name), size); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	spoil := func(name string, do func(b []byte)) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if err == nil {
+				do(b)
+				err = os.WriteFile(filepath.Join(dir, name), b, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const s, o = StateSealed, StateOpen
+	for _, tt := range []struct {
+		name string
+		do   func(t *testing.T, dir string, segs []string)
+		want []string
+	}{
+		{"as it was left", func(t *testing.T, dir string, segs []string) {}, []string{s, s, s}},
+		{"the newest cut off", func(t *testing.T, dir string, segs []string) { cut(segs[2], 700)(t, dir) }, []string{s, s, o}},
+		{"an older one cut off", func(t *testing.T, dir string, segs []string) { cut(segs[1], 700)(t, dir) }, []string{s, StateTorn, s}},
+		{"the newest cut off in its header", func(t *testing.T, dir string, segs []string) { cut(segs[2], 50)(t, dir) }, []string{s, s, StateTorn}},
+		{"empty", func(t *testing.T, dir string, segs []string) { cut(segs[0], 0)(t, dir) }, []string{StateTorn, s, s}},
+		{"zeros, as of a write that never came to the disk", func(t *testing.T, dir string, segs []string) { spoil(segs[2], func(b []byte) { clear(b) })(t, dir) }, []string{s, s, StateTorn}},
+		{"its first block is gone", func(t *testing.T, dir string, segs []string) {
+			spoil(segs[0], func(b []byte) { clear(b[:512]) })(t, dir)
+		}, []string{StateDamaged, s, s}},
+		{"a bit of its header", func(t *testing.T, dir string, segs []string) { spoil(segs[2], func(b []byte) { b[40] ^= 1 })(t, dir) }, []string{s, s, StateDamaged}},
+		{"names swapped", func(t *testing.T, dir string, segs []string) {
+			a, _ := os.ReadFile(filepath.Join(dir, segs[0]))
+			b, _ := os.ReadFile(filepath.Join(dir, segs[1]))
+			os.WriteFile(filepath.Join(dir, segs[0]), b, 0o600)
+			os.WriteFile(filepath.Join(dir, segs[1]), a, 0o600)
+		}, []string{StateDamaged, StateDamaged, s}},
+		{"of a newer version", func(t *testing.T, dir string, segs []string) {
+			spoil(segs[2], func(b []byte) {
+				b[8] = 2
+				le.PutUint32(b[segmentHeaderSize-4:], batch.CRC32C(b[:segmentHeaderSize-4]))
+			})(t, dir)
+		}, []string{s, s, StateNewer}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, segs := threeSegments(t)
+			tt.do(t, dir, segs)
+			l, err := Segments(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, x := range l.Segments {
+				got = append(got, x.State)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// threeSegments is a directory of three closed segments, half delivered.
+func threeSegments(t *testing.T) (dir string, segs []string) {
+	t.Helper()
+	dir = t.TempDir()
+	for i := range 3 {
+		b := mustOpen(t, dir, Options{SyncGap: -1})
+		w := newWriter(b.Begin())
+		for range 4 {
+			if err := b.Append(t.Context(), w.seal(5, bytes.Repeat([]byte("line of text\n"), 5))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i == 2 {
+			drain(t, b, 6)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := Segments(dir)
+	if err != nil || len(l.Segments) != 3 || !l.Cursor || l.Empty() {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	for _, s := range l.Segments {
+		segs = append(segs, s.Name)
+	}
+	return dir, segs
+}
+
+// TestVerifyKnowsTheEnd: what was stored behind the last batch that is there is lost,
+// if a footer or the cursor says that it was.
+func TestVerifyKnowsTheEnd(t *testing.T) {
+	all := []string{"cursor", "0", "1", "2"}
+	for _, tt := range []struct {
+		name  string
+		keep  []string
+		clear bool // the last batch of what is kept
+		lost  uint64
+	}{
+		{"all", all, false, 0},
+		{"without the newest segment", all[:3], false, 20},
+		{"without a segment", all[:1], false, 30}, // 30 were delivered
+		{"without a segment and the cursor", nil, false, 0},
+		{"without the newest segment and the cursor", all[1:3], false, 0},
+		{"the last batch, as the footer knows", all[1:], true, 5},
+		{"the last batch, as both know", all, true, 5},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, segs := threeSegments(t)
+			for i, name := range append(slices.Clone(segs), cursorFile) {
+				if key := append(slices.Clone(all[1:]), all[0])[i]; !slices.Contains(tt.keep, key) {
+					os.Remove(filepath.Join(dir, name))
+				}
+			}
+			if tt.clear {
+				name := filepath.Join(dir, segs[2])
+				b, err := os.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				clear(b[len(b)-footerSize-70 : len(b)-footerSize])
+				if err := os.WriteFile(name, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var found []string
+			r, err := Verify(dir, func(f Finding) { found = append(found, f.String()) })
+			if err != nil || r.Lost != tt.lost || (r.Bad > 0) != (tt.lost > 0) {
+				t.Errorf("%+v, %v; want %d lost: %q", r, err, tt.lost, found)
+			}
+			u, err := Measure(dir, batchTime)
+			if err != nil || !tt.clear && u.Missing != tt.lost {
+				t.Errorf("%d missing, %v; want %d", u.Missing, err, tt.lost)
+			}
+		})
+	}
+}
+
+var batchTime = instant(1e18)
+
+// TestVerifyDeep: checksums hold, and what is in the payload is not what its header says.
+func TestVerifyDeep(t *testing.T) {
+	e, err := zstd.NewWriter(nil, zstd.WithWindowSize(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.Repeat([]byte("0123456789\n"), 7)
+	zip := e.EncodeAll(lines, nil)
+	bomb := e.EncodeAll(make([]byte, 256<<20), nil)
+	for _, tt := range []struct {
+		name    string
+		codec   batch.Codec
+		payload []byte
+		count   uint32
+		raw     int
+		want    string // of the finding
+	}{
+		{"as it should be", batch.Zstd, zip, 7, 77, ""},
+		{"plain", batch.None, lines, 7, 77, ""},
+		{"a line too few", batch.Zstd, zip, 8, 77, "it holds 77 bytes and 7 line ends, and its header says 77 bytes and 8 records"},
+		{"bytes too few", batch.Zstd, zip, 7, 78, "it holds 77 bytes"},
+		{"bytes too many", batch.Zstd, zip, 7, 76, "it holds more than the 76 bytes"},
+		{"no line end", batch.None, lines[:76], 6, 76, "it holds 76 bytes and 6 line ends"},
+		{"a bomb", batch.Zstd, bomb, 7, 77, "it holds more than the 77 bytes"},
+		{"cut off", batch.Zstd, zip[:len(zip)-3], 7, 77, "decompress: "},
+		{"not compressed", batch.Gzip, lines, 7, 77, "decompress: it is no gzip payload"},
+		{"compressed otherwise", batch.None, zip, 7, 77, "it holds "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			b := mustOpen(t, dir, Options{SyncGap: -1})
+			w := newWriter(b.Begin())
+			x := w.make(tt.codec, tt.count, tt.payload)
+			x.Raw = uint32(tt.raw)
+			w.Seal(x)
+			if err := b.Append(t.Context(), x); err != nil {
+				t.Fatal(err)
+			}
+			b.Close()
+			if r, err := Verify(dir, nil); err != nil || r.Bad != 0 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			before := m.TotalAlloc
+			var found []string
+			r, err := VerifyDeep(dir, func(f Finding) { found = append(found, f.What+" "+f.Err.Error()) })
+			runtime.ReadMemStats(&m)
+			if err != nil || (r.Bad == 0) != (tt.want == "") || tt.want != "" && (len(found) != 1 || !strings.HasPrefix(found[0], "lines "+tt.want)) {
+				t.Errorf("%+v, %v: %q", r, err, found)
+			}
+			if grown := m.TotalAlloc - before; grown > 32<<20 {
+				t.Errorf("%d bytes allocated", grown)
+			}
+		})
+	}
+}
+
+// TestToolsOnOddFiles: what is no regular file where one should be is left alone, and
+// nobody waits for it.
+func TestToolsOnOddFiles(t *testing.T) {
+	dir, segs := threeSegments(t)
+	for _, name := range []string{segs[1], cursorFile} {
+		path := filepath.Join(dir, name)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/dev/zero", filepath.Join(dir, segmentName(9, 9, 9, 9, "gw-1"))); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Segments(dir)
+	if err != nil || len(l.Segments) != 2 || len(l.Foreign) != 3 || l.Cursor {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	r, err := Verify(dir, nil)
+	if err != nil || r.Segments != 2 || r.Lost != 20 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, ok, err := ReadPosition(dir); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if _, err := Salvage(dir, filepath.Join(t.TempDir(), "new"), Salvaging{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(filepath.Join(dir, segs[1])); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
+		t.Fatal(info, err)
+	}
+}
