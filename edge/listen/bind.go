@@ -330,9 +330,10 @@ func groupID(s string) (int, error) {
 
 // shut lets nobody connect or send any more, and keeps what is in the queue. At a stop
 // a socket of systemd's is left alone: what comes from now on is for the next agent.
-func (k *socket) shut(refuse bool) {
+// It reports whether nothing joins the queue any more, so that it can be read to its end.
+func (k *socket) shut(refuse bool) (ends bool) {
 	if k.file != nil && !refuse || k.kind == datagrams && !k.local {
-		return
+		return false
 	}
 	k.unlink()
 	c := syscall.Conn(k.l)
@@ -341,19 +342,43 @@ func (k *socket) shut(refuse bool) {
 	}
 	rc, err := c.SyscallConn()
 	if err != nil {
-		return
+		return false
 	}
-	rc.Control(func(fd uintptr) {
+	cerr := rc.Control(func(fd uintptr) {
 		if k.local {
-			unix.Shutdown(int(fd), unix.SHUT_RD)
+			err = unix.Shutdown(int(fd), unix.SHUT_RD)
 			return
 		}
 		// A listening tcp socket knows nothing like it, but it drops the packets that a
 		// filter does not want: who connects gets no answer until the socket is closed.
 		// On an error somebody may connect just before that, and what he sends is lost.
 		none := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
-		unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none})
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none})
 	})
+	return err == nil && cerr == nil
+}
+
+// queued accepts a connection that waits, whatever the deadline says.
+func (k *socket) queued() (net.Conn, error) {
+	rc, err := k.l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var conn int
+	cerr := rc.Control(func(fd uintptr) {
+		for {
+			conn, _, err = unix.Accept4(int(fd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			if err != unix.EINTR && err != unix.ECONNABORTED {
+				return
+			}
+		}
+	})
+	if err := errors.Join(cerr, err); err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(conn), "")
+	defer f.Close()
+	return net.FileConn(f)
 }
 
 // unlink removes the file of a unix socket if it still is ours.

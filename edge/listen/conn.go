@@ -225,8 +225,7 @@ func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 		// read: when it ends, the time of the last read decides.
 		deadline, what := time.Time{}, idle
 		switch {
-		case !c.until.IsZero() && c.local:
-			deadline, what = c.until, drained
+		case !c.until.IsZero() && c.local: // it ends by itself, see drain
 		case !c.until.IsZero():
 			deadline, what = c.last.Add(quiet), drained
 			if deadline.After(c.until) {
@@ -267,8 +266,9 @@ func (c *conn) next(ctx context.Context, idleTimeout time.Duration) event {
 	}
 }
 
-// drain begins the end of the connection: what the peer has sent is still read. On a
-// unix socket its next write fails from here on, so what is here is all there is.
+// drain begins the end of the connection: what the peer has sent is still read, on tcp
+// for limit at most. On a unix socket its next write fails from here on, so what is here
+// is all there is, and behind it comes the end: that takes as long as it takes.
 func (c *conn) drain(limit time.Duration) {
 	c.last = time.Now()
 	c.until = c.last.Add(limit)

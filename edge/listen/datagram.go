@@ -171,10 +171,10 @@ func (s *Server) receive(ctx, hard context.Context, k *socket) {
 	}
 	// What the kernel holds at the stop; not what a sender that never pauses sends on.
 	wait = false
-	k.shut(false)
+	shut := k.shut(false)
 	end := time.Now().Add(drainTime)
 	k.p.SetReadDeadline(time.Time{})
-	for time.Now().Before(end) && rc.Read(recv) == nil && (rerr == nil || rerr == unix.EINTR) {
+	for (shut || time.Now().Before(end)) && rc.Read(recv) == nil && (rerr == nil || rerr == unix.EINTR) {
 		held += s.datagrams(sink, b, n)
 		if held >= handOver && !flush() {
 			return

@@ -59,24 +59,29 @@ var packetBufs = sync.Pool{New: func() any { return new([localMax]byte) }}
 func (s *Server) accept(ctx, hard context.Context, k *socket, wg *sync.WaitGroup) {
 	pause := time.Duration(0)
 	var end, empty time.Time // of the stop; when the queue will be called empty
+	shut := false            // nobody joins the queue any more
 	for {
 		if end.IsZero() && ctx.Err() != nil {
 			// Whoever is in the queue believes to be connected, and may have sent.
 			end = time.Now().Add(lastLook)
-			k.shut(context.Cause(ctx) == errNoRoom)
+			shut = k.shut(context.Cause(ctx) == errNoRoom)
 		}
 		if !end.IsZero() {
 			now := time.Now()
-			if now.After(end) {
+			if !shut && now.After(end) {
 				break
 			}
 			empty = now.Add(pending)
 			k.l.SetDeadline(empty)
 		}
 		c, err := k.l.Accept()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if end.IsZero() || time.Now().Before(empty) {
+				continue // it was round's, which wakes us for the stop
+			}
+			c, err = k.queued() // it may have passed before Accept looked
+		}
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && (end.IsZero() || time.Now().Before(empty)):
-			continue // the deadline was round's, which wakes us for the stop
 		case err != nil && (ctx.Err() != nil || errors.Is(err, net.ErrClosed)):
 			s.stopAccepting(ctx, k)
 			return
@@ -329,7 +334,7 @@ func (s *Server) first(ctx context.Context, c *conn, late func()) bool {
 		case cut: // nothing is held
 			c.cutNow.Store(false)
 		case drained:
-			return !c.silent() && (s.tls == nil || c.local)
+			return !c.silent() && s.tls == nil
 		case evicted:
 			c.abort()
 			return false
@@ -344,9 +349,7 @@ func (c *conn) silent() (silent bool) {
 	c.rc.Control(func(fd uintptr) {
 		if _, err := recvfrom(fd, c.head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == unix.EAGAIN {
 			silent = true
-			if !c.local {
-				reset(fd)
-			}
+			reset(fd)
 		}
 	})
 	return silent
