@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"spillway/framing"
 )
@@ -92,6 +91,8 @@ func TestActivatedAgent(t *testing.T) {
 	_, err = Listen(Options{Variable: "SPILLWAY_INPUT_IN_", Network: "fd", Address: "log", Log: quietLog})
 	fmt.Println(err)
 	fmt.Println("ready")
+	eventually(t, "a message by each socket", func() bool { return r.len() == 5 })
+	fmt.Println("all")
 	io.Copy(io.Discard, os.Stdin)
 	for _, stop := range stops {
 		stop()
@@ -125,7 +126,8 @@ func TestActivation(t *testing.T) {
 		defer c.Close()
 		fmt.Fprintf(c, "by %s\n", a.Network())
 	}
-	time.Sleep(100 * time.Millisecond) // a datagram that is not read at the stop would be the next agent's
+	// A datagram that is not read at the stop would be the next agent's.
+	eventually(t, "all messages", func() bool { return strings.Contains(out.String(), "\nall\n") })
 	in.Close()
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, &out)
@@ -135,6 +137,7 @@ func TestActivation(t *testing.T) {
 	want := []string{"PASS",
 		`SPILLWAY_INPUT_IN_URL: no socket called "log" was handed over, nor any other that is not taken: start the agent through its .socket unit`,
 		`SPILLWAY_INPUT_IN_URL: no socket called "syslog" was handed over: there are dev, log: see FileDescriptorName= of the .socket unit`,
+		"all",
 		"got by tcp", "got by udp", "got by unix", "got by unixgram", "got by unixpacket", "ready"}
 	if !slices.Equal(lines, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))

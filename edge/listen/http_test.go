@@ -487,7 +487,7 @@ func TestHTTPSlow(t *testing.T) {
 			r := newStorer()
 			h, _, stop := serveHTTP(t, HTTPOptions{Open: r.open}, func(h *HTTPServer) {
 				if strings.HasPrefix(c.name, "slow") {
-					h.bodyTime, h.headerTime = 100*time.Millisecond, 100*time.Millisecond
+					h.bodyTime, h.headerTime = time.Second, time.Second
 				}
 			})
 			got := ends(t, raw(t, h, c.send))
@@ -565,7 +565,7 @@ func TestHTTPNeverReads(t *testing.T) {
 func TestHTTPPace(t *testing.T) {
 	t.Parallel()
 	r := newStorer()
-	const bodyTime = 300 * time.Millisecond
+	const bodyTime = time.Second
 	_, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, StoreTimeout: time.Minute}, func(h *HTTPServer) { h.bodyTime = bodyTime })
 	c := client(t, nil)
 	body, w := io.Pipe()
@@ -603,7 +603,7 @@ func TestHTTPBrokenOff(t *testing.T) {
 func TestHTTPKeepAlive(t *testing.T) {
 	t.Parallel()
 	r := newStorer()
-	h, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, IdleTimeout: 500 * time.Millisecond, Path: "/a"}, nil)
+	h, url, _ := serveHTTP(t, HTTPOptions{Open: r.open, IdleTimeout: 2 * time.Second, Path: "/a"}, nil)
 	gone := client(t, nil)
 	if a, _ := do(t, gone, "POST", url, strings.NewReader("x")); a.StatusCode != 204 {
 		t.Error(a.Status)

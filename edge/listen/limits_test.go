@@ -190,9 +190,7 @@ func TestAnnouncedCostsNothing(t *testing.T) {
 	eventually(t, "all", func() bool { return s.Stats.Bytes.Load() == 1500 })
 	eventually(t, "what they hold", func() bool { return m.Held() > 0 })
 	time.Sleep(2 * gather)
-	if n := m.Held(); n > 100*(4<<10) {
-		t.Errorf("%d bytes for 1,500", n)
-	}
+	eventually(t, "at most 4 KiB for each", func() bool { return m.Held() <= 100*(4<<10) })
 	stop()
 }
 
@@ -267,6 +265,9 @@ func TestIdleCost(t *testing.T) {
 	eventually(t, "all messages", func() bool { return sink.flushed.Load() == n })
 	time.Sleep(2 * gather)
 	spoken := (used() - before) / n
+	for end := time.Now().Add(time.Minute); spoken > most && time.Now().Before(end); time.Sleep(gather) {
+		spoken = (used() - before) / n // not all of them may have rested by then
+	}
 	t.Logf("%d bytes for a connection that says nothing, %d for one that has sent", silent, spoken)
 	if silent > most || spoken > most {
 		t.Errorf("%d and %d bytes for a connection, want at most %d", silent, spoken, most)

@@ -352,7 +352,7 @@ func TestProxyLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.handshakeTime = time.Second
+	s.handshakeTime = 3 * time.Second
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { s.Serve(ctx, context.Background()); close(done) }()
@@ -366,7 +366,7 @@ func TestProxyLate(t *testing.T) {
 		}
 	}
 	eventually(t, "both are counted", func() bool { return s.Stats.ProxyHeader.Load() == 2 })
-	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "within 1s") {
+	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "within 3s") {
 		t.Errorf("log\n%s", log)
 	}
 	fmt.Fprint(good, "later\n")
@@ -424,11 +424,11 @@ func TestProxyGivesWay(t *testing.T) {
 func TestProxyIdle(t *testing.T) {
 	t.Parallel()
 	r := newRecorder()
-	s, _ := serve(t, Options{Network: "tcp", Open: r.open, ProxyProtocol: ProxyAny, IdleTimeout: 1500 * time.Millisecond})
+	s, _ := serve(t, Options{Network: "tcp", Open: r.open, ProxyProtocol: ProxyAny, IdleTimeout: 4 * time.Second})
 	c := dial(t, s)
-	time.Sleep(time.Second)
+	time.Sleep(2500 * time.Millisecond)
 	fmt.Fprint(c, "PROXY UNKNOWN\r\n")
-	time.Sleep(time.Second)
+	time.Sleep(2500 * time.Millisecond)
 	fmt.Fprint(c, "<13>one\n")
 	eventually(t, "the message", func() bool { return r.len() == 1 || s.Stats.Open.Load() == 0 })
 	if r.len() != 1 || s.Stats.Idle.Load() != 0 {
