@@ -102,6 +102,7 @@ type Options struct {
 	SegmentBytes    int64         // size at which a segment is closed; default MaxBytes/64, at least 1 and at most 32 MiB
 	QuarantineBytes int64         // of drained damaged segments kept aside; default 64 MiB; < 0: none
 	RejectedBytes   int64         // of files that Reject keeps aside; default 64 MiB; < 0: none
+	Memory          int64         // of segments in memory while the disk takes no writes; 0: none
 	NetworkFS       bool          // allow network file systems
 	MaxAge          time.Duration // undelivered segments whose newest record is older are removed, see Clock; 0: however old
 	FS              FS            // nil: the operating system
@@ -176,13 +177,14 @@ type segment struct {
 	first   uint64
 	salt    uint64
 	agent   string
-	size    int64  // of the file
-	end     int64  // readers stop here
-	last    uint64 // no number in it is higher; first-1: none
-	doneAt  int64  // when everything in it was delivered, unix ns
-	promise int64  // bytes below this were durable once; -1: not looked at
-	ours    bool   // written in this life
-	damaged bool   // corrupt, not merely torn
+	size    int64   // of the file
+	end     int64   // readers stop here
+	last    uint64  // no number in it is higher; first-1: none
+	doneAt  int64   // when everything in it was delivered, unix ns
+	promise int64   // bytes below this were durable once; -1: not looked at
+	ours    bool    // written in this life
+	damaged bool    // corrupt, not merely torn
+	mem     *memory // its bytes, while it is no file yet; written with w and mu held
 }
 
 func (s *segment) name() string {
@@ -244,6 +246,7 @@ type Buffer struct {
 	unsyncedSince  time.Time
 	unsyncedBefore batch.Seal
 	stranded       bool
+	ring           ring
 	lastSave       time.Time
 	activeSince    time.Time // when active was begun
 	age            ageing
@@ -303,6 +306,7 @@ type counters struct {
 	syncs, poisoned, cursorErrors                   uint64
 	torn, corrupt                                   uint64 // bytes passed over
 	quarantined, removed                            uint64 // segments
+	memoryRecords                                   uint64
 }
 
 // Open opens the buffer in dir for one process. Creating dir (0700) if it is
@@ -393,9 +397,12 @@ func (b *Buffer) broadcast() {
 // SyncInterval: there the batches belong to the buffer from then on, for at most
 // MaxUnsynced bytes, until they are durable.
 //
-// It never waits for room; see Room. On ErrFull, as on any error, nothing of the
-// call counts as stored, and the same batches, unchanged, must come next: parts
+// It never waits for room; see Room. On ErrFull, as on any error but ErrMemory, nothing
+// of the call counts as stored, and the same batches, unchanged, must come next: parts
 // of them may lie on the disk already. ErrOrder says that they do not follow.
+// ErrMemory says that they are taken and kept in memory (Options.Memory), because
+// the disk takes no writes: they come out of Next, and are written to the disk when it
+// works again. If it is full there too, the error is the disk's.
 // Of ctx only the wait for SyncGap takes note.
 func (b *Buffer) Append(ctx context.Context, batches ...*batch.Batch) error {
 	if len(batches) == 0 {
@@ -448,8 +455,10 @@ func (b *Buffer) enqueue(batches []*batch.Batch) (*request, error) {
 		next, seal = x.Last()+1, x.Seal
 		req.bytes += batch.HeaderSize + int64(len(x.Payload))
 	}
-	if err := b.refuse(req.bytes); err != nil {
-		return nil, err
+	if !b.ring.degraded { // else the ring decides
+		if err := b.refuse(req.bytes); err != nil {
+			return nil, err
+		}
 	}
 	b.tailNext, b.tailSeal = next, seal
 	b.queue = append(b.queue, req)
@@ -536,7 +545,7 @@ func (b *Buffer) storeQueue() {
 	err := b.store(batches)
 
 	b.mu.Lock()
-	if err == nil {
+	if err == nil || errors.Is(err, ErrMemory) {
 		last := batches[len(batches)-1]
 		if idle {
 			b.waiting = b.o.Now()
@@ -569,20 +578,36 @@ func (b *Buffer) storeQueue() {
 	b.wake()
 }
 
-// store makes room, writes batches and syncs as the policy says. After an error
-// of the disk the segment is given up and everything that is not durable goes to
-// a new one, once. w is held.
+// store stores batches on the disk, or in memory if it takes no writes. w is held.
 func (b *Buffer) store(batches []*batch.Batch) error {
 	b.settle()
+	if b.ring.degraded {
+		b.probe(b.o.Now(), false)
+	}
+	if !b.ring.degraded {
+		if err := b.storeDisk(batches); err == nil || !b.degrade(err) {
+			return err
+		}
+	}
+	return b.storeMemory(batches)
+}
+
+// storeDisk makes room, writes batches and syncs as the policy says. After an error
+// of the disk the segment is given up and everything that is not durable goes to
+// a new one, once. w is held.
+func (b *Buffer) storeDisk(batches []*batch.Batch) error {
 	n := size(batches)
 	if b.stranded {
 		n += b.unsyncedBytes.Load()
 	}
-	if err := b.makeRoom(n); err != nil {
+	err := b.makeRoom(n)
+	if err != nil && b.o.Memory > 0 && !isFull(err) && !errors.Is(err, ErrFull) {
+		err = b.makeRoom(n)
+	}
+	if err != nil {
 		return err
 	}
-	err := b.write(batches)
-	if err == nil {
+	if err = b.write(batches); err == nil {
 		return nil
 	}
 	b.giveUp()
@@ -693,10 +718,16 @@ func (b *Buffer) grow(seg *segment) {
 		b.segs = append(b.segs, seg)
 		b.reckon()
 	}
-	b.total += b.off - seg.size
-	b.live += b.off - seg.size
-	b.free -= b.off - seg.size
+	n := b.off - seg.size
 	seg.size = b.off
+	if seg.mem != nil {
+		b.ring.bytes += n
+		b.ring.live += n
+		return
+	}
+	b.total += n
+	b.live += n
+	b.free -= n
 }
 
 // show lets readers see everything that is written to the active segment. w and
@@ -723,25 +754,33 @@ func (b *Buffer) syncActive() error {
 
 // create makes the next segment active. Its header goes out with the first write.
 func (b *Buffer) create(first *batch.Batch) error {
-	salt := b.o.random()
-	b.mu.Lock()
-	seg := &segment{ordinal: b.ordinal, epoch: b.start.Epoch, first: first.First, last: first.First - 1, salt: salt, agent: b.o.Agent, ours: true}
-	b.ordinal++ // never again, not even if this fails
-	h := segmentHeader{Opens: b.opens, Epoch: seg.epoch, Ordinal: seg.ordinal, First: seg.first, Created: b.o.Now().UnixNano(),
-		Salt: salt, Floor: max(b.floorNow(), b.acked), Before: b.seal}
-	b.mu.Unlock()
+	before := b.seal
 	if b.stranded {
-		h.Before = b.unsyncedBefore
+		before = b.unsyncedBefore
 	}
+	seg := b.newSegment(first, before)
 	f, err := b.fs.Create(seg.name())
 	if err != nil {
 		return fmt.Errorf("create segment: %w", err)
 	}
-	b.active, b.activeFile, b.synced, b.off = seg, f, 0, 0
+	b.active, b.activeFile = seg, f
+	return nil
+}
+
+// newSegment returns the next segment, with its header in scratch.
+func (b *Buffer) newSegment(first *batch.Batch, before batch.Seal) *segment {
+	salt := b.o.random()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	seg := &segment{ordinal: b.ordinal, epoch: b.start.Epoch, first: first.First, last: first.First - 1, salt: salt, agent: b.o.Agent, ours: true}
+	b.ordinal++ // never again, not even if this fails
+	h := segmentHeader{Opens: b.opens, Epoch: seg.epoch, Ordinal: seg.ordinal, First: seg.first, Created: b.o.Now().UnixNano(),
+		Salt: salt, Floor: max(b.floorNow(), b.acked), Before: before}
+	b.synced, b.off = 0, 0
 	b.activeSince = b.o.Now()
 	b.foot = Footer{Salt: salt, FirstTime: first.FirstTime}
 	b.scratch = appendSegmentHeader(b.scratch[:0], &h)
-	return nil
+	return seg
 }
 
 // floorNow is the highest number of which it can be said without a cursor that it is
@@ -932,7 +971,8 @@ func (b *Buffer) soil() {
 
 // Close makes everything that was appended durable, closes the active segment
 // with a footer, saves the cursor and gives the directory back. A blocked Next
-// or Room returns ErrClosed. Further calls do nothing.
+// or Room returns ErrClosed. Further calls do nothing. What is in memory only is lost
+// if the disk still takes no writes; the error is ErrMemory then.
 func (b *Buffer) Close() error {
 	b.mu.Lock()
 	if b.closed {
@@ -953,9 +993,15 @@ func (b *Buffer) Close() error {
 	b.w.Lock()
 	defer b.w.Unlock()
 	b.storeQueue()
-	err := b.flush()
+	if b.ring.degraded {
+		b.probe(b.o.Now(), true)
+	}
+	err := b.closeMemory()
+	if err == nil {
+		err = b.flush()
+	}
 	durable := b.settled // the newest segment is
-	if b.active == nil && b.o.Sync == SyncNever && b.next != b.start.Next {
+	if err == nil && b.active == nil && b.o.Sync == SyncNever && b.next != b.start.Next {
 		err = errors.Join(err, b.syncNewest())
 	}
 	if b.active != nil {

@@ -148,7 +148,7 @@ func (b *Buffer) date(s *segment, all bool) bool {
 		a.seg, a.last, a.unsynced, a.exact = s, f.LastTime, false, false
 		return true
 	}
-	f, err := b.fs.Open(s.name(), false)
+	f, err := b.openSegment(s)
 	if err != nil {
 		return false
 	}

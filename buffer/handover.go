@@ -48,7 +48,7 @@ func (b *Buffer) InDoubt(output string, r Range) error {
 	if known && !givenUp && b.saved && !b.isDirty() {
 		return nil
 	}
-	if err := b.saveCursor(); err != nil {
+	if err := b.keep(); err != nil {
 		b.mu.Lock()
 		if givenUp && p.plan == (Plan{}) && p.committed < plan.First {
 			p.plan = plan

@@ -458,7 +458,7 @@ func (b *Buffer) open(seg *segment) (File, error) {
 	if b.rseg == seg {
 		return b.rfile, nil
 	}
-	f, err := b.fs.Open(seg.name(), false)
+	f, err := b.openSegment(seg)
 	if err != nil {
 		return nil, err
 	}

@@ -176,7 +176,7 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 		return false, nil
 	}
 	d.close()
-	f, err := d.b.fs.Open(w.seg.name(), false)
+	f, err := d.b.openSegment(w.seg)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // removed meanwhile
 	}

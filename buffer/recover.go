@@ -186,7 +186,7 @@ func parseNames(files []FileInfo) []*segment {
 
 // header reads a segment's header. Only a newer version is an error.
 func (b *Buffer) header(s *segment) (h segmentHeader, err error) {
-	f, err := b.fs.Open(s.name(), false)
+	f, err := b.openSegment(s)
 	if err != nil {
 		return h, nil
 	}
@@ -227,7 +227,7 @@ func (b *Buffer) footer(s *segment) (f Footer, ok bool) {
 	if s.size < footerSize {
 		return f, false
 	}
-	file, err := b.fs.Open(s.name(), false)
+	file, err := b.openSegment(s)
 	if err != nil {
 		return f, false
 	}
@@ -241,7 +241,7 @@ func (b *Buffer) footer(s *segment) (f Footer, ok bool) {
 // read scans all of s for its ending.
 func (b *Buffer) read(s *segment) ending {
 	e := ending{seg: s}
-	f, err := b.fs.Open(s.name(), false)
+	f, err := b.openSegment(s)
 	if err != nil {
 		e.failed = !errors.Is(err, fs.ErrNotExist)
 		return e

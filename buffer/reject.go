@@ -20,8 +20,8 @@ const maxDetail = 512
 // A file in rejected/ is a segment, which the tools read. All of them take
 // RejectedBytes at most, whatever MinFree says: the oldest go first, and a run that
 // alone takes more is not kept, only told. A full disk is no reason to do without:
-// delivered segments make room, else the error is ErrFull. After an error nothing
-// has changed. Of why, 512 bytes are kept.
+// delivered segments make room, else the error is ErrFull. While the disk takes no writes
+// (Options.Memory) nothing is kept, only told. After an error nothing has changed. Of why, 512 bytes are kept.
 //
 // Rejecting what lies behind the position changes nothing. What does not begin
 // right behind it, or was not handed out, is ErrOrder.
@@ -40,7 +40,7 @@ func (b *Buffer) Reject(run *batch.Run, why string) error {
 	case first != committed+1 || last > out:
 		return fmt.Errorf("reject records %d to %d, but %d are committed and %d handed out: %w", first, last, committed, out, ErrOrder)
 	}
-	if err := b.keepAside(run, committed); err != nil {
+	if err := b.aside(run, committed); err != nil {
 		return fmt.Errorf("reject records %d to %d: %w", first, last, err)
 	}
 	b.mu.Lock()
@@ -62,6 +62,20 @@ func (b *Buffer) Reject(run *batch.Run, why string) error {
 	b.addGap(g)
 	b.move(last)
 	return nil
+}
+
+// aside is keepAside, unless the disk takes no writes: then it is only told. w is held.
+func (b *Buffer) aside(run *batch.Run, floor uint64) error {
+	if b.ring.degraded {
+		return nil
+	}
+	err := b.keepAside(run, floor)
+	if err != nil && b.o.Memory > 0 && !isFull(err) {
+		if err = b.keepAside(run, floor); err != nil && b.degrade(err) {
+			return nil
+		}
+	}
+	return err
 }
 
 // keepAside writes run to rejected/, makes it durable, and removes what is there

@@ -50,14 +50,15 @@ type sent struct {
 	seal        batch.Seal
 	payload     []byte
 	promised    bool // Append returned nil before the power went
-	stored      bool // Append returned nil
+	stored      bool // Append returned nil, or ErrMemory
+	memory      bool // Append returned ErrMemory, and it has not come to the disk since, as far as is known
 	delivered   bool // Next returned it
 	told        bool // inside a Gap
 	inBand      bool // GapsTold for that gap
 	now         bool // Next returned it in this life
 	sent        bool // Next returned it in a life that did not end with Close
 	refused     bool // Reject was called for it since Next returned it last
-	unsure      bool // with refused: Reject failed
+	unsure      bool // with refused: Reject failed, or could not keep it
 }
 
 // in reports whether g tells of s. Of very many gaps neighbours are merged, also over
@@ -104,7 +105,7 @@ type world struct {
 	b     *Buffer
 	w     *writer
 
-	stats struct{ lives, appends, runs, cuts, kills, newEpochs, gaps, doubts, reads, rejects int }
+	stats struct{ lives, appends, runs, cuts, kills, newEpochs, gaps, doubts, reads, rejects, memory int }
 	steps []string // what was done, for the report
 }
 
@@ -186,7 +187,7 @@ func (w *world) open() bool {
 		if s.promised && s.last >= st.Next {
 			w.fail("I4: record %d was promised, and numbering goes on at %d", s.last, st.Next)
 		}
-		if s.delivered && s.last >= st.Next && w.o.Sync != SyncNever {
+		if s.delivered && !s.memory && s.last >= st.Next && w.o.Sync != SyncNever && !(w.o.Memory > 0 && w.o.Sync == SyncInterval) { // what is not synced may come to memory
 			w.fail("I4: record %d was seen, and numbering goes on at %d", s.last, st.Next)
 		}
 		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told {
@@ -229,11 +230,19 @@ func (w *world) append() {
 		err := w.b.Append(context.Background(), batches...)
 		w.did("append %d-%d: %v", batches[0].First, batches[n-1].Last(), err)
 		w.stats.appends++
+		if errors.Is(err, ErrMemory) {
+			w.stats.memory++
+			for _, s := range recs {
+				s.stored, s.memory = true, true
+			}
+			return
+		}
 		if err == nil {
 			for _, s := range recs {
 				s.stored = true
 				s.promised = !w.disk.dead && w.o.Sync == SyncGroup
 			}
+			w.whole()
 			return
 		}
 		if w.disk.dead || try > 2 {
@@ -249,6 +258,18 @@ func (w *world) append() {
 	// The numbers come again, and so must the content: keep to it by ending the life.
 	*w.w = before
 	w.w = nil
+}
+
+// whole takes note that what was in memory is on the disk, if it is.
+func (w *world) whole() {
+	if w.disk.dead || w.b.Stats().Degraded {
+		return
+	}
+	for _, s := range w.all {
+		if s.memory && s.epoch == w.b.start.Epoch {
+			s.memory, s.promised = false, w.o.Sync == SyncGroup
+		}
+	}
 }
 
 // deliver takes one run, if there is one, and commits some of it.
@@ -278,6 +299,7 @@ func (w *world) deliver(all bool) {
 		w.fail("I10: the plan %s was given up and comes back", run.Key)
 	case w.plan == (Plan{}):
 	case run.Key == w.plan.Key && run.First() == w.plan.First && run.Last() == w.plan.Last:
+	case run.Key != "" && w.maybe && w.o.Memory > 0: // of a life whose cursor could not be saved for long
 	case run.Key != "":
 		w.fail("plan %+v came back as %q, %d to %d", w.plan, run.Key, run.First(), run.Last())
 	case !w.maybe:
@@ -295,7 +317,7 @@ func (w *world) deliver(all bool) {
 			}
 			return
 		}
-		w.plan, w.maybe = p, w.disk.dead
+		w.plan, w.maybe = p, w.disk.dead || w.b.Stats().Degraded
 	}
 	if w.disk.dead {
 		return
@@ -351,6 +373,8 @@ func (w *world) inDoubt(r Range) {
 	w.did("in doubt at %s: %d-%d: %v", d.Output, r.First, r.Last, err)
 	givesUp := w.plan.Output == d.Output && w.plan.First <= r.Last && r.First <= w.plan.Last
 	switch {
+	case err == nil && !w.disk.dead && w.b.Stats().Degraded:
+		w.maybe = w.maybe || givesUp
 	case err == nil && !w.disk.dead:
 		w.doubt = append(w.doubt, d)
 		if givesUp && !w.maybe {
@@ -376,7 +400,7 @@ func (w *world) reject(run *batch.Run) {
 		w.fail("reject: %v", err)
 	}
 	for _, s := range recs {
-		s.refused, s.unsure = true, err != nil
+		s.refused, s.unsure = true, err != nil || w.b.Stats().Degraded
 	}
 	if w.plan.First <= run.Last() {
 		w.maybe = true
@@ -420,7 +444,7 @@ func (w *world) aside() {
 			w.fail("I13: %s was rejected, is out of the line and not told", s.id)
 		}
 		// Reject had failed, and it was dropped later; merged gaps have the reason of the first.
-		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return byPolicy(g.Reason) }) || s.unsure && w.many
+		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return byPolicy(g.Reason) }) || s.unsure && (w.many || w.o.Memory > 0)
 		if !kept[s.id] && !dropped && w.o.RejectedBytes == 0 {
 			w.fail("I13: %s was rejected, is out of the line and not kept aside", s.id)
 		}
@@ -633,6 +657,7 @@ func (w *world) collect() {
 func (w *world) tick(d time.Duration) {
 	w.now = w.now.Add(d)
 	w.b.Maintain(w.now)
+	w.whole()
 	if !slices.Contains(w.steps[max(0, len(w.steps)-1):], fmt.Sprintf("maintain +%v", d)) {
 		w.did("maintain +%v", d)
 	}
@@ -643,8 +668,9 @@ func (w *world) life(n int) {
 	closed := false
 	defer func() {
 		for _, s := range w.all {
-			s.sent = s.sent || s.now && !closed
+			s.sent = s.sent || s.now && !closed && !s.memory && w.b.saved // else nothing on the disk knows of this life
 			s.now = false
+			s.stored, s.refused = s.stored && !s.memory, s.refused && !s.memory
 		}
 	}()
 	if w.open() {
@@ -660,6 +686,9 @@ func (w *world) life(n int) {
 			closed = true // if it failed, the cursor may say so or not
 			if err != nil && !w.disk.dead && w.disk.fail == nil && w.disk.room < 0 {
 				w.fail("close: %v", err)
+			}
+			if err == nil {
+				w.whole()
 			}
 			if !w.disk.dead && w.disk.fail == nil && err == nil && w.rng.IntN(2) == 0 {
 				w.disk.kill() // an orderly restart
@@ -775,8 +804,8 @@ func policies() []Options {
 }
 
 func (w *world) total() string {
-	return fmt.Sprintf("%d lives, %d power cuts, %d kills, %d appends, %d runs, %d calls, %d new epochs, %d gaps, %d doubts, %d reads, %d rejects", w.stats.lives, w.stats.cuts, w.stats.kills,
-		w.stats.appends, w.stats.runs, w.disk.calls, w.stats.newEpochs, w.stats.gaps, w.stats.doubts, w.stats.reads, w.stats.rejects)
+	return fmt.Sprintf("%d lives, %d power cuts, %d kills, %d appends, %d runs, %d calls, %d new epochs, %d gaps, %d doubts, %d reads, %d rejects, %d times in memory only", w.stats.lives, w.stats.cuts, w.stats.kills,
+		w.stats.appends, w.stats.runs, w.disk.calls, w.stats.newEpochs, w.stats.gaps, w.stats.doubts, w.stats.reads, w.stats.rejects, w.stats.memory)
 }
 
 // TestPowerCuts runs many directories through several lives each, with a power

@@ -33,9 +33,13 @@ func (b *Buffer) reckon() {
 			b.wake()
 		}
 	}
-	b.live = 0
+	b.live, b.ring.live = 0, 0
 	for _, s := range b.segs[b.head:] {
-		b.live += s.size
+		if s.mem == nil {
+			b.live += s.size
+		} else {
+			b.ring.live += s.size
+		}
 	}
 }
 
@@ -157,7 +161,7 @@ func (b *Buffer) SetPlan(p Plan) error {
 	if same && b.saved && !b.isDirty() {
 		return nil
 	}
-	if err := b.saveCursor(); err != nil {
+	if err := b.keep(); err != nil {
 		b.mu.Lock()
 		b.pos.plan = before // it is not known which of them a restart would find
 		b.mu.Unlock()
@@ -359,8 +363,11 @@ func (b *Buffer) Fits(held, n, reserve int64) bool {
 func (b *Buffer) fits(held, n, reserve int64) bool {
 	held = max(held, b.queued)
 	idle := held == 0 && !b.pending()
-	if b.o.Full == Hold && !idle && (b.live+held+n+reserve > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
+	if b.o.Full == Hold && !idle && (b.live+b.ring.live+held+n+reserve > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
 		return false
+	}
+	if b.ring.degraded {
+		return b.roomInRing(held + n)
 	}
 	return b.refuseDisk(held+n+reserve) == nil
 }
@@ -499,9 +506,14 @@ func (b *Buffer) saveDirty() error {
 // remove unlinks a segment or puts it aside. w is held.
 func (b *Buffer) remove(s *segment, aside bool) error {
 	var err error
-	if aside && b.o.QuarantineBytes >= s.size {
+	switch {
+	case s.mem != nil:
+		if s.mem.tried {
+			b.fs.Remove(s.name())
+		}
+	case aside && b.o.QuarantineBytes >= s.size:
 		err = b.setAside(s)
-	} else {
+	default:
 		err = b.fs.Remove(s.name())
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -511,9 +523,13 @@ func (b *Buffer) remove(s *segment, aside bool) error {
 	defer b.mu.Unlock()
 	if i := b.find(s.ordinal); i < len(b.segs) && b.segs[i] == s {
 		b.segs = slices.Delete(b.segs, i, i+1)
-		b.total -= s.size
-		b.free += s.size
-		b.stats.removed++
+		if s.mem != nil {
+			b.ring.bytes -= s.size
+		} else {
+			b.total -= s.size
+			b.free += s.size
+			b.stats.removed++
+		}
 	}
 	b.reckon()
 	b.settleDoubts()
@@ -557,7 +573,17 @@ func (b *Buffer) setAside(s *segment) error {
 func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 	b.mu.Lock()
 	i := b.oldest()
-	if i >= len(b.segs)-1 || only != nil && b.segs[i] != only {
+	if i < len(b.segs) && (b.segs[i].mem != nil || only != nil && b.segs[i] != only) {
+		i = len(b.segs) // it takes nothing on the disk, or is another one
+	}
+	b.mu.Unlock()
+	return b.drop(i, reason)
+}
+
+// drop is dropOldest for segment i. w is held.
+func (b *Buffer) drop(i int, reason string) (int64, error) {
+	b.mu.Lock()
+	if i >= len(b.segs)-1 {
 		b.mu.Unlock()
 		return 0, nil
 	}
@@ -614,8 +640,10 @@ func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 		b.tail.damage, b.tail.lost = intact, 0
 	}
 	b.mu.Unlock()
-	if err := b.saveDirty(); err != nil {
-		return 0, err // the note comes first; what is in memory is true all the same
+	if s.mem == nil {
+		if err := b.saveDirty(); err != nil {
+			return 0, err // the note comes first; what is in memory is true all the same
+		}
 	}
 	return s.size, b.remove(s, false)
 }
@@ -700,7 +728,15 @@ func (b *Buffer) Maintain(now time.Time) (next time.Time) {
 			next = t
 		}
 	}
-	if len(b.unsynced) > 0 {
+	if b.ring.degraded {
+		b.probe(now, false)
+	}
+	if b.ring.degraded {
+		if b.forgetDelivered(false); b.stranded {
+			b.storeMemory(nil) // what was delivered may have made room
+		}
+		at(b.ring.try)
+	} else if len(b.unsynced) > 0 {
 		due := b.unsyncedSince.Add(b.o.SyncInterval)
 		if due.After(now.Add(b.o.SyncInterval)) {
 			due = now // the clock went back
@@ -712,20 +748,21 @@ func (b *Buffer) Maintain(now time.Time) (next time.Time) {
 			b.mu.Lock()
 			b.lastErr = err
 			b.mu.Unlock()
-			if err != nil {
+			if err != nil && !b.degrade(err) {
 				b.unsyncedSince = now
 				at(now.Add(b.o.SyncInterval))
 			}
 		}
 	}
-	at2 := b.expire(now)
-	if !at2.IsZero() {
-		at(at2)
+	if !b.ring.degraded { // else the next try does it
+		if due := b.expire(now); !due.IsZero() {
+			at(due)
+		}
+		if due := b.outdate(now); !due.IsZero() {
+			at(due)
+		}
 	}
-	if old := b.outdate(now); !old.IsZero() {
-		at(old)
-	}
-	if b.isDirty() {
+	if b.isDirty() && !b.ring.degraded {
 		due := b.lastSave.Add(saveEvery)
 		if due.After(now.Add(saveEvery)) {
 			due = now
@@ -786,6 +823,9 @@ type Stats struct {
 	GapsUntold      int
 	Free            int64  // bytes of the file system, as last seen; at most freeEvery old while appending
 	DiskError       error  // of the last write; nil: it succeeded
+	Degraded        bool   // the disk takes no writes, and batches are kept in memory: see ErrMemory
+	MemoryBytes     int64  // of segments in memory
+	MemoryRecords   uint64 // that were kept in memory first, in this life
 	AppendedBatches uint64 // this and all below: in this life
 	AppendedRecords uint64
 	AppendedBytes   uint64 // of payload
@@ -811,6 +851,7 @@ func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := Stats{
+		Degraded: b.ring.degraded, MemoryBytes: b.ring.bytes, MemoryRecords: b.stats.memoryRecords,
 		Segments: len(b.segs), Bytes: b.total, MaxBytes: b.o.MaxBytes, LiveBytes: b.live, Committed: b.pos.committed, Next: b.next,
 		UnsyncedBytes: b.unsyncedBytes.Load(), GapsUntold: len(b.pos.gaps), Free: b.free, DiskError: b.lastErr,
 		AppendedBatches: b.stats.appendedBatches, AppendedRecords: b.stats.appendedRecords, AppendedBytes: b.stats.appendedBytes,
@@ -845,7 +886,10 @@ func (b *Buffer) Stats() Stats {
 		pending(seg.first, seg.last)
 	}
 	pending(b.start.Next, b.next-1)
-	s.Room = b.o.MaxBytes - b.live
+	s.Room = b.o.MaxBytes - b.live - b.ring.live
+	if b.ring.degraded {
+		s.Room = min(s.Room, b.o.Memory-b.ring.live)
+	}
 	if b.o.MinFree >= 0 {
 		s.Room = min(s.Room, b.free+b.total-b.live-b.o.MinFree)
 	}
@@ -894,7 +938,7 @@ func (b *Buffer) Oldest() time.Time {
 // batchBehind returns the first batch of s from off on with a record above n, or
 // the last one that it looked at.
 func (b *Buffer) batchBehind(s *segment, off int64, n uint64) (h batch.Header, ok bool) {
-	f, err := b.fs.Open(s.name(), false)
+	f, err := b.openSegment(s)
 	if err != nil {
 		return h, false
 	}
