@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -35,7 +36,7 @@ func TestPortHolder(t *testing.T) {
 		{"udp6", "udp6", "[::1]:0", nil},
 		{"unix", "unix", path, nil},
 		{"unixgram", "unixgram", path + "gram", nil},
-		{"abstract", "unix", "@spillway-test-" + filepath.Base(filepath.Dir(path)) + "-" + filepath.Base(t.TempDir()), nil},
+		{"abstract", "unix", fmt.Sprintf("@spillway-test-holder-%d", os.Getpid()), nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var bound string

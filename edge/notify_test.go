@@ -37,7 +37,7 @@ func newManager(t *testing.T, name string) *manager {
 func (m *manager) next() string {
 	m.t.Helper()
 	b := make([]byte, 4096)
-	m.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	m.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	n, err := m.conn.Read(b)
 	if err != nil {
 		m.t.Fatal(err)
@@ -260,7 +260,7 @@ func TestRunStatus(t *testing.T) {
 	defer conn.Close()
 	fmt.Fprintln(conn, "one")
 	const want = "STATUS=lane main sends to disk, 0 pending; lane audit sends to disk (failing), 1 pending"
-	for late := time.Now().Add(20 * time.Second); ; {
+	for late := time.Now().Add(time.Minute); ; {
 		if got := m.next(); got == want {
 			break
 		} else if time.Now().After(late) {

@@ -55,7 +55,7 @@ func spillway(t *testing.T, vars ...string) *process {
 // await returns the next line with text in it.
 func (p *process) await(text string) string {
 	p.t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(time.Minute)
 	var seen []string
 	for {
 		select {
