@@ -426,7 +426,7 @@ func (b *Buffer) apply(e *Extent) {
 			return
 		}
 		before := t.seal
-		if t.known && h.First == t.seg.first {
+		if t.known && h.First == t.seg.first && h.First == t.next { // else it is that of the last lost one
 			before = t.before
 		}
 		prev := before

@@ -120,6 +120,12 @@ func (b *Buffer) recover() error {
 		// numbers must not be those of another epoch.
 		found += unreadable
 	}
+	if s := newest.seg; newest.failed {
+		s.last = max(s.last, found) // what is in it then comes out
+		if cursor && p.epoch == s.epoch && p.next > best.last+1 {
+			best = ending{seg: s, last: p.next - 1, seal: p.seal}
+		}
+	}
 	orderly := certain && p.closed && p.next == found+1 || len(b.segs) == 0 && !cursor && !failed
 	b.pos.closed = orderly
 	if cursor && orderly && len(b.segs) == 0 && p.next == 1 {

@@ -786,7 +786,7 @@ func (b *Buffer) expire(now time.Time) (next time.Time) {
 		if n > 0 {
 			due = time.Unix(0, b.segs[0].doneAt).Add(keep)
 			if due.After(now.Add(keep)) {
-				b.segs[0].doneAt = now.UnixNano() // the clock went back
+				b.segs[0].doneAt, due = now.UnixNano(), now.Add(keep) // the clock went back
 			}
 		}
 		b.mu.Unlock()
