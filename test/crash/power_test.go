@@ -166,7 +166,7 @@ func (w *world) take(all []string, known int, end string) {
 			_, _ = fmt.Sscan(s, &n[j]) // 0 where it is no number
 		}
 		switch f[0] {
-		case "error":
+		case "error", "memory":
 			if sure {
 				w.problem("%s", line)
 			}
@@ -340,6 +340,7 @@ func worldOf(r *rand.Rand, dir string) *world {
 		w.Full, w.MaxBytes = buffer.DropOldest, 3<<20
 	}
 	w.Segment = 64<<10 + r.Int64N(1<<20)
+	w.Memory = r.Int64N(2) << 22
 	return w
 }
 

@@ -21,6 +21,7 @@ import (
 // long as there is nothing wrong with them: an agent that is away is tried again.
 type senders struct {
 	wg   sync.WaitGroup
+	ctx  context.Context // ends with stop
 	stop context.CancelFunc
 
 	mu    sync.Mutex
@@ -48,17 +49,19 @@ type targets struct{ tcp, udp, unix, hook string }
 // send starts one sender for each input; each sends pad bytes a line and pauses up
 // to twice rest between the lines that it sends together.
 func send(t *testing.T, to targets, seed uint64, pad int, rest time.Duration) *senders {
+	s := newSenders(t)
+	s.wg.Go(func() { s.stream(s.ctx, "tcp", to.tcp, newSource(seed, 1, pad, rest)) })
+	s.wg.Go(func() { s.stream(s.ctx, "unix", to.unix, newSource(seed, 2, pad, rest)) })
+	s.wg.Go(func() { s.datagrams(s.ctx, to.udp, newSource(seed, 3, pad, rest)) })
+	s.wg.Go(func() { s.requests(s.ctx, to.hook, newSource(seed, 4, pad, rest)) })
+	return s
+}
+
+// newSenders returns none, that are ended with the test.
+func newSenders(t *testing.T) *senders {
 	s := &senders{}
-	ctx, stop := context.WithCancel(t.Context())
-	s.stop = stop
-	draw := func(n uint64) *source {
-		return &source{rand.New(rand.NewPCG(seed, n)), pad, rest}
-	}
-	s.wg.Go(func() { s.stream(ctx, "tcp", to.tcp, draw(1)) })
-	s.wg.Go(func() { s.stream(ctx, "unix", to.unix, draw(2)) })
-	s.wg.Go(func() { s.datagrams(ctx, to.udp, draw(3)) })
-	s.wg.Go(func() { s.requests(ctx, to.hook, draw(4)) })
-	t.Cleanup(func() { stop(); s.wg.Wait() })
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	t.Cleanup(func() { s.stop(); s.wg.Wait() })
 	return s
 }
 
@@ -78,6 +81,10 @@ type source struct {
 	r    *rand.Rand
 	pad  int
 	rest time.Duration
+}
+
+func newSource(seed, n uint64, pad int, rest time.Duration) *source {
+	return &source{rand.New(rand.NewPCG(seed, n)), pad, rest}
 }
 
 func (d *source) line(b *bytes.Buffer, c *chaos.Conn, i int, header bool) {

@@ -33,6 +33,7 @@ const (
 //	batch FIRST COUNT SIZE            Append is called with this batch
 //	durable LAST                      Append has returned nil under SyncGroup
 //	written LAST                      … under another policy
+//	memory LAST                       Append has kept them in memory only
 //	next FIRST LAST EPOCH SHA256 KEY  Next has returned this batch
 //	planning FIRST LAST KEY           SetPlan is called, and it has returned nil
 //	planned FIRST LAST KEY
@@ -47,11 +48,12 @@ type life struct {
 	Full     buffer.Policy
 	MaxBytes int64
 	Segment  int64
+	Memory   int64
 	Drain    bool // append no more than is needed to tell every hole, deliver everything, close
 }
 
 func (l *life) options() buffer.Options {
-	return buffer.Options{Agent: agentName, Sync: l.Sync, Full: l.Full, MaxBytes: l.MaxBytes, SegmentBytes: l.Segment, MinFree: -1,
+	return buffer.Options{Agent: agentName, Sync: l.Sync, Full: l.Full, MaxBytes: l.MaxBytes, SegmentBytes: l.Segment, Memory: l.Memory, MinFree: -1,
 		KeepAcked: 50 * time.Millisecond, SyncGap: 3 * time.Millisecond, SyncInterval: 20 * time.Millisecond, MaxUnsynced: 1 << 20}
 }
 
@@ -154,9 +156,18 @@ func (w *writer) append(ctx context.Context, st buffer.Start) {
 			w.tell("batch %d %d %d", x.First, x.Count, size)
 			batches, next, bytes = append(batches, x), x.Last()+1, bytes+int64(size)
 		}
-		for {
+		kept := ""
+		for kept == "" {
 			err := w.b.Append(ctx, batches...)
-			if err == nil {
+			switch {
+			case errors.Is(err, buffer.ErrMemory):
+				kept = "memory"
+			case err == nil && w.Sync == buffer.SyncGroup:
+				kept = "durable"
+			case err == nil:
+				kept = "written"
+			}
+			if kept != "" {
 				break
 			}
 			if !errors.Is(err, buffer.ErrFull) {
@@ -168,11 +179,7 @@ func (w *writer) append(ctx context.Context, st buffer.Start) {
 			pause(ctx, time.Millisecond)
 		}
 		w.b.GapsTold(len(gaps), first)
-		if w.Sync == buffer.SyncGroup {
-			w.tell("durable %d", next-1)
-		} else {
-			w.tell("written %d", next-1)
-		}
+		w.tell("%s %d", kept, next-1)
 		w.begun.Store(true)
 		for w.Drain && len(w.b.Gaps()) == 0 && ctx.Err() == nil {
 			pause(ctx, time.Millisecond)

@@ -135,6 +135,55 @@ func (i *Image) Mend(t testing.TB) {
 	}
 }
 
+// Fail makes every write to the device fail with EIO, or work again. The image's file
+// must be on ext4: another Image, since that lets nobody write to an immutable file,
+// whoever has it open.
+func (i *Image) Fail(t testing.TB, yes bool) {
+	t.Helper()
+	Immutable(t, i.File, yes)
+}
+
+// Immutable makes a file or directory of an ext4 immutable, as chattr does.
+func Immutable(t testing.TB, name string, yes bool) {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const immutable = 0x10 // FS_IMMUTABLE_FL
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		t.Fatalf("flags of %s: %v", name, err)
+	}
+	flags &^= immutable
+	if yes {
+		flags |= immutable
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags); err != nil {
+		t.Fatalf("make %s immutable, %v: %v", name, yes, err)
+	}
+}
+
+// ReadOnly makes the mounted file system read-only, or writable again. Nobody may
+// have a file of it open for writing.
+func (i *Image) ReadOnly(t testing.TB, yes bool) {
+	t.Helper()
+	remount(t, i.Dir, yes)
+}
+
+// Fill leaves room for no more than room bytes.
+func (i *Image) Fill(t testing.TB, room int64) {
+	t.Helper()
+	fill(t, i.Dir, room)
+}
+
+// Free undoes Fill.
+func (i *Image) Free(t testing.TB) {
+	t.Helper()
+	free(t, i.Dir)
+}
+
 // Switch is the switch of a mounted image.
 type Switch struct{ dir *os.File }
 
