@@ -22,7 +22,7 @@ const backlogAge = 10 * time.Second
 type Rate struct {
 	mu        sync.Mutex
 	perSecond float64
-	tokens    float64 // bytes that may pass; negative: owed
+	tokens    float64 // bytes that may pass; negative: owed, at most one run
 	at        time.Time
 }
 
@@ -34,18 +34,26 @@ func NewRate(bytesPerSecond int64) *Rate {
 	return &Rate{perSecond: float64(bytesPerSecond), tokens: float64(bytesPerSecond), at: time.Now()}
 }
 
-// take lets n bytes pass, or returns how long to wait before asking again.
-func (r *Rate) take(n int64) time.Duration {
+// take lets n bytes pass, or returns how long to wait before asking again. With force
+// they pass in any case.
+func (r *Rate) take(n int64, force bool) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	r.tokens = min(r.perSecond, r.tokens+now.Sub(r.at).Seconds()*r.perSecond)
 	r.at = now
-	if r.tokens < 0 {
+	if r.tokens < 0 && !force {
 		return time.Duration(-r.tokens/r.perSecond*1e9) + 1
 	}
-	r.tokens -= float64(n)
+	r.tokens = max(0, r.tokens) - float64(n)
 	return 0
+}
+
+// give takes n bytes back that passed and were not sent.
+func (r *Rate) give(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tokens = min(r.perSecond, r.tokens+float64(n))
 }
 
 // paceHeld is Lane.paced while the rate holds the lane.
@@ -54,9 +62,11 @@ const paceHeld = -1
 // pace waits until the rate lets run, which goes to o, pass; what is not old passes at
 // once. It returns false if something else is to be done first: ctx has ended, the chain
 // says something else by now, the run's records were dropped, or a stream is to be
-// compared. Neither a full buffer nor a stop makes it faster: the next life goes on.
+// compared. Neither a full buffer nor a stop makes it faster: the next life goes on. But
+// while o fails it is the chain that says when it is tried again.
 func (s *shipper) pace(ctx context.Context, o outputs.Output, run *batch.Run) bool {
 	l := s.l
+	s.paid = 0
 	newest := run.Batches[len(run.Batches)-1].LastTime
 	if l.o.Rate == nil || time.Since(time.Unix(0, newest)) < backlogAge {
 		return true
@@ -65,8 +75,9 @@ func (s *shipper) pace(ctx context.Context, o outputs.Output, run *batch.Run) bo
 	checked := stream != nil && stream.Checked(l.o.Name)
 	committed := l.o.Buffer.Stats().Committed
 	for {
-		wait := l.o.Rate.take(run.Bytes())
+		wait := l.o.Rate.take(run.Bytes(), l.o.Chain.Failing(l.o.Name, o))
 		if wait <= 0 {
+			s.paid = run.Bytes()
 			return true
 		}
 		l.paced.Store(paceHeld)
@@ -97,10 +108,14 @@ func (l *Lane) HeldBack() time.Time {
 
 // limit lowers what goes out of a backlog to the rate.
 func (l *Lane) limit(r flow, s *buffer.Stats) flow {
-	if l.o.Rate == nil || s.PendingRecords == 0 || s.LiveBytes == 0 || time.Since(l.OldestPending()) < backlogAge {
+	if l.o.Rate == nil || s.PendingRecords == 0 || time.Since(l.OldestPending()) < backlogAge {
 		return r
 	}
+	each := float64(s.LiveBytes) / float64(s.PendingRecords)
+	if s.AppendedRecords > 0 {
+		each = float64(s.AppendedBytes) / float64(s.AppendedRecords)
+	}
 	r.outBytes = min(r.outBytes, l.o.Rate.perSecond)
-	r.out = min(r.out, l.o.Rate.perSecond*float64(s.PendingRecords)/float64(s.LiveBytes))
+	r.out = min(r.out, l.o.Rate.perSecond/each)
 	return r
 }

@@ -20,6 +20,7 @@ type shipper struct {
 	// durable before these records go to another one.
 	open   buffer.Doubt
 	turn   outputs.Turn              // what the chain said last
+	paid   int64                     // what the run at hand took of the rate
 	resend map[string][]buffer.Range // by output: what its far side lost, until it is there again
 	said   map[string]string         // by output: why its far side can't be compared
 	// complaint is what was said last, until something is handed over.
@@ -274,6 +275,9 @@ func (s *shipper) publish(ctx context.Context, o outputs.Output, reason string, 
 	}
 	if err != nil {
 		stored, action := outputs.Classify(err)
+		if stored == outputs.StoredNo && n == 0 && s.paid > 0 {
+			l.o.Rate.give(s.paid)
+		}
 		rest := run.Batches[n:]
 		if action == outputs.Unfit {
 			rest, stored = rest[1:], outputs.StoredMaybe // those behind it may have been on their way
