@@ -82,6 +82,7 @@ type BufferConfig struct {
 	SyncInterval time.Duration     `env:"SYNC_INTERVAL" envDefault:"1s" doc:"how much a power cut may cost with SYNC=interval"`
 	KeepAcked    time.Duration     `env:"KEEP_ACKED" envDefault:"10m" doc:"how long delivered segments are kept; 0: not at all"`
 	MaxUnsynced  outputs.Size      `env:"MAX_UNSYNCED" envDefault:"8MiB" doc:"bytes that may wait for it"`
+	Memory       outputs.Size      `env:"MEMORY" envDefault:"16MiB" doc:"memory of each lane in which records are kept, and go on from, while the disk takes no writes (errors, read-only); they are not durable there; 0: none, inputs wait"`
 	Quarantine   outputs.Size      `env:"QUARANTINE_MAX_BYTES" envDefault:"64MiB" doc:"damaged segments that are kept aside, once what is good in them is delivered; 0: none"`
 	Rejected     outputs.Size      `env:"REJECTED_MAX_BYTES" envDefault:"64MiB" doc:"batches kept aside that no output takes; 0: none"`
 	NetworkFS    bool              `env:"NETWORK_FS" envDefault:"false" doc:"true: allow a buffer on a network file system, whose locks and fsyncs are weaker"`
@@ -248,6 +249,9 @@ func (c *Config) limits(e *environment) {
 		e.problem(buf+"SYNC_INTERVAL", "must be more than 0: use SPILLWAY_BUFFER_SYNC=group to sync at once")
 	}
 	e.between(buf+"MAX_UNSYNCED", b.MaxUnsynced, 64<<10, 1<<30)
+	if b.Memory != 0 {
+		e.between(buf+"MEMORY", b.Memory, 1<<20, 1<<30)
+	}
 	if b.MaxAge != 0 && b.MaxAge < leastAge {
 		e.problem(buf+"MAX_AGE", "out of bounds: use %v or more, or 0 for none", leastAge)
 	}
@@ -350,7 +354,7 @@ func (in *Input) refuses() bool { return strings.EqualFold(in.OnFullName, "refus
 func (b *BufferConfig) options(c *Config) buffer.Options {
 	o := buffer.Options{Agent: c.Agent, MaxBytes: int64(b.MaxBytes), Full: b.Full, Sync: b.Sync, SyncInterval: b.SyncInterval,
 		KeepAcked: b.KeepAcked, MaxUnsynced: int64(b.MaxUnsynced), QuarantineBytes: int64(b.Quarantine), RejectedBytes: int64(b.Rejected), NetworkFS: b.NetworkFS,
-		MaxAge: b.MaxAge, Clock: hostClock}
+		MaxAge: b.MaxAge, Clock: hostClock, Memory: int64(b.Memory)}
 	// 0 is a default there.
 	if b.KeepAcked == 0 {
 		o.KeepAcked = -1

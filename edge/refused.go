@@ -21,8 +21,8 @@ var refused = []struct {
 	{"the buffer is <SPILLWAY_STATE_DIR>/buffer: set SPILLWAY_STATE_DIR", []string{"BUFFER_DIR", "BUFFER_PATH"}},
 	{"every record goes to disk before it is sent: SPILLWAY_BUFFER_SYNC says what a power cut may cost", []string{"BUFFER_RELIABLE"}},
 	{"the limit is SPILLWAY_BUFFER_MAX_BYTES, of each lane", []string{"BUFFER_DISK_BUF_SIZE", "BUFFER_CAPACITY_BYTES", "BUFFER_MAX_SIZE", "BUFFER_SIZE", "DISK_BUF_SIZE"}},
-	{"nothing waits in memory here: SPILLWAY_BUFFER_MAX_BYTES limits the disk, SPILLWAY_MESSAGE_MEMORY what unfinished messages may take", []string{
-		"BUFFER_MEM_*", "BUFFER_FRONT_*", "BUFFER_QOUT_SIZE", "BUFFER_FLOW_CONTROL_*", "BUFFER_MEMORY", "LOG_FIFO_SIZE", "OUTPUT/*/LOG_FIFO_SIZE", "INPUT/*/WINDOW", "INPUT/*/LOG_IW_SIZE", "LOG_IW_SIZE"}},
+	{"nothing waits in memory while the disk works: SPILLWAY_BUFFER_MAX_BYTES limits the disk, SPILLWAY_MESSAGE_MEMORY what unfinished messages may take, SPILLWAY_BUFFER_MEMORY what is kept while the disk takes no writes", []string{
+		"BUFFER_MEM_*", "BUFFER_FRONT_*", "BUFFER_QOUT_SIZE", "BUFFER_FLOW_CONTROL_*", "LOG_FIFO_SIZE", "OUTPUT/*/LOG_FIFO_SIZE", "INPUT/*/WINDOW", "INPUT/*/LOG_IW_SIZE", "LOG_IW_SIZE"}},
 	{"records are packed and compressed as they come, there is nothing to prune: remove this variable", []string{"BUFFER_COMPACTION"}},
 	{"not in this version, segments grow as they fill: SPILLWAY_BUFFER_MIN_FREE keeps the disk from running full", []string{"BUFFER_PREALLOC*", "BUFFER_TRUNCATE_SIZE_RATIO"}},
 	{"what has waited is sent at SPILLWAY_BUFFER_DRAIN_RATE, in bytes a second, by all lanes together; what comes goes out as it comes", []string{"THROTTLE", "OUTPUT/*/THROTTLE"}},

@@ -13,7 +13,7 @@ import (
 // sources is what /metrics and /readyz show, asked of the owners at each look.
 func (a *agent) sources() admin.Sources {
 	s := status{a}
-	return admin.Sources{Version: version, Inputs: s.inputStats, Lanes: s.laneStats, Outputs: s.outputStats, Switches: s.switches, Refuses: s.refuses, Stalls: s.stalls}
+	return admin.Sources{Version: version, Inputs: s.inputStats, Lanes: s.laneStats, Outputs: s.outputStats, Switches: s.switches, Refuses: s.refuses, Stalls: s.stalls, Degraded: s.degraded}
 }
 
 // status answers for an agent.
@@ -57,7 +57,7 @@ func (a status) laneStats() (all []admin.LaneStats) {
 		ls := admin.LaneStats{
 			Name: l.name, AtStart: n.Before, Admitted: n.Admitted, Unstored: n.InFlight, Pending: n.Pending, Delivered: n.Delivered, Lost: s.Lost,
 			Resent: l.Resent(), Batches: s.AppendedBatches, BatchBytes: s.AppendedBytes, TimeToFull: admin.Never, TimeToDrain: admin.Never,
-			LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, MaxBytes: s.MaxBytes, FreeBytes: s.Free, DiskFailed: s.DiskError != nil,
+			LiveBytes: s.LiveBytes, DiskBytes: s.Bytes, MaxBytes: s.MaxBytes, FreeBytes: s.Free, DiskFailed: s.DiskError != nil, Degraded: s.Degraded, BufferMemory: s.MemoryBytes,
 			Full: l.Full(), Shut: l.Shut(), Stalled: a.stall(l) != "", MessageMemory: l.memory.Held(),
 			TornBytes: s.TornBytes, CorruptBytes: s.CorruptBytes, Quarantined: s.Quarantined, Syncs: s.Syncs,
 		}
@@ -128,9 +128,9 @@ func (a status) refuses() (why []string) {
 		return []string{"stopping: inputs accept no more"}
 	}
 	for _, l := range a.lanes {
-		switch err := l.buffer.Stats().DiskError; {
-		case err != nil:
-			why = append(why, fmt.Sprintf("lane %s: the disk fails: %v", l.name, err))
+		switch b := l.buffer.Stats(); {
+		case b.DiskError != nil && !(b.Degraded && !l.Full()): // memory takes what comes
+			why = append(why, fmt.Sprintf("lane %s: the disk fails: %v", l.name, b.DiskError))
 		case l.Full():
 			why = append(why, fmt.Sprintf("lane %s: there has been no room for a second or longer: %s", l.name, l.RoomHint()))
 		}
@@ -141,6 +141,17 @@ func (a status) refuses() (why []string) {
 			case refuses && in.stats.Refuses.Load() != 0:
 				why = append(why, fmt.Sprintf("input %s: does not accept: its sockets are not bound again yet", in.cfg.Name))
 			}
+		}
+	}
+	return why
+}
+
+// degraded says which lanes accept records that are in memory only, and why.
+func (a status) degraded() (why []string) {
+	for _, l := range a.lanes {
+		if s := l.buffer.Stats(); s.Degraded {
+			why = append(why, fmt.Sprintf("lane %s: degraded: the disk takes no writes, and what is not delivered is in memory only (%d bytes of %d): %v",
+				l.name, s.MemoryBytes, int64(a.cfg.Buffer.Memory), s.DiskError))
 		}
 	}
 	return why

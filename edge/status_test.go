@@ -245,7 +245,7 @@ func TestReadyFull(t *testing.T) {
 // segment can be made.
 func TestReadyDisk(t *testing.T) {
 	t.Parallel()
-	a := start(t)
+	a := start(t, "SPILLWAY_BUFFER_MEMORY=0")
 	if err := os.RemoveAll(filepath.Join(a.state, "buffer", "main")); err != nil {
 		t.Fatal(err)
 	}
@@ -256,6 +256,27 @@ func TestReadyDisk(t *testing.T) {
 	}
 	if m := a.metrics(); m[`spillway_lane_disk_failed{lane="main"}`] != 1 || m["spillway_ready"] != 0 {
 		t.Errorf("disk failed %v, ready %v", m[`spillway_lane_disk_failed{lane="main"}`], m["spillway_ready"])
+	}
+}
+
+// With memory to keep records in, such a lane goes on: it is ready, and says how.
+func TestReadyDegraded(t *testing.T) {
+	t.Parallel()
+	a := start(t)
+	if err := os.RemoveAll(filepath.Join(a.state, "buffer", "main")); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(a.dial("tcp"), "<13>one")
+	a.until("degraded", func() bool {
+		m := a.metrics()
+		return m[`spillway_buffer_degraded{lane="main"}`] == 1 && m[`spillway_lane_records_delivered_total{lane="main"}`] == 1
+	})
+	code, body := a.get("/readyz")
+	if code != http.StatusOK || !strings.HasPrefix(body, "ready\nlane main: degraded: the disk takes no writes, and what is not delivered is in memory only (") || !strings.Contains(body, "no such file or directory") {
+		t.Errorf("%d: %s", code, body)
+	}
+	if m := a.metrics(); m[`spillway_lane_disk_failed{lane="main"}`] != 1 || m[`spillway_buffer_memory_bytes{lane="main"}`] == 0 || m["spillway_ready"] != 1 {
+		t.Errorf("%v", m)
 	}
 }
 

@@ -2,7 +2,7 @@
 //
 //	/healthz        200 while the process answers
 //	/readyz         200 while records are accepted and get on, else 503 and why, one reason a
-//	                line; then the state of the outputs, for people: one that is down is no
+//	                line; then lanes that keep records in memory only, and the state of the outputs, for people: one that is down is no
 //	                reason by itself
 //	/readyz/accept  the same for accepting alone: a load balancer that has only agents with the
 //	                same far side must not stop sending because that one is away
@@ -40,6 +40,9 @@ type Sources struct {
 	// Refuses returns why records are not accepted, one reason for each input or lane;
 	// none: all are. Stalls returns which lanes have records and deliver none.
 	Refuses, Stalls func() []string
+
+	// Degraded returns which lanes accept records and do not make them durable, and why.
+	Degraded func() []string
 }
 
 // InputStats are the counters of one input since the start. Fields grow only,
@@ -130,6 +133,8 @@ type LaneStats struct {
 	Full          bool          // no room: inputs wait or drop
 	Shut          bool          // inputs that refuse do so now
 	DiskFailed    bool          // the last write did not succeed
+	Degraded      bool          // the disk takes no writes, and records are kept in memory
+	BufferMemory  int64         // bytes of them, as they would be on the disk
 	Stalled       bool          // records wait and no output takes any
 	MessageMemory int64         // bytes of messages that are not finished yet
 	TornBytes     uint64        // passed over since the start: writes that were cut off
@@ -217,7 +222,7 @@ func (s Sources) answer(w http.ResponseWriter, why []string) {
 	} else {
 		text.WriteString("ready\n")
 	}
-	for _, reason := range why {
+	for _, reason := range append(why, s.Degraded()...) {
 		text.WriteString(line(reason))
 	}
 	for _, o := range s.Outputs() {

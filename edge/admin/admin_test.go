@@ -49,7 +49,7 @@ func sources() Sources {
 		},
 		Lanes: func() []LaneStats {
 			return []LaneStats{{Name: "main", AtStart: 1000, Admitted: 274460, Unstored: 20, Pending: 20318, Delivered: 250112, Resent: 900,
-				Lost: map[string]uint64{"full_oldest": 5000, "damaged": 10, "rejected": 0, "stopped": 0}, Batches: 3120, BatchBytes: 9606100,
+				Lost: map[string]uint64{"full_oldest": 5000, "damaged": 10, "expired": 0, "rejected": 0, "stopped": 0}, Batches: 3120, BatchBytes: 9606100,
 				PendingAge: 42500 * time.Millisecond, TimeToFull: 38 * time.Hour, TimeToDrain: Never, LiveBytes: 1048576, DiskBytes: 9961472,
 				MaxBytes: 1 << 30, FreeBytes: 12 << 30, MessageMemory: 20480, TornBytes: 511, CorruptBytes: 4096, Quarantined: 1, Syncs: 2840}}
 		},
@@ -69,6 +69,7 @@ func sources() Sources {
 		Switches: func() []Switch { return []Switch{{Lane: "main", From: "hub", To: "archive", Count: 1}} },
 		Refuses:  func() []string { return nil },
 		Stalls:   func() []string { return nil },
+		Degraded: func() []string { return nil },
 	}
 }
 

@@ -122,6 +122,8 @@ var laneMetrics = []family[LaneStats]{
 	gauge("lane", "lane_full", "1 while there is no room and inputs wait or drop.", func(s *LaneStats) float64 { return one(s.Full) }),
 	gauge("lane", "lane_gate_shut", "1 while inputs with ON_FULL=refuse do not accept.", func(s *LaneStats) float64 { return one(s.Shut) }),
 	gauge("lane", "lane_disk_failed", "1 while records can not be written.", func(s *LaneStats) float64 { return one(s.DiskFailed) }),
+	gauge("lane", "buffer_degraded", "1 while the disk takes no writes and records are kept in memory only (SPILLWAY_BUFFER_MEMORY).", func(s *LaneStats) float64 { return one(s.Degraded) }),
+	gauge("lane", "buffer_memory_bytes", "Bytes of records that are kept in memory for that, or were delivered from there and not let go of yet.", func(s *LaneStats) float64 { return float64(s.BufferMemory) }),
 	gauge("lane", "lane_stalled", "1 while records wait and no output has acknowledged any for too long.", func(s *LaneStats) float64 { return one(s.Stalled) }),
 	gauge("lane", "lane_message_memory_bytes", "Memory of messages that have not come to their end yet; SPILLWAY_MESSAGE_MEMORY bounds it.", func(s *LaneStats) float64 { return float64(s.MessageMemory) }),
 	counter("lane", "lane_torn_bytes_total", "Bytes of writes that were cut off, passed over.", func(s *LaneStats) float64 { return float64(s.TornBytes) }),

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"spillway/edge/listen"
@@ -25,6 +27,43 @@ const hungFor = 2 * time.Second
 
 // errCut is what who waits is told at a stop.
 var errCut = errors.New("stopped before the records were stored")
+
+// errMemory is what who waits is told of records that are in memory only. They go on from
+// there, and come again from a sender that heeds this.
+var errMemory = fmt.Errorf("%w: the disk takes no writes", listen.ErrFull)
+
+// inMemory is what a lane knows of the time in which its buffer keeps records in memory.
+type inMemory struct {
+	is    atomic.Bool
+	mu    sync.Mutex
+	since time.Time // guarded by mu, like what follows
+	said  uint64    // records that were in memory before that
+}
+
+// watch says when the buffer begins to keep records in memory only, and when that ends:
+// then everything that it has is durable.
+func (l *Lane) watch() {
+	m := &l.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := l.o.Buffer.Stats()
+	switch {
+	case s.Degraded && !m.is.Load():
+		m.is.Store(true)
+		m.since = time.Now()
+		l.o.Log.Error("the disk takes no writes; records are kept in memory only and go on to the output; they are lost if the agent ends before the disk works again",
+			"lane", l.o.Name, "error", s.DiskError, "hint", "see the disk that holds SPILLWAY_STATE_DIR: errors, read-only; SPILLWAY_BUFFER_MEMORY is how much memory may hold")
+	case !s.Degraded && m.is.Load():
+		m.is.Store(false)
+		l.o.Log.Warn("the disk takes writes again; nothing is in memory only any more", "lane", l.o.Name,
+			"degraded_for", time.Since(m.since).Round(time.Millisecond), "records", s.MemoryRecords-m.said)
+		m.said = s.MemoryRecords
+		l.isDurable(s.Next - 1)
+	}
+}
+
+// Degraded reports whether records are kept in memory only, because the disk takes no writes.
+func (l *Lane) Degraded() bool { return l.memory.is.Load() }
 
 // storing is a block whose sender waits.
 type storing struct {
@@ -131,7 +170,7 @@ func (s *sink) Store(ctx context.Context) (<-chan error, error) {
 // never for room in the buffer. The reserve is for those who can't be told.
 func (l *Lane) enter(ctx context.Context, b *block) error {
 	n := int64(len(b.lines))
-	for !l.passed(l.failing.Load()) && !l.Stuck(hungFor) {
+	for !l.passed(l.failing.Load()) && !l.Stuck(hungFor) && !l.Degraded() {
 		freed := l.whenFreed()
 		if l.take(l.ordinary, n) {
 			select {

@@ -100,6 +100,8 @@ type Lane struct {
 
 	drops drops
 
+	memory inMemory
+
 	gapMu   sync.Mutex
 	telling int // gaps of the buffer in batches that are not durable yet, guarded by gapMu
 }
@@ -555,6 +557,9 @@ func (l *Lane) store(ctx context.Context) {
 			if err := l.append(ctx, group, len(waiters) > 0); err == nil {
 				l.told(gaps, group[0].First)
 				tell(waiters, nil)
+			} else if errors.Is(err, buffer.ErrMemory) {
+				l.told(gaps, group[0].First)
+				tell(waiters, errMemory)
 			} else {
 				tell(waiters, errCut)
 				if lost.err == nil {
@@ -605,8 +610,9 @@ func (l *Lane) reuse(mems [][]byte) {
 
 // append stores group and does not return before it is stored or ctx has ended:
 // while there is no room or the disk fails, batches wait in memory and, through
-// the bounded hand-overs, at the sockets. With waited nothing gathers. An error means
-// that group is not stored and the lane stops.
+// the bounded hand-overs, at the sockets. With waited nothing gathers. buffer.ErrMemory
+// means that group is taken and not durable, another error that it is not stored and
+// the lane stops.
 func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) error {
 	pause, since, full := time.Duration(0), time.Time{}, false
 	for {
@@ -618,6 +624,11 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) er
 		l.move()
 		if err == nil {
 			break
+		}
+		if errors.Is(err, buffer.ErrMemory) {
+			l.failing.Store(0)
+			l.watch()
+			return err
 		}
 		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
 			return err
@@ -647,10 +658,15 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) er
 		l.failing.Store(0)
 		l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
 	}
-	last := group[len(group)-1].Last()
+	l.watch()
+	l.isDurable(group[len(group)-1].Last())
+	return nil
+}
+
+// isDurable says that Append has returned for all records up to last, without an error.
+func (l *Lane) isDurable(last uint64) {
 	l.durable.Store(last)
 	l.o.Log.Debug("durable", "lane", l.o.Name, "last", last)
-	return nil
 }
 
 // maintain gives the buffer its time: it is the buffer's only clock.
@@ -666,6 +682,7 @@ func (l *Lane) maintain(ctx context.Context) {
 		}
 		next := l.o.Buffer.Maintain(time.Now())
 		l.meter.look(l)
+		l.watch()
 		l.shutIfFailing()
 		if next.IsZero() {
 			timer.Stop()
