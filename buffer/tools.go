@@ -59,10 +59,11 @@ type Listing struct {
 	Segments []SegmentInfo // oldest first
 	// Foreign are the names of what is none of the buffer's, or is where a segment or
 	// the cursor should be and no regular file. Misnamed are those of them that begin
-	// with the header of a segment: Salvage knows what they are.
-	Foreign, Misnamed []string
-	Cursor            bool // there is a file with its name
-	Asides            bool // there is a rejected/ or a quarantine/
+	// with the header of a segment: Salvage knows what they are. Cursors are those that
+	// a cursor can be read from.
+	Foreign, Misnamed, Cursors []string
+	Cursor                     bool // there is a file with its name
+	Asides                     bool // there is a rejected/ or a quarantine/
 }
 
 // Empty reports whether nothing in the directory is a buffer's.
@@ -152,25 +153,36 @@ func (l *Listing) strangers(d *osFS) error {
 			l.Asides = true
 		default:
 			l.Foreign = append(l.Foreign, e.Name())
-			if e.Type().IsRegular() && beginsSegment(d, e.Name()) {
+			if !e.Type().IsRegular() {
+				continue
+			}
+			switch segment, cursor := holds(d, e.Name()); {
+			case segment:
 				l.Misnamed = append(l.Misnamed, e.Name())
+			case cursor:
+				l.Cursors = append(l.Cursors, e.Name())
 			}
 		}
 	}
 	return nil
 }
 
-// beginsSegment reports whether a file begins with the header of a segment.
-func beginsSegment(d FS, name string) bool {
+// holds reports whether a file begins with the header of a segment, or has the slot of
+// a cursor.
+func holds(d FS, name string) (segment, cursor bool) {
 	f, err := d.Open(name, false)
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer f.Close()
-	var buf [segmentHeaderSize]byte
+	var buf [2 * slotSize]byte
 	n, _ := readAt(f, buf[:], 0)
-	_, err = parseSegmentHeader(buf[:n])
-	return err == nil || errors.Is(err, ErrVersion)
+	if _, err = parseSegmentHeader(buf[:min(n, segmentHeaderSize)]); err == nil || errors.Is(err, ErrVersion) {
+		return true, false
+	}
+	_, first := parseSlot(buf[:min(n, slotSize)])
+	_, second := parseSlot(buf[min(n, slotSize):n])
+	return false, first == nil || second == nil
 }
 
 // ReadPosition returns what the cursor of dir says; ok is false if there is no

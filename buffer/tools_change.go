@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -98,7 +99,7 @@ func Rewind(dir string, to Back) (Rewound, error) {
 		return Rewound{}, err
 	}
 	r, err := b.rewind(to)
-	return r, errors.Join(err, b.Close())
+	return r, cmp.Or(err, b.Close())
 }
 
 // rewind does it, and leaves it to Close to save it. Nobody else knows b.
@@ -259,7 +260,7 @@ func Trim(dir string, what Cut) (Trimmed, error) {
 		return Trimmed{}, err
 	}
 	t, err := b.trim(what)
-	return t, errors.Join(err, b.Close())
+	return t, cmp.Or(err, b.Close())
 }
 
 // ErrUndelivered says that Trim would lose records.

@@ -90,7 +90,7 @@ func Salvage(dir, into string, o Salvaging, each func(Finding)) (*Salvaged, erro
 	defer to.Close()
 	s.to = to
 	if err := s.save(); err != nil {
-		return nil, fmt.Errorf("salvage to %s, which is not complete: %w", into, err)
+		return nil, fmt.Errorf("salvage to %s, which is not complete, and has to go before the next try: %w", into, err)
 	}
 	return &s.sum, nil
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -183,7 +184,7 @@ func cmdBuffer(_ context.Context, args []string, stdout, stderr io.Writer, _ []s
 		fmt.Fprintf(stderr, "%s: no directory: give that of a lane, as in <state>/buffer/main\n", call.dir)
 		return exitFailure
 	}
-	good, err := true, noBuffer(call.dir)
+	good, err := true, noBuffer(tool.name, call.dir)
 	if err == nil {
 		good, err = tool.run(call)
 	}
@@ -203,14 +204,20 @@ func cmdBuffer(_ context.Context, args []string, stdout, stderr io.Writer, _ []s
 
 // noBuffer is an error if nothing in dir is a buffer's: it says where one may be. A
 // look at the wrong directory must not find that all is well.
-func noBuffer(dir string) error {
+func noBuffer(tool, dir string) error {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
 	l, err := buffer.Segments(dir)
-	if name := filepath.Base(abs); err != nil || !l.Empty() || name == "rejected" || name == "quarantine" {
+	if err != nil {
 		return err
+	}
+	if tool != "ls" && tool != "salvage" && len(l.Misnamed) > 0 && len(l.Segments) == 0 && !l.Cursor {
+		return fmt.Errorf("segments, but all under other names (%s): salvage makes a buffer of them", strings.Join(l.Misnamed, ", "))
+	}
+	if name := filepath.Base(abs); !l.Empty() || name == "rejected" || name == "quarantine" {
+		return nil
 	}
 	var lanes []string
 	for _, below := range []string{"*", "*/*"} {
@@ -232,6 +239,8 @@ func hinted(err error) error {
 		return fmt.Errorf("%w: an agent is running on it, stop that first", err)
 	case errors.Is(err, buffer.ErrVersion):
 		return fmt.Errorf("%w: use the spillway that wrote it, or a newer one", err)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w: the disk takes no writes: mount it for writing, or salvage to another one", err)
 	case errors.Is(err, buffer.ErrUndelivered):
 		return fmt.Errorf("%w: nothing is removed; to lose them, add --undelivered", err)
 	}
@@ -261,7 +270,8 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 			Cursor   *buffer.Position     `json:"cursor"` // null: none that can be read
 			Foreign  []string             `json:"foreign,omitempty"`
 			Misnamed []string             `json:"misnamed,omitempty"` // of those, files that hold a segment
-		}{here.Segments, rejected, nil, here.Foreign, here.Misnamed}
+			Cursors  []string             `json:"cursors,omitempty"`  // of those, files that hold a cursor
+		}{here.Segments, rejected, nil, here.Foreign, here.Misnamed, here.Cursors}
 		if ok {
 			list.Cursor = &pos
 		}
@@ -326,6 +336,9 @@ func bufferLs(dir string, asJSON bool, stdout io.Writer) error {
 	}
 	if len(here.Misnamed) > 0 {
 		fmt.Fprintf(stdout, "segments under other names: %s: salvage finds out what they are\n", strings.Join(here.Misnamed, ", "))
+	}
+	if len(here.Cursors) > 0 {
+		fmt.Fprintf(stdout, "a cursor under another name: %s: called cursor, it would tell how far delivery had come\n", strings.Join(here.Cursors, ", "))
 	}
 	return nil
 }
