@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,111 +192,303 @@ func locate(t testing.TB, run *batch.Run) (out []located) {
 	return out
 }
 
+// blow is what was done to a copy of an image: which batches it hit, and which files it
+// touched, elsewhere too.
+type blow struct {
+	what  []string
+	hit   map[uint64]bool // by first number
+	files map[string]bool
+	moved bool // an intact batch may lie where it was not written
+}
+
+func newBlow() *blow { return &blow{hit: map[uint64]bool{}, files: map[string]bool{}} }
+
+// note says that bytes lo to hi of a file were changed.
+func (x *blow) note(im *image, name string, lo, hi int64, format string, args ...any) {
+	x.what = append(x.what, fmt.Sprintf(format, args...))
+	x.files[name] = true
+	for _, y := range im.all {
+		if y.name == name && lo < y.end && hi > y.off {
+			x.hit[y.h.First] = true
+		}
+	}
+}
+
+// judge takes everything out of a damaged copy of im: what was hit is lost and counted to
+// the record, everything else comes out, and nothing else does. It returns how many
+// batches were lost.
+func (im *image) judge(t testing.TB, disk *simDisk, x *blow) (lost int) {
+	t.Helper()
+	same := func(x, y located) bool { return x.h.Seal == y.h.Seal && bytes.Equal(x.payload, y.payload) }
+	var o outcome
+	fail := func(format string, args ...any) {
+		t.Helper()
+		t.Fatalf("%v: %s; %d committed of the image, hit %v, %d come, start %+v", x.what, fmt.Sprintf(format, args...), im.done, slices.Sorted(maps.Keys(x.hit)), len(o.got), o.start)
+	}
+	o = im.out(t, disk)
+	cursor := x.files[cursorFile]
+	told := func(y located, reasons ...string) bool {
+		return slices.ContainsFunc(o.gaps, func(g Gap) bool {
+			return g.First <= y.h.First && y.h.Last() <= g.Last && (len(reasons) == 0 || slices.Contains(reasons, g.Reason))
+		})
+	}
+	if x.moved {
+		// What lies in the wrong place of its own segment can't be told from what was
+		// written there: all that can be asked for is that nothing vanishes without a word.
+		behind := false
+		for _, y := range slices.Backward(im.all) {
+			come := slices.ContainsFunc(o.got, func(z located) bool { return same(y, z) })
+			behind = behind || come
+			if !come && behind && y.h.Last() > im.done && !told(y) && !cursor {
+				fail("records %d to %d are lost and not told: %+v", y.h.First, y.h.Last(), o.gaps)
+			}
+		}
+		for _, z := range o.got {
+			if !slices.ContainsFunc(im.all, func(y located) bool { return same(y, z) }) {
+				fail("record %d was never stored so", z.h.First)
+			}
+		}
+		return 0
+	}
+	var want []located
+	var count uint64
+	intact := slices.DeleteFunc(slices.Clone(im.all), func(y located) bool { return x.hit[y.h.First] })
+	if !slices.EqualFunc(intact, o.reads, func(x, y located) bool { return x.h == y.h && bytes.Equal(x.payload, y.payload) }) {
+		fail("%d batches are read again, want %d", len(o.reads), len(intact))
+	}
+	lastSeg := im.all[len(im.all)-1].name
+	for i, y := range im.all {
+		switch {
+		case x.hit[y.h.First]:
+			if y.h.Last() <= im.done {
+				break
+			}
+			// What ends the epoch is only known by a footer.
+			tail := x.files[lastSeg]
+			for _, z := range im.all[i+1:] {
+				tail = tail && x.hit[z.h.First]
+			}
+			reasons := []string{ReasonDamaged}
+			if x.files[y.name] {
+				reasons = append(reasons, ReasonTorn)
+			}
+			known := told(y, reasons...)
+			if !known && !tail {
+				fail("records %d to %d are lost and not told: %+v", y.h.First, y.h.Last(), o.gaps)
+			}
+			if known {
+				count += uint64(y.h.Count)
+			}
+			lost++
+		case y.h.Last() > im.done:
+			want = append(want, y)
+		}
+	}
+	got := o.got
+	if cursor {
+		for len(got) > 0 && got[0].h.First <= im.done {
+			got = got[1:] // an older position repeats
+		}
+	}
+	for _, y := range o.got { // what Next knew, Read knows
+		if !slices.ContainsFunc(o.reads, func(z located) bool { return z.h.First == y.h.First && (z.joins || !y.joins) }) {
+			fail("the seal before %d is not known any more", y.h.First)
+		}
+	}
+	if !slices.EqualFunc(got, want, same) {
+		fail("%d batches came out, want %d; gaps %+v", len(got), len(want), o.gaps)
+	}
+	var sum uint64
+	for _, g := range o.gaps {
+		sum += g.Count
+	}
+	if sum != count && !cursor {
+		fail("%d records told as lost, but it is %d: %+v", sum, count, o.gaps)
+	}
+	return lost
+}
+
+// caught runs f on any goroutine and returns how it failed.
+func caught(t *testing.T, name string, f func(t testing.TB)) string {
+	return guard(name, func(**world) { f(catch{t}) })
+}
+
 // TestBitFlips inverts one to four bits anywhere in a directory. What they hit is
 // lost and counted to the record, everything else comes out, and nothing else.
 func TestBitFlips(t *testing.T) {
-	seed := seedOf(t)
-	rounds := budget(t, 3000)
-	var hits, lost, cursors, verified int
-	im := makeImage(t, seed, 24, true)
-	for round := range rounds {
-		if round%50 == 49 {
-			im = makeImage(t, seed+uint64(round), 24, true)
-		}
-		rng := rand.New(rand.NewPCG(seed, uint64(round)))
-		disk := im.disk.clone(rng)
-		names := append(disk.segments(), cursorFile)
-		var what []string
-		hit := map[uint64]bool{} // batches, by number
-		cursor, foot := false, map[string]bool{}
-		for range 1 + rng.IntN(4) {
-			name := names[rng.IntN(len(names))]
-			bit := rng.IntN(8 * len(disk.names[name].data))
-			this := fmt.Sprintf("%s bit %d", name, bit)
-			if slices.Contains(what, this) {
-				continue // twice is not at all
-			}
-			disk.flip(name, bit)
-			what = append(what, this)
-			cursor = cursor || name == cursorFile
-			foot[name] = true // or something else in it
-			for _, x := range im.all {
-				if at := int64(bit / 8); x.name == name && at >= x.off && at < x.end {
-					hit[x.h.First] = true
-					hits++
+	seed, start := seedOf(t), time.Now()
+	var lost, verified atomic.Int64
+	const turn = 50 // rounds with one image
+	n := each(t, 0, rounds(t, 3000, 100_000), func(n uint64) (int, string) {
+		round := 0
+		return turn, caught(t, "", func(t testing.TB) {
+			im := makeImage(t, seed+n, 24, true)
+			for ; round < turn; round++ {
+				rng := rand.New(rand.NewPCG(seed, n*turn+uint64(round)))
+				disk, x := im.disk.clone(rng), newBlow()
+				x.what = append(x.what, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d, round %d", seed+n, round))
+				names := append(disk.segments(), cursorFile)
+				for range 1 + rng.IntN(4) {
+					name := names[rng.IntN(len(names))]
+					bit := rng.IntN(8 * len(disk.names[name].data))
+					if this := fmt.Sprintf("%s bit %d", name, bit); !slices.Contains(x.what, this) { // twice is not at all
+						disk.flip(name, bit)
+						x.note(im, name, int64(bit/8), int64(bit/8)+1, "%s", this)
+					}
 				}
-			}
-		}
-		fail := func(format string, args ...any) {
-			t.Helper()
-			t.Fatalf("SPILLWAY_CRASH_SEED=%d, round %d, %v: %s", seed, round, what, fmt.Sprintf(format, args...))
-		}
-		if round%10 == 0 {
-			verified++
-			verifyImage(t, disk, im, hit, fail)
-		}
-		o := im.out(t, disk)
-		var want []located
-		var count uint64
-		intact := slices.DeleteFunc(slices.Clone(im.all), func(x located) bool { return hit[x.h.First] })
-		if !slices.EqualFunc(intact, o.reads, func(x, y located) bool { return x.h == y.h && bytes.Equal(x.payload, y.payload) }) {
-			fail("%d batches are read again, want %d", len(o.reads), len(intact))
-		}
-		lastSeg := im.all[len(im.all)-1].name
-		for i, x := range im.all {
-			switch {
-			case hit[x.h.First]:
-				if x.h.Last() <= im.done {
-					break
+				if round%10 == 0 {
+					verified.Add(1)
+					verifyImage(t, disk, im, x.hit, func(format string, args ...any) { t.Fatalf("%v: %s", x.what, fmt.Sprintf(format, args...)) })
 				}
-				// What ends the newest segment is only known by its footer.
-				tail := x.name == lastSeg && foot[lastSeg]
-				for _, y := range im.all[i+1:] {
-					tail = tail && hit[y.h.First]
-				}
-				told := slices.ContainsFunc(o.gaps, func(g Gap) bool {
-					return g.First <= x.h.First && x.h.Last() <= g.Last && (g.Reason == ReasonDamaged || g.Reason == ReasonTorn && foot[x.name])
-				})
-				if !told && !tail {
-					fail("records %d to %d are lost and not told: %+v", x.h.First, x.h.Last(), o.gaps)
-				}
-				if told {
-					count += uint64(x.h.Count)
-				}
-				lost++
-			case x.h.Last() > im.done:
-				want = append(want, x)
+				lost.Add(int64(im.judge(t, disk, x)))
+			}
+		})
+	})
+	row(t, "directories with one to four bits inverted", n, time.Since(start))
+	t.Logf("%d batches lost, each told exactly; %d images verified too", lost.Load(), verified.Load())
+}
+
+// sectorFault changes a block of a file in a way that a disk may.
+type sectorFault struct {
+	what string
+	do   func(to, from []byte) // from: another block of the same length
+}
+
+var sectorFaults = []sectorFault{
+	{"zeros", func(to, _ []byte) { clear(to) }},
+	{"ones", func(to, _ []byte) { fill8(to, 0xff) }},
+	{"overwritten by", func(to, from []byte) { copy(to, from) }},
+	{"swapped with", func(to, from []byte) {
+		a := bytes.Clone(to)
+		copy(to, from)
+		copy(from, a)
+	}},
+}
+
+func fill8(p []byte, c byte) {
+	for i := range p {
+		p[i] = c
+	}
+}
+
+// strike changes the block of size at to of a file, and perhaps the one at from of
+// another.
+func (x *blow) strike(disk *simDisk, f sectorFault, size int, toName string, to int, fromName string, from int) {
+	cut := func(name string, at int) []byte {
+		b := disk.names[name].data
+		return b[min(at, len(b)):min(at+size, len(b))]
+	}
+	a, z := cut(toName, to), bytes.Clone(cut(fromName, from))
+	n := min(len(a), len(z))
+	f.do(a[:n], z[:n])
+	if f.what == "swapped with" {
+		copy(cut(fromName, from), z[:n])
+	}
+	x.what = append(x.what, fmt.Sprintf("%d bytes at %d of %s %s %d of %s", n, to, toName, f.what, from, fromName))
+}
+
+// compare notes which bytes of disk are not those of im.
+func (x *blow) compare(im *image, disk *simDisk) {
+	for _, name := range append(im.disk.segments(), cursorFile) {
+		was, is := im.disk.names[name].data, disk.names[name].data
+		if bytes.Equal(was, is) {
+			continue
+		}
+		copy(disk.names[name].disk, is)
+		x.files[name] = true
+		for _, y := range im.all {
+			if y.name == name && !bytes.Equal(was[y.off:y.end], is[y.off:y.end]) {
+				x.hit[y.h.First] = true
 			}
 		}
-		got := o.got
-		if cursor {
-			cursors++
-			for len(got) > 0 && got[0].h.First <= im.done {
-				got = got[1:] // an older position repeats
-			}
-		}
-		for _, x := range o.got { // what Next knew, Read knows
-			if !slices.ContainsFunc(o.reads, func(y located) bool { return y.h.First == x.h.First && (y.joins || !x.joins) }) {
-				fail("the seal before %d is not known any more", x.h.First)
-			}
-		}
-		if len(got) != len(want) {
-			fail("%d batches came out, want %d; gaps %+v", len(got), len(want), o.gaps)
-		}
-		for i := range got {
-			if got[i].h.First != want[i].h.First || got[i].h.Seal != want[i].h.Seal || !bytes.Equal(got[i].payload, want[i].payload) {
-				fail("batch %d is %d, want %d", i, got[i].h.First, want[i].h.First)
-			}
-		}
-		var told uint64
-		for _, g := range o.gaps {
-			told += g.Count
-		}
-		if told != count && !cursor {
-			fail("%d records told as lost, but it is %d: %+v", told, count, o.gaps)
+		// A header that was moved as a whole, within its own segment.
+		for e := range Scan(bytes.NewReader(is), int64(len(is)), name) {
+			x.moved = x.moved || e.Batch.Count > 0 && !slices.ContainsFunc(im.all, func(y located) bool { return y.name == name && y.off == e.Off })
 		}
 	}
-	t.Logf("%d images with %d hits on batches, %d batches lost and told, %d cursors hit, %d verified; seed %d", rounds, hits, lost, cursors, verified, seed)
+}
+
+// TestSectorFaults zeroes, fills, overwrites and swaps every block of 512 and of 4096
+// bytes of an image of sixteen batches with every other one, also of other files
+// (a write that went astray).
+func TestSectorFaults(t *testing.T) {
+	seed, start := seedOf(t), time.Now()
+	type block struct {
+		name     string
+		at, size int
+	}
+	im := makeImage(t, seed, 16, true)
+	var blocks []block
+	for _, size := range []int{512, 4096} {
+		for _, name := range append(im.disk.segments(), cursorFile) {
+			for at := 0; at < len(im.disk.names[name].data); at += size {
+				blocks = append(blocks, block{name, at, size})
+			}
+		}
+	}
+	var moved, lost, total atomic.Int64
+	each(t, 0, len(blocks), func(n uint64) (int, string) {
+		if n >= uint64(len(blocks)) {
+			return 0, ""
+		}
+		to := blocks[n]
+		return 1, caught(t, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d", seed), func(t testing.TB) {
+			for i, from := range blocks {
+				if from.size != to.size || from == to {
+					continue
+				}
+				for _, f := range sectorFaults {
+					if f.what == "zeros" || f.what == "ones" {
+						if i > 1 {
+							continue // they need no other block
+						}
+					}
+					disk, x := im.disk.clone(rand.New(rand.NewPCG(1, 1))), newBlow()
+					x.strike(disk, f, to.size, to.name, to.at, from.name, from.at)
+					x.compare(im, disk)
+					lost.Add(int64(im.judge(t, disk, x)))
+					total.Add(1)
+					if x.moved {
+						moved.Add(1)
+					}
+				}
+			}
+		})
+	})
+	row(t, "blocks of 512 and 4096 bytes zeroed, filled, overwritten, swapped, in one file or two", int(total.Load()), time.Since(start))
+	t.Logf("%d batches lost, each told exactly; in %d images a batch lay at another place of its segment", lost.Load(), moved.Load())
+}
+
+// TestStrayWrites puts blocks of any length, from anywhere, anywhere.
+func TestStrayWrites(t *testing.T) {
+	seed, start := seedOf(t), time.Now()
+	const turn = 50
+	n := each(t, 0, rounds(t, 500, 50_000), func(n uint64) (int, string) {
+		return turn, caught(t, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d, image %d", seed, n), func(t testing.TB) {
+			im := makeImage(t, seed+n, 16, n%2 == 0)
+			for round := range turn {
+				rng := rand.New(rand.NewPCG(seed+n, uint64(round)))
+				disk, x := im.disk.clone(rng), newBlow()
+				names := append(disk.segments(), cursorFile)
+				some := func() (string, int) {
+					name := names[rng.IntN(len(names))]
+					return name, rng.IntN(len(disk.names[name].data))
+				}
+				for range 1 + rng.IntN(2) {
+					to, at := some()
+					from, off := some()
+					size := 1 + rng.IntN(1500)
+					if rng.IntN(2) == 0 { // whole sectors
+						at, off, size = at&^511, off&^511, (size+511)&^511
+					}
+					x.strike(disk, sectorFaults[rng.IntN(4)], size, to, at, from, off)
+				}
+				x.compare(im, disk)
+				im.judge(t, disk, x)
+			}
+		})
+	})
+	row(t, "blocks written to another place of the same or another file", n, time.Since(start))
 }
 
 // verifyImage runs Verify and Cat over the same image: one scanner, one opinion.

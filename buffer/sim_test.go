@@ -2,33 +2,48 @@ package buffer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"spillway/buffer/batch"
 )
 
-// budget multiplies the number of rounds of the tests below.
-func budget(t testing.TB, n int) int {
-	if s := os.Getenv("SPILLWAY_CRASH_BUDGET"); s != "" {
+// fullBudget is SPILLWAY_CRASH_BUDGET=full: as much as docs/reliability.md shows.
+func fullBudget() bool { return os.Getenv("SPILLWAY_CRASH_BUDGET") == "full" }
+
+// rounds is how much a test does: n, or n times SPILLWAY_CRASH_BUDGET, or all if that
+// is "full".
+func rounds(t testing.TB, n, all int) int {
+	s := os.Getenv("SPILLWAY_CRASH_BUDGET")
+	switch {
+	case fullBudget():
+		return all
+	case s != "":
 		f, err := strconv.ParseFloat(s, 64)
 		if err != nil {
-			t.Fatalf("SPILLWAY_CRASH_BUDGET=%q: want a factor", s)
+			t.Fatalf("SPILLWAY_CRASH_BUDGET=%q: want a factor or full", s)
 		}
 		n = max(1, int(float64(n)*f))
 	}
 	return n
 }
+
+// budget is rounds with a usual factor.
+func budget(t testing.TB, n int) int { return rounds(t, n, 50*n) }
 
 // seedOf is SPILLWAY_CRASH_SEED, to repeat a run, or a fixed number.
 func seedOf(t testing.TB) uint64 {
@@ -46,19 +61,22 @@ func seedOf(t testing.TB) uint64 {
 type sent struct {
 	first, last uint64
 	epoch       batch.Epoch
-	id          string
+	id          batch.Identity
 	seal        batch.Seal
 	payload     []byte
 	promised    bool // Append returned nil before the power went
 	stored      bool // Append returned nil, or ErrMemory
 	memory      bool // Append returned ErrMemory, and it has not come to the disk since, as far as is known
 	delivered   bool // Next returned it
-	told        bool // inside a Gap
+	told        bool // inside a Gap that says so
+	merged      bool // between the ends of a Gap that stands for several
+	hit         bool // the disk has lost bytes of it that were durable
 	inBand      bool // GapsTold for that gap
 	now         bool // Next returned it in this life
 	sent        bool // Next returned it in a life that did not end with Close
 	refused     bool // Reject was called for it since Next returned it last
 	unsure      bool // with refused: Reject failed, or could not keep it
+	once        bool // Reject was called for it
 }
 
 // in reports whether g tells of s. Of very many gaps neighbours are merged, also over
@@ -88,30 +106,54 @@ type number struct {
 //	I12 reading again: what Next may return or has returned and is kept, byte for byte and in order
 //	I13 rejected: at the head of the line still, or kept aside and told
 type world struct {
-	rng   *rand.Rand
-	disk  *simDisk
-	o     Options
-	now   time.Time
-	all   []*sent
-	byID  map[string]*sent
-	seen  map[number]uint32          // CRC that the outside has seen under a number
-	plan  Plan                       // SetPlan returned nil for it and nothing touched it since
-	maybe bool                       // plan may be there or not
-	gone  map[string]bool            // keys of plans that were given up for good
-	short bool                       // the disk was full and took no cursor: what Reject did may stay untold
-	many  bool                       // gaps were so many that some are merged
-	doubt []Doubt                    // InDoubt returned nil for them
-	acked map[string]map[uint64]bool // records by the output that acknowledged them
-	b     *Buffer
-	w     *writer
+	rng    *rand.Rand
+	disk   *simDisk
+	o      Options
+	now    time.Time
+	all    []*sent
+	byID   map[batch.Identity]*sent
+	seen   map[number]uint32          // CRC that the outside has seen under a number
+	plan   Plan                       // SetPlan returned nil for it and nothing touched it since
+	maybe  bool                       // plan may be there or not
+	gone   map[string]bool            // keys of plans that were given up for good
+	short  bool                       // the disk was full and took no cursor: what Reject did may stay untold
+	many   bool                       // gaps were so many that some are merged
+	doubt  []Doubt                    // InDoubt returned nil for them
+	acked  map[string]map[uint64]bool // records by the output that acknowledged them
+	exact  []exactGap                 // gaps that tell of one hole
+	loose  []looseGap                 // gaps that stand for several
+	worn   bool                       // the cursor may have been damaged: what it held may be forgotten
+	b      *Buffer
+	w      *writer
+	ended  bool           // the script has closed it
+	unread CorruptError   // Next's last error
+	again  []*batch.Batch // Append failed for them: they come next, or never
 
-	stats struct{ lives, appends, runs, cuts, kills, newEpochs, gaps, doubts, reads, rejects, memory int }
-	steps []string // what was done, for the report
+	stats worldStats
+	steps []step // what was done, for the report
+}
+
+// worldStats says where a world has been.
+type worldStats struct {
+	lives, cuts, kills, calls, newEpochs, appends, runs, plans, doubts, rejects, reads, memory int
+	gaps, merged                                                                               int // merged: of many gaps, held against what was lost
+	hits, cutOff                                                                               int // cutOff: batches destroyed at the end of an epoch
+}
+
+func (s *worldStats) add(o *worldStats) {
+	from := o.all()
+	for i, n := range s.all() {
+		*n += *from[i]
+	}
+}
+
+func (s *worldStats) all() []*int {
+	return []*int{&s.lives, &s.cuts, &s.kills, &s.calls, &s.newEpochs, &s.appends, &s.runs, &s.plans, &s.doubts, &s.rejects, &s.reads, &s.memory, &s.gaps, &s.merged, &s.hits, &s.cutOff}
 }
 
 func newWorld(seed uint64, o Options) *world {
 	rng := rand.New(rand.NewPCG(seed, seed))
-	w := &world{rng: rng, disk: newSimDisk(rng), o: o, now: time.Unix(1_800_000_000, 0), byID: map[string]*sent{}, seen: map[number]uint32{},
+	w := &world{rng: rng, disk: newSimDisk(rng), o: o, now: time.Unix(1_800_000_000, 0), byID: map[batch.Identity]*sent{}, seen: map[number]uint32{},
 		gone: map[string]bool{}, acked: map[string]map[uint64]bool{}}
 	w.o.FS = w.disk
 	w.o.Agent = "gw-1"
@@ -127,14 +169,24 @@ func (w *world) fail(format string, args ...any) {
 	panic(violation{fmt.Sprintf(format, args...)})
 }
 
-func (w *world) did(format string, args ...any) {
-	w.steps = append(w.steps, fmt.Sprintf(format, args...))
+// step is put into words only if there is a report.
+type step struct {
+	format string
+	args   []any
 }
+
+func (w *world) did(format string, args ...any) {
+	w.steps = append(w.steps, step{format, args})
+}
+
+// healthy reports whether the disk does what it is asked for.
+func (w *world) healthy() bool { return !w.disk.dead && w.disk.fail == nil && len(w.disk.bad) == 0 }
 
 // open starts a life. It returns false if the power went or a fault was injected.
 func (w *world) open() bool {
 	w.stats.lives++
-	changes := w.disk.changes
+	w.again = nil
+	changes, healthy := w.disk.changes, w.healthy()
 	b, err := Open("sim", w.o)
 	if changes != w.disk.changes {
 		w.fail("I7: opening changed the disk")
@@ -148,7 +200,7 @@ func (w *world) open() bool {
 	if w.disk.dead {
 		return false
 	}
-	if w.disk.fail == nil && w.rng.IntN(4) == 0 { // I8; both read only
+	if healthy && w.healthy() && w.rng.IntN(4) == 0 { // I8; both read only
 		again, err := Open("sim", w.o)
 		if w.disk.dead {
 			return false
@@ -174,7 +226,7 @@ func (w *world) open() bool {
 	}
 	w.b, w.w = b, newWriter(st)
 	w.did("open: epoch %v next %d committed %d unclean %v", st.Epoch, st.Next, b.pos.committed, st.Unclean)
-	if w.disk.fail == nil {
+	if healthy {
 		w.aside()
 	}
 	w.collect()
@@ -184,80 +236,80 @@ func (w *world) open() bool {
 		w.stats.newEpochs++
 	}
 	for _, s := range w.all {
+		if !fresh && s.epoch == st.Epoch && s.last == st.Next-1 && s.seal == st.Seal {
+			fresh = true // the seals join
+		}
+		if s.hit {
+			continue // what was in it is not known any more
+		}
 		if s.promised && s.last >= st.Next {
 			w.fail("I4: record %d was promised, and numbering goes on at %d", s.last, st.Next)
 		}
 		if s.delivered && !s.memory && s.last >= st.Next && w.o.Sync != SyncNever && !(w.o.Memory > 0 && w.o.Sync == SyncInterval) { // what is not synced may come to memory
 			w.fail("I4: record %d was seen, and numbering goes on at %d", s.last, st.Next)
 		}
-		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told {
+		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told && !s.merged {
 			w.fail("I5: position %d, but %s was never delivered", b.pos.committed, s.id)
 		}
-		if !fresh && s.epoch == st.Epoch && s.last == st.Next-1 && s.seal == st.Seal {
-			fresh = true // the seals join
-		}
-		if s.promised && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
+		if s.promised && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
 			w.fail("a new epoch says that %d was the last record, but %d was promised", st.Previous.Last, s.last)
 		}
 	}
-	if !fresh && len(w.all) > 0 && st.Next > 1 {
+	if !fresh && len(w.all) > 0 && st.Next > 1 && healthy {
 		w.fail("the seal at %d is not that of the batch before", st.Next)
 	}
 	return true
 }
 
-// append stores a few batches.
+// append stores a few batches, or tries again those that could not be stored.
 func (w *world) append() {
-	n := 1 + w.rng.IntN(3)
-	before := *w.w
-	var batches []*batch.Batch
-	var recs []*sent
-	for range n {
-		size := 1 + w.rng.IntN(900)
-		if w.rng.IntN(20) == 0 {
-			size += 3000
+	if len(w.again) == 0 {
+		for range 1 + w.rng.IntN(3) {
+			size := 1 + w.rng.IntN(900)
+			if w.rng.IntN(20) == 0 {
+				size += 3000
+			}
+			p := make([]byte, size)
+			garbage(w.rng, p)
+			x := w.w.seal(1+uint32(w.rng.IntN(5)), p)
+			s := &sent{first: x.First, last: x.Last(), epoch: w.w.Epoch, id: x.Identity(w.o.Agent, w.w.Epoch), seal: x.Seal, payload: p}
+			w.again = append(w.again, x)
+			w.all, w.byID[s.id] = append(w.all, s), s
 		}
-		p := make([]byte, size)
-		for i := range p {
-			p[i] = byte(w.rng.Uint32())
-		}
-		x := w.w.seal(1+uint32(w.rng.IntN(5)), p)
-		s := &sent{first: x.First, last: x.Last(), epoch: w.w.Epoch, id: x.Identity(w.o.Agent, w.w.Epoch).String(), seal: x.Seal, payload: p}
-		batches, recs = append(batches, x), append(recs, s)
-		w.all, w.byID[s.id] = append(w.all, s), s
 	}
-	for try := 0; ; try++ {
-		err := w.b.Append(context.Background(), batches...)
-		w.did("append %d-%d: %v", batches[0].First, batches[n-1].Last(), err)
+	for range 4 {
+		err := w.b.Append(context.Background(), w.again...)
+		w.did("append %d-%d: %v", w.again[0].First, w.again[len(w.again)-1].Last(), err)
 		w.stats.appends++
-		if errors.Is(err, ErrMemory) {
-			w.stats.memory++
-			for _, s := range recs {
-				s.stored, s.memory = true, true
+		if memory := errors.Is(err, ErrMemory); err == nil || memory {
+			for _, x := range w.again {
+				s := w.byID[x.Identity(w.o.Agent, w.w.Epoch)]
+				s.stored, s.memory = true, memory
+				s.promised = !memory && !w.disk.dead && w.o.Sync == SyncGroup
+			}
+			w.again = nil
+			if memory {
+				w.stats.memory++
+			} else {
+				w.whole()
 			}
 			return
 		}
-		if err == nil {
-			for _, s := range recs {
-				s.stored = true
-				s.promised = !w.disk.dead && w.o.Sync == SyncGroup
-			}
-			w.whole()
+		if w.disk.dead {
 			return
-		}
-		if w.disk.dead || try > 2 {
-			break
 		}
 		if errors.Is(err, ErrFull) {
 			w.deliver(true)
-			w.tick(w.o.KeepAcked + time.Minute)
+			if !w.disk.dead {
+				w.tick(w.o.KeepAcked + time.Minute)
+			}
 		} else if w.disk.fail == nil && w.disk.room < 0 {
 			w.fail("append: %v", err)
 		}
+		if w.disk.dead {
+			return
+		}
 	}
-	// The numbers come again, and so must the content: keep to it by ending the life.
-	*w.w = before
-	w.w = nil
 }
 
 // whole takes note that what was in memory is on the disk, if it is.
@@ -272,15 +324,53 @@ func (w *world) whole() {
 	}
 }
 
-// deliver takes one run, if there is one, and commits some of it.
+// handling is what becomes of a run.
+type handling struct {
+	batches int  // at most; 0: some
+	plan    bool // of an object, before it is handed over
+	answer  answer
+}
+
+type answer uint8
+
+const (
+	takes     answer = iota // the output takes all of it
+	takesSome               // some of it, if there is no plan
+	silent                  // as if the output had failed
+	doubts                  // it has failed and may have it
+	rejects                 // and nobody takes it
+)
+
+// deliver takes one run, if there is one, and commits some or all of it.
 func (w *world) deliver(all bool) {
+	h := handling{plan: w.rng.IntN(4) == 0, answer: takes}
+	if !all {
+		h.answer = []answer{takesSome, takesSome, silent, doubts, rejects, takesSome}[w.rng.IntN(6)]
+	}
+	w.take(h)
+}
+
+// take takes one run, if there is one.
+func (w *world) take(h handling) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	l := batch.Limits{Batches: 1 + w.rng.IntN(4)}
+	l := batch.Limits{Batches: h.batches}
+	if l.Batches == 0 {
+		l.Batches = 1 + w.rng.IntN(4)
+	}
+	healthy := w.healthy()
 	run, err := w.b.Next(ended, l)
 	if err != nil {
-		if !errors.Is(err, context.Canceled) && !w.disk.dead && w.disk.fail == nil {
+		var bad *CorruptError
+		switch {
+		case errors.Is(err, context.Canceled) || w.disk.dead:
+		case healthy:
 			w.fail("next: %v", err)
+		case w.disk.fail != nil && errors.As(err, &bad):
+			if bad.File == w.unread.File && bad.Offset == w.unread.Offset { // the third time it is damage
+				w.hurt(bad.File, w.disk.names[bad.File].data, int(bad.Offset), 1<<40)
+			}
+			w.unread = *bad
 		}
 		if !w.disk.dead {
 			w.collect()
@@ -300,12 +390,15 @@ func (w *world) deliver(all bool) {
 	case w.plan == (Plan{}):
 	case run.Key == w.plan.Key && run.First() == w.plan.First && run.Last() == w.plan.Last:
 	case run.Key != "" && w.maybe && w.o.Memory > 0: // of a life whose cursor could not be saved for long
+	case run.Key != "" && w.worn:
+		w.plan = Plan{w.plan.Output, run.First(), run.Last(), run.Key} // an older one
 	case run.Key != "":
 		w.fail("plan %+v came back as %q, %d to %d", w.plan, run.Key, run.First(), run.Last())
-	case !w.maybe:
+	case !w.maybe && !slices.ContainsFunc(w.all, func(s *sent) bool { return s.hit && w.plan.First <= s.last && s.first <= w.plan.Last }):
 		w.fail("plan %+v is gone: next run is %d to %d", w.plan, run.First(), run.Last())
 	}
-	if run.Key == "" && w.rng.IntN(4) == 0 {
+	if run.Key == "" && h.plan {
+		w.stats.plans++
 		p := Plan{Output: w.output(), First: run.First(), Last: run.Last(), Key: fmt.Sprint("key-", w.rng.Uint32())}
 		err := w.b.SetPlan(p)
 		w.did("plan %d-%d %s: %v", p.First, p.Last, p.Key, err)
@@ -322,18 +415,20 @@ func (w *world) deliver(all bool) {
 	if w.disk.dead {
 		return
 	}
-	if !all && w.rng.IntN(3) == 0 { // as if the output had failed
-		switch w.rng.IntN(3) {
-		case 0:
-			w.inDoubt(Range{run.First(), run.Last()})
-		case 1:
-			w.reject(&run)
-		}
-		return
-	}
 	last := run.Last()
-	if w.plan == (Plan{}) && !all {
-		last = run.Batches[w.rng.IntN(len(run.Batches))].Last()
+	switch h.answer {
+	case silent:
+		return
+	case doubts:
+		w.inDoubt(Range{run.First(), run.Last()})
+		return
+	case rejects:
+		w.reject(&run)
+		return
+	case takesSome:
+		if w.plan == (Plan{}) {
+			last = run.Batches[w.rng.IntN(len(run.Batches))].Last()
+		}
 	}
 	was := w.b.Stats().Committed
 	output := w.output()
@@ -383,7 +478,7 @@ func (w *world) inDoubt(r Range) {
 		if givesUp {
 			w.plan = Plan{}
 		}
-	case err == nil || w.disk.dead || w.disk.fail != nil:
+	case err == nil || w.disk.dead || w.disk.fail != nil || w.disk.room >= 0:
 		w.maybe = w.maybe || givesUp
 	default:
 		w.fail("in doubt: %v", err)
@@ -396,11 +491,11 @@ func (w *world) reject(run *batch.Run) {
 	recs := w.of(run)
 	err := w.b.Reject(run, "nobody takes it")
 	w.did("reject %d-%d: %v", run.First(), run.Last(), err)
-	if err != nil && !w.disk.dead && w.disk.fail == nil {
+	if err != nil && !w.disk.dead && w.disk.fail == nil && w.disk.room < 0 {
 		w.fail("reject: %v", err)
 	}
 	for _, s := range recs {
-		s.refused, s.unsure = true, err != nil || w.b.Stats().Degraded
+		s.refused, s.once, s.unsure = true, true, err != nil || w.b.Stats().Degraded
 	}
 	if w.plan.First <= run.Last() {
 		w.maybe = true
@@ -416,7 +511,7 @@ func (w *world) reject(run *batch.Run) {
 // of finds the batches of a run.
 func (w *world) of(run *batch.Run) (out []*sent) {
 	for i := range run.Batches {
-		id := run.Batches[i].Identity(run.Agent, run.Epoch).String()
+		id := run.Batches[i].Identity(run.Agent, run.Epoch)
 		s := w.byID[id]
 		if s == nil {
 			w.fail("I2: %s was never appended", id)
@@ -429,6 +524,9 @@ func (w *world) of(run *batch.Run) (out []*sent) {
 // aside checks that what was rejected and is not in the line any more is in
 // rejected/, or was more than that holds, and is told.
 func (w *world) aside() {
+	if !slices.ContainsFunc(w.all, func(s *sent) bool { return s.refused }) {
+		return
+	}
 	kept := w.scan(rejected + "/")
 	p := &w.b.pos
 	for _, s := range w.all {
@@ -445,15 +543,15 @@ func (w *world) aside() {
 		}
 		// Reject had failed, and it was dropped later; merged gaps have the reason of the first.
 		dropped := slices.ContainsFunc(gaps, func(g Gap) bool { return byPolicy(g.Reason) }) || s.unsure && (w.many || w.o.Memory > 0)
-		if !kept[s.id] && !dropped && w.o.RejectedBytes == 0 {
+		if !kept[s.id] && !dropped && !s.hit && w.o.RejectedBytes == 0 {
 			w.fail("I13: %s was rejected, is out of the line and not kept aside", s.id)
 		}
 	}
 }
 
 // scan returns the identities of all intact batches in a directory.
-func (w *world) scan(dir string) map[string]bool {
-	found := map[string]bool{}
+func (w *world) scan(dir string) map[batch.Identity]bool {
+	found := map[batch.Identity]bool{}
 	for name, n := range w.disk.names {
 		base, ok := strings.CutPrefix(name, dir)
 		seg, ours := parseName(base)
@@ -462,7 +560,7 @@ func (w *world) scan(dir string) map[string]bool {
 		}
 		for e := range Scan(bytes.NewReader(n.data), int64(len(n.data)), base) {
 			if e.Kind == KindBatch {
-				found[e.Batch.Identity(seg.agent, seg.epoch).String()] = true
+				found[e.Batch.Identity(seg.agent, seg.epoch)] = true
 			}
 		}
 	}
@@ -494,7 +592,7 @@ func (w *world) read() {
 	if len(w.b.segs) > 0 {
 		first = w.b.segs[0].first
 	}
-	r := Range{First: first + w.rng.Uint64N(max(1, w.b.start.Next-first))}
+	r := Range{First: first + w.rng.Uint64N(max(1, w.b.start.Next-min(first, w.b.start.Next)))}
 	r.Last = r.First + w.rng.Uint64N(300)
 	if w.rng.IntN(3) == 0 {
 		r = Range{1, 1 << 40}
@@ -506,6 +604,7 @@ func (w *world) read() {
 	got, kept := map[*sent]bool{}, w.scan("")
 	end, drops := uint64(0), w.rng.IntN(6) == 0
 	for from := r.First; from <= r.Last; from = end + 1 {
+		healthy := w.healthy()
 		run, err := w.b.Read(context.Background(), Range{from, r.Last}, l)
 		if w.disk.dead {
 			return
@@ -514,7 +613,7 @@ func (w *world) read() {
 			break
 		}
 		if err != nil {
-			if w.disk.fail == nil {
+			if healthy {
 				w.fail("I12: read %d-%d: %v", from, r.Last, err)
 			}
 			return // and tried again some time
@@ -528,7 +627,7 @@ func (w *world) read() {
 			if !bytes.Equal(x.Payload, s.payload) || x.Check() != nil || x.Seal != s.seal {
 				w.fail("I2: %s is read with other bytes", s.id)
 			}
-			if x.Chain(before, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || !kept[w.before(s)] || w.o.Sync != SyncGroup)) {
+			if x.Chain(before, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || !kept[w.before(s)] || w.o.Sync != SyncGroup || w.stats.hits > 0)) {
 				w.fail("I12: %s is read behind another seal", s.id)
 			}
 			before, end = x.Seal, x.Last()
@@ -545,11 +644,11 @@ func (w *world) read() {
 		kept = w.scan("")
 	}
 	w.did("read %d-%d: %d batches", r.First, r.Last, len(got))
-	if w.disk.fail != nil || w.o.Sync == SyncNever {
+	if !w.healthy() || w.o.Sync == SyncNever {
 		return
 	}
 	for _, s := range w.all {
-		if (s.promised || s.delivered) && !s.told && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] {
+		if (s.promised || s.delivered) && !s.told && !s.merged && !s.hit && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] {
 			w.fail("I12: %s is kept and not read", s.id)
 		}
 	}
@@ -570,7 +669,7 @@ func (w *world) check(run *batch.Run) {
 		if i > 0 && x.First != run.Batches[i-1].Last()+1 {
 			w.fail("a run crosses a hole at %d", x.First)
 		}
-		if x.Seal != s.seal || x.Chain(prev, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || w.o.Sync != SyncGroup)) { // without sync the header that says it may be torn
+		if x.Seal != s.seal || x.Chain(prev, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || w.o.Sync != SyncGroup || w.stats.hits > 0)) { // without sync the header that says it may be torn
 			w.fail("%s does not follow the seal before it", id)
 		}
 		prev = x.Seal
@@ -587,62 +686,99 @@ func (w *world) check(run *batch.Run) {
 	}
 }
 
-// byPolicy reports whether what reason says was wanted.
-func byPolicy(reason string) bool {
-	return reason == ReasonFull || reason == ReasonTrimmed || reason == ReasonExpired
-}
-
 // before is the identity of the batch before s, if it was of the same epoch.
-func (w *world) before(s *sent) string {
+func (w *world) before(s *sent) batch.Identity {
 	for _, o := range w.all {
 		if o.epoch == s.epoch && o.last == s.first-1 {
 			return o.id
 		}
 	}
-	return ""
+	return batch.Identity{}
 }
 
 // broken reports whether the batch before s is told as lost, so that the seal
 // before s need not be known.
 func (w *world) broken(s *sent) bool {
 	for _, o := range w.all {
-		if o.epoch == s.epoch && o.last == s.first-1 && o.told {
+		if o.epoch == s.epoch && o.last == s.first-1 && (o.told || o.merged || o.hit) {
 			return true
 		}
 	}
 	return false
 }
 
+// exactGap is a gap that tells of one hole.
+type exactGap struct {
+	Range
+	inBand bool // GapsTold, and not untold again since
+}
+
+// looseGap is a gap that stands for several, and for how many records more than those
+// that were told one by one.
+type looseGap struct {
+	Range
+	more uint64
+}
+
 // collect takes the gaps that were found.
+//
+// Of more gaps than a cursor holds, neighbours are merged: one range, and how many
+// records are missing in it. What lies between its ends may be lost, delivered or
+// pending, which the gap can't say; settle holds the count against what is lost in the end.
 func (w *world) collect() {
 	gaps := w.b.Gaps()
 	w.many = w.many || len(gaps) >= maxGaps
+	var listed []Range // of those that tell of one hole
 	for _, g := range gaps {
 		w.stats.gaps++
 		w.did("gap %s %d-%d (%d)", g.Reason, g.First, g.Last, g.Count)
+		one := g.Count >= g.Last-g.First+1 // or two that touch; a merged one may count a part twice
 		var least, most uint64
 		for _, s := range w.all {
 			if !s.in(g) || s.epoch != g.Epoch && !w.many {
 				continue
 			}
+			n := s.last - s.first + 1
+			most += n
+			if !one {
+				s.merged = true
+				continue
+			}
 			// Merged ones have the reason of the first.
-			dropped := byPolicy(g.Reason) || g.Reason == ReasonRejected && (s.refused || w.many)
-			if s.promised && !dropped {
+			dropped := byPolicy(g.Reason) || g.Reason == ReasonRejected && (s.refused || w.many || w.worn && s.once)
+			// The disk was so full that delivered segments, and those that were dropped, made
+			// room without a note.
+			dropped = dropped || w.short && g.Reason == ReasonMissing && (s.delivered || w.o.Full == DropOldest)
+			if s.promised && !dropped && !s.hit {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
-			most += s.last - s.first + 1
-			// Of more gaps than a cursor holds, neighbours are merged: what lies between
-			// them may be delivered or pending, and does not count.
-			if merged := g.Count < g.Last-g.First+1; s.stored && !merged {
-				least += s.last - s.first + 1
+			if s.stored && !s.hit {
+				least += n
 			}
 			s.told = true
 			s.refused = s.refused && !byPolicy(g.Reason)
 		}
-		// What Append failed for may lie there and count, or not.
-		if (g.Reason == ReasonFull || g.Reason == ReasonExpired) && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most) {
+		// What Append failed for may lie there and count, or not; and so may the numbers
+		// that are left out where something could not be read.
+		if (g.Reason == ReasonFull || g.Reason == ReasonExpired) && w.o.Sync == SyncGroup && (g.Count < least || g.Count > most && g.Count < unreadable/2) {
 			w.fail("I6: %d records told as %s in %d to %d, but %d to %d were stored there", g.Count, g.Reason, g.First, g.Last, least, most)
 		}
+		if r := (Range{g.First, g.Last}); one {
+			listed = append(listed, r)
+		}
+	}
+	for _, g := range gaps {
+		r := Range{g.First, g.Last}
+		if slices.Contains(listed, r) {
+			i := slices.IndexFunc(w.exact, func(x exactGap) bool { return x.Range == r })
+			if i < 0 {
+				w.exact = append(w.exact, exactGap{Range: r})
+			} else {
+				w.exact[i].inBand = false
+			}
+			continue
+		}
+		w.weigh(r, g.Count, listed)
 	}
 	if len(gaps) > 0 && w.rng.IntN(2) == 0 {
 		w.b.GapsTold(len(gaps), w.b.Stats().Next-1)
@@ -651,36 +787,165 @@ func (w *world) collect() {
 				s.inBand = s.inBand || s.in(g)
 			}
 		}
+		for i := range w.exact {
+			x := &w.exact[i]
+			x.inBand = x.inBand || slices.ContainsFunc(gaps, func(g Gap) bool { return Range{g.First, g.Last}.holds(x.Range) })
+		}
 	}
+}
+
+// weigh finds out for how many records a gap counts that stands for several and was
+// found beside listed. A hole that was told, that the position has passed and that no
+// record tells in-band must still be among the gaps: what no other of them covers
+// is a part of this one.
+func (w *world) weigh(r Range, count uint64, listed []Range) {
+	var parts []Range
+	if !w.short && w.o.Sync == SyncGroup {
+		for _, x := range w.exact {
+			if r.holds(x.Range) && !x.inBand && x.Last <= w.b.pos.committed {
+				parts = append(parts, x.Range)
+			}
+		}
+	}
+	known := records(append(slices.Clone(parts), listed...)) - records(listed)
+	if count < known {
+		w.fail("I6: %d records told in %d to %d, but %d of them were told one by one before", count, r.First, r.Last, known)
+	}
+	more := count - known
+	if i := slices.IndexFunc(w.loose, func(g looseGap) bool { return g.Range == r }); i >= 0 {
+		w.loose[i].more = max(w.loose[i].more, more)
+	} else {
+		w.loose = append(w.loose, looseGap{r, more})
+	}
+}
+
+// records is how many numbers are in any of rs.
+func records(rs []Range) (n uint64) {
+	rs = slices.Clone(rs)
+	slices.SortFunc(rs, func(a, b Range) int { return cmp.Compare(a.First, b.First) })
+	next := uint64(0)
+	for _, r := range rs {
+		if r.Last >= next {
+			n += r.Last + 1 - max(next, r.First)
+			next = r.Last + 1
+		}
+	}
+	return n
+}
+
+// settle holds what is lost against what was told, when nothing is pending any more.
+// Promised batches between the ends of merged gaps that were neither delivered nor told
+// one by one can't be more than those gaps count beyond what was told one by one. Of
+// gaps that grew, the last counts, and of gaps that overlap the sum.
+//
+// It can't be known better: which of several batches in a merged gap it means is nowhere
+// on the disk, and a hole that is found by two lives, of which the first could not note
+// it, is in the count twice.
+func (w *world) settle() {
+	grown := slices.DeleteFunc(slices.Clone(w.loose), func(g looseGap) bool {
+		return slices.ContainsFunc(w.loose, func(o looseGap) bool { return o.Range != g.Range && o.holds(g.Range) })
+	})
+	slices.SortFunc(grown, func(a, b looseGap) int { return cmp.Compare(a.First, b.First) })
+	for i := 0; i < len(grown); {
+		all, more := grown[i].Range, grown[i].more
+		for i++; i < len(grown) && grown[i].First <= all.Last; i++ {
+			all.Last, more = max(all.Last, grown[i].Last), more+grown[i].more
+		}
+		var lost uint64
+		for _, s := range w.all {
+			if s.promised && !s.delivered && !s.told && !s.hit && all.holds(Range{s.first, s.last}) {
+				lost += s.last - s.first + 1
+			}
+		}
+		if w.stats.merged++; lost > more {
+			w.fail("I6: %d records in %d to %d are lost and not told one by one, but the gaps there count only %d more", lost, all.First, all.Last, more)
+		}
+	}
+	for _, s := range w.all {
+		if !s.promised || s.delivered || s.told || s.merged {
+			continue
+		}
+		if !s.hit {
+			w.fail("I1: %s was promised and is lost", s.id)
+		}
+		if !w.worn && slices.ContainsFunc(w.all, func(o *sent) bool { return o.epoch == s.epoch && o.first > s.last && o.delivered }) {
+			w.fail("I6: %s was destroyed, what follows it was delivered, and it is not told", s.id)
+		}
+		w.stats.cutOff++
+	}
+}
+
+// byPolicy reports whether what reason says was wanted.
+func byPolicy(reason string) bool {
+	return reason == ReasonFull || reason == ReasonTrimmed || reason == ReasonExpired
+}
+
+// hurt notes that bytes lo to hi of a durable file with this content are lost.
+func (w *world) hurt(name string, data []byte, lo, hi int) {
+	w.stats.hits++
+	if name == cursorFile {
+		w.wear()
+		return
+	}
+	base := name[strings.LastIndexByte(name, '/')+1:]
+	seg, ok := parseName(base)
+	if !ok {
+		return
+	}
+	for e := range Scan(bytes.NewReader(data), int64(len(data)), base) {
+		if e.Kind == KindBatch && e.Off < int64(hi) && e.End > int64(lo) {
+			if s := w.byID[e.Batch.Identity(seg.agent, seg.epoch)]; s != nil {
+				s.hit = true
+				w.did("%s is hit", s.id)
+			}
+		}
+	}
+}
+
+// wear notes that the cursor may be gone, or be an older one: what only it knew is
+// forgotten.
+func (w *world) wear() {
+	w.worn, w.short, w.maybe = true, true, true
+	w.doubt = nil
+	clear(w.gone)
 }
 
 func (w *world) tick(d time.Duration) {
 	w.now = w.now.Add(d)
 	w.b.Maintain(w.now)
 	w.whole()
-	if !slices.Contains(w.steps[max(0, len(w.steps)-1):], fmt.Sprintf("maintain +%v", d)) {
-		w.did("maintain +%v", d)
-	}
+	w.did("maintain +%v", d)
 }
 
 // life opens, works n steps and ends in one of four ways.
 func (w *world) life(n int) {
-	closed := false
-	defer func() {
-		for _, s := range w.all {
-			s.sent = s.sent || s.now && !closed && !s.memory && w.b.saved // else nothing on the disk knows of this life
-			s.now = false
-			s.stored, s.refused = s.stored && !s.memory, s.refused && !s.memory
-		}
-	}()
-	if w.open() {
+	w.lead(func() {
 		for range n {
-			if w.disk.dead || w.w == nil {
+			if w.disk.dead {
 				break
 			}
 			w.step()
 		}
-		if !w.disk.dead && w.rng.IntN(3) == 0 {
+	})
+}
+
+// lead opens, works and ends in one of four ways.
+func (w *world) lead(work func()) {
+	closed := false
+	w.ended = false
+	defer func() {
+		for _, s := range w.all {
+			s.sent = s.sent || s.now && !closed && !s.memory && w.b.saved // else nothing on the disk knows of this life
+			s.now = false
+			// What is not synced may have come to memory too.
+			inMemory := s.memory || w.o.Memory > 0 && w.o.Sync != SyncGroup
+			s.stored, s.refused = s.stored && !s.memory, s.refused && !inMemory
+		}
+	}()
+	if w.open() {
+		work()
+		closed = w.ended
+		if !closed && !w.disk.dead && w.rng.IntN(3) == 0 {
 			err := w.b.Close()
 			w.did("close: %v", err)
 			closed = true // if it failed, the cursor may say so or not
@@ -697,6 +962,14 @@ func (w *world) life(n int) {
 		}
 	}
 	w.disk.fail = nil
+	if w.short {
+		// Where not even the cursor could be overwritten, what had been passed made room
+		// without a note of it.
+		kept := w.scan("")
+		for _, s := range w.all {
+			s.hit = s.hit || s.promised && !s.delivered && !kept[s.id]
+		}
+	}
 	if w.rng.IntN(3) == 0 {
 		w.did("kill") // between two calls, or in the middle of one
 		w.stats.kills++
@@ -704,9 +977,18 @@ func (w *world) life(n int) {
 		w.disk.dead, w.disk.cutAt = false, 0
 		return
 	}
+	w.cut()
+}
+
+// cut lets the power fail, and come back.
+func (w *world) cut() {
 	w.did("power cut")
 	w.stats.cuts++
 	w.disk.reboot()
+	for _, x := range w.disk.spoilt {
+		w.hurt(x.name, x.before, x.lo, x.hi)
+	}
+	w.disk.spoilt = nil
 	w.maybe = w.maybe || w.o.Sync == SyncNever // what it covers may be gone
 	for _, s := range w.all {
 		s.stored = s.stored && (s.promised || s.delivered) // of the rest nothing is known
@@ -727,7 +1009,7 @@ func (w *world) step() {
 	case k < 21:
 		w.read()
 	default:
-		if w.plan != (Plan{}) && w.disk.fail == nil {
+		if w.plan != (Plan{}) && w.disk.fail == nil && w.disk.room < 0 {
 			if w.b.SetPlan(Plan{}) == nil && !w.disk.dead {
 				w.plan, w.maybe = Plan{}, false
 			} else {
@@ -740,7 +1022,7 @@ func (w *world) step() {
 
 // finish drains everything in a healthy life and settles accounts.
 func (w *world) finish() {
-	w.disk.fail, w.disk.cutAt, w.disk.room = nil, 0, -1
+	w.disk.fail, w.disk.cutAt, w.disk.room, w.disk.bad = nil, 0, -1, nil
 	if !w.open() {
 		w.fail("I7: the last open failed")
 	}
@@ -756,37 +1038,85 @@ func (w *world) finish() {
 			w.fail("I9: no progress at %d", before)
 		}
 	}
-	for _, s := range w.all {
-		if s.promised && !s.delivered && !s.told {
-			w.fail("I1: %s was promised and is lost", s.id)
-		}
-	}
+	w.settle()
 	if err := w.b.Close(); err != nil {
 		w.fail("close: %v", err)
 	}
 	w.disk.kill()
 }
 
-// try runs f and turns a violation into a failure with the way to it.
-func (w *world) try(t *testing.T, name string, f func()) {
-	t.Helper()
+// run runs f and returns a violation, or a panic, with the way to it.
+func (w *world) run(name string, f func()) (failure string) {
+	return guard(name, func(at **world) {
+		*at = w
+		f()
+	})
+}
+
+// guard is run for an f that says which world it is in.
+func guard(name string, f func(at **world)) (failure string) {
+	w := &world{}
 	defer func() {
 		switch v := recover().(type) {
 		case nil:
 		case violation:
-			t.Fatalf("%s: %s\n%v", name, v.text, tailOf(w.steps, 60))
+			failure = fmt.Sprintf("%s: %s\n%v", name, v.text, tailOf(w.steps, 60))
 		default:
-			t.Errorf("%s\n%v", name, tailOf(w.steps, 60))
-			panic(v)
+			failure = fmt.Sprintf("%s: panic: %v\n%v%s", name, v, tailOf(w.steps, 60), debug.Stack())
 		}
 	}()
-	f()
+	f(&w)
+	return ""
 }
 
-func tailOf(s []string, n int) string {
+// catch makes a failure of a helper one that guard returns, on any goroutine.
+type catch struct{ testing.TB }
+
+func (c catch) Fatalf(format string, args ...any) { panic(violation{fmt.Sprintf(format, args...)}) }
+func (c catch) Fatal(args ...any)                 { panic(violation{fmt.Sprint(args...)}) }
+
+// try is run that ends the test.
+func (w *world) try(t *testing.T, name string, f func()) {
+	t.Helper()
+	if failure := w.run(name, f); failure != "" {
+		t.Fatal(failure)
+	}
+}
+
+// each calls f with first, first+1, … on all processors until the sum of what it returns
+// has reached want. Which numbers those are depends on f alone. Of failures, that with the lowest
+// number is told.
+func each(t *testing.T, first uint64, want int, f func(n uint64) (done int, failure string)) (sum int) {
+	t.Helper()
+	const stretch = 48
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	for ; sum < want; first += stretch {
+		var done [stretch]int
+		var failures [stretch]string
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		for range runtime.GOMAXPROCS(0) {
+			wg.Go(func() {
+				for i := next.Add(1) - 1; i < stretch; i = next.Add(1) - 1 {
+					done[i], failures[i] = f(first + uint64(i))
+				}
+			})
+		}
+		wg.Wait()
+		for i, s := range failures {
+			if s != "" {
+				t.Fatal(s)
+			}
+			sum += done[i]
+		}
+	}
+	return sum
+}
+
+func tailOf(s []step, n int) string {
 	out := ""
 	for _, x := range s[max(0, len(s)-n):] {
-		out += "  " + x + "\n"
+		out += "  " + fmt.Sprintf(x.format, x.args...) + "\n"
 	}
 	return out
 }
@@ -800,107 +1130,12 @@ func policies() []Options {
 		{SegmentBytes: 3000, MaxBytes: 1 << 30, KeepAcked: -1, Sync: SyncInterval, MaxUnsynced: 6000},
 		{SegmentBytes: 4096, MaxBytes: 1 << 30, KeepAcked: -1, Sync: SyncNever},
 		{SegmentBytes: 2000, MaxBytes: 12 << 10, KeepAcked: -1, Sync: SyncInterval, Full: DropOldest, RejectedBytes: 2500},
+		{SegmentBytes: 2000, MaxBytes: 1 << 30, KeepAcked: time.Minute, Memory: 24 << 10},
+		{SegmentBytes: 2000, MaxBytes: 24 << 10, KeepAcked: -1, Full: DropOldest, Memory: 8 << 10},
 	}
 }
 
 func (w *world) total() string {
-	return fmt.Sprintf("%d lives, %d power cuts, %d kills, %d appends, %d runs, %d calls, %d new epochs, %d gaps, %d doubts, %d reads, %d rejects, %d times in memory only", w.stats.lives, w.stats.cuts, w.stats.kills,
-		w.stats.appends, w.stats.runs, w.disk.calls, w.stats.newEpochs, w.stats.gaps, w.stats.doubts, w.stats.reads, w.stats.rejects, w.stats.memory)
-}
-
-// TestPowerCuts runs many directories through several lives each, with a power
-// cut at a random call of most of them, also while opening.
-func TestPowerCuts(t *testing.T) {
-	seed := seedOf(t)
-	cuts, want := 0, budget(t, 5000)
-	var sum [6]string
-	start := time.Now()
-	for n := seed; cuts < want; n++ {
-		o := policies()[n%6]
-		w := newWorld(n, o)
-		w.try(t, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d (%s, %s)", n, o.Sync, o.Full), func() {
-			for range 8 {
-				if w.rng.IntN(4) > 0 {
-					w.disk.cutAt = w.disk.calls + 1 + w.rng.IntN(1+w.rng.IntN(250))
-				}
-				w.life(1 + w.rng.IntN(30))
-			}
-			w.finish()
-		})
-		cuts += w.stats.cuts
-		sum[n%6] = w.total()
-	}
-	t.Logf("%d power cuts from seed %d in %v; the last of each kind: %q", cuts, seed, time.Since(start).Round(time.Millisecond), sum)
-}
-
-// TestEveryCall runs short scripts and cuts the power at every single call of
-// them, several times with different outcomes.
-func TestEveryCall(t *testing.T) {
-	seed := seedOf(t)
-	states, want := 0, budget(t, 2000)
-	start := time.Now()
-	for n := seed; states < want; n++ {
-		o := policies()[n%6]
-		for at := 1; ; at++ {
-			done := false
-			for outcome := range 3 {
-				w := newWorld(n, o)
-				w.try(t, fmt.Sprintf("SPILLWAY_CRASH_SEED=%d, script %d, cut at call %d, outcome %d", seed, n, at, outcome), func() {
-					w.disk.cutAt = at
-					w.life(6)
-					done = w.disk.calls < at
-					for range outcome {
-						w.rng.Uint64() // another outcome of the next cut
-					}
-					w.life(4)
-					w.finish()
-				})
-				states++
-			}
-			if done {
-				break
-			}
-		}
-	}
-	t.Logf("%d states from seed %d in %v", states, seed, time.Since(start).Round(time.Millisecond))
-}
-
-// TestEveryFault fails every single call of scripts in turn, with every kind of
-// error, and cuts the power soon after.
-func TestEveryFault(t *testing.T) {
-	seed := seedOf(t)
-	states, want := 0, budget(t, 8000)
-	start := time.Now()
-	faults := []error{syscall.EIO, syscall.ENOSPC, errShort}
-	for n := seed; states < want; n++ {
-		o := policies()[n%6]
-		for at := 1; ; at++ {
-			done := false
-			for i, fault := range faults {
-				for length := 1; length <= 4; length += 3 { // one call, or a few in a row
-					w := newWorld(n, o)
-					name := fmt.Sprintf("SPILLWAY_CRASH_SEED=%d, script %d, %v at call %d, %d in a row", seed, n, fault, at, length)
-					w.try(t, name, func() {
-						w.disk.fail = func(op string, call int, name string) error {
-							if call < at || call >= at+length || fault == errShort && op != "write" {
-								return nil
-							}
-							w.did("fault %d in %s %s", i, op, name)
-							w.short = w.short || fault == syscall.ENOSPC && name == cursorFile
-							return fault
-						}
-						w.life(10)
-						done = w.disk.calls < at
-						w.life(4)
-						w.finish()
-					})
-					states++
-				}
-			}
-			if done {
-				break
-			}
-		}
-	}
-	t.Logf("%d states from seed %d in %v", states, seed, time.Since(start).Round(time.Millisecond))
+	w.stats.calls = w.disk.calls
+	return fmt.Sprintf("%+v", w.stats)
 }

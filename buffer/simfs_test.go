@@ -19,13 +19,17 @@ import (
 //
 //   - written bytes are pending per sector of 512 bytes until Sync. A power cut
 //     keeps any subset of them; a sector that was being written may hold garbage,
-//     though only in the bytes that were written (power-safe overwrite);
+//     though only in the bytes that were written (power-safe overwrite), or, with
+//     spoils, in all of it, also where it was durable;
 //   - the size after a cut is anything between the durable and the present one, and
-//     what was never written in between is zero or garbage;
+//     what was never written in between is zero, garbage, or what a file that was
+//     removed had there;
 //   - creates, removes and renames are pending until SyncDir; any subset of them,
 //     in order, survives, and of a rename either half;
-//   - after a failed Sync the bytes count as clean and are not on the disk: the
-//     next Sync says that all is well (Linux).
+//   - after a failed Sync the bytes count as clean and any of them are not on the
+//     disk: the next Sync says that all is well (Linux);
+//   - a create, remove or rename that failed may have been done all the same;
+//   - blocks of 4 KiB can't be read, a few times or until they are written again.
 //
 // Everything it decides comes from rng, so a seed repeats a run. One goroutine uses it.
 type simDisk struct {
@@ -42,6 +46,27 @@ type simDisk struct {
 	dead    bool // it has failed
 	fail    func(op string, call int, name string) error
 	room    int64 // bytes that may still be written; < 0: no limit
+	full    error // that says so
+
+	spoils  bool // no power-safe overwrite
+	spoilt  []spoil
+	removed [][]byte // what the last removed files held
+	bad     map[badBlock]int
+	done    map[string]int // calls by kind
+}
+
+// spoil is a range of durable bytes that a cut has destroyed, and the file before.
+type spoil struct {
+	name   string
+	before []byte
+	lo, hi int
+}
+
+// badBlock is a block of 4 KiB of a file that can't be read, so many times more;
+// < 0: until it is written.
+type badBlock struct {
+	n  *inode
+	at int
 }
 
 type inode struct {
@@ -66,8 +91,11 @@ var (
 	errShort = errors.New("write half of it")
 )
 
+// keepRemoved is how many removed files' bytes may come up again.
+const keepRemoved = 4
+
 func newSimDisk(rng *rand.Rand) *simDisk {
-	return &simDisk{rng: rng, names: map[string]*inode{}, disk: map[string]*inode{}, room: -1}
+	return &simDisk{rng: rng, names: map[string]*inode{}, disk: map[string]*inode{}, room: -1, full: syscall.ENOSPC, done: map[string]int{}}
 }
 
 // call, with mu held, counts one call and says how it ends: nil, an injected error, or errCut.
@@ -76,6 +104,7 @@ func (d *simDisk) call(op, name string, change bool) error {
 		return errDead
 	}
 	d.calls++
+	d.done[op]++
 	if change {
 		d.changes++
 	}
@@ -110,7 +139,7 @@ func (d *simDisk) reboot() {
 	for _, name := range slices.Sorted(maps.Keys(d.disk)) {
 		if n := d.disk[name]; !done[n] {
 			done[n] = true
-			n.crash(d.rng)
+			d.crash(name, n)
 		}
 	}
 	d.names = maps.Clone(d.disk)
@@ -118,20 +147,33 @@ func (d *simDisk) reboot() {
 }
 
 // crash decides what of n's pending bytes a cut has kept.
-func (n *inode) crash(rng *rand.Rand) {
-	size := len(n.disk)
-	if d := len(n.data) - len(n.disk); d > 0 {
+func (d *simDisk) crash(name string, n *inode) {
+	rng := d.rng
+	durable := len(n.disk)
+	size := durable
+	if grown := len(n.data) - durable; grown > 0 {
 		switch rng.IntN(3) {
 		case 0:
 			size = len(n.data)
 		case 1:
-			size += rng.IntN(d + 1)
+			size += rng.IntN(grown + 1)
 		}
+	} else if len(n.dirty) == 0 {
+		n.data = append(n.data[:0], n.disk...) // what a failed Sync has lost
+		return
 	}
+	before := n.disk
 	out := make([]byte, size)
-	if k := copy(out, n.disk); rng.IntN(2) == 0 {
-		for i := k; i < size; i++ {
-			out[i] = byte(rng.Uint32())
+	if k := copy(out, n.disk); k < size {
+		switch rng.IntN(4) {
+		case 0:
+			garbage(rng, out[k:])
+		case 1:
+			if len(d.removed) > 0 { // at the same place: it looks most like what should be there
+				if old := d.removed[rng.IntN(len(d.removed))]; k < len(old) {
+					copy(out[k:], old[k:])
+				}
+			}
 		}
 	}
 	mode := rng.IntN(4) // 0: all, 1: nothing, else any subset
@@ -140,19 +182,34 @@ func (n *inode) crash(rng *rand.Rand) {
 		if mode == 3 && rng.IntN(4) == 0 {
 			at.lo += rng.IntN(at.hi - at.lo) // torn in the middle
 		}
+		lo, hi := min(s*sector+at.lo, size), min(s*sector+at.hi, size)
 		what := rng.IntN(4)
-		for i := at.lo; i < at.hi; i++ {
-			off := s*sector + i
-			switch {
-			case off >= size || mode == 1:
-			case mode == 0 || what < 2:
-				out[off] = n.data[off]
-			case what == 2:
-				out[off] = byte(rng.Uint32())
+		switch {
+		case lo == hi || mode == 1:
+		case mode == 0 || what < 2:
+			copy(out[lo:hi], n.data[lo:hi])
+		case what == 2 && d.spoils:
+			lo, hi = s*sector, min((s+1)*sector, size)
+			garbage(rng, out[lo:hi])
+			if lo < durable {
+				d.spoilt = append(d.spoilt, spoil{name, before, lo, min(hi, durable)})
 			}
+		case what == 2:
+			garbage(rng, out[lo:hi])
 		}
 	}
 	n.data, n.disk, n.dirty = out, bytes.Clone(out), nil
+}
+
+// garbage fills p with anything.
+func garbage(rng *rand.Rand, p []byte) {
+	for len(p) >= 8 {
+		le.PutUint64(p, rng.Uint64())
+		p = p[8:]
+	}
+	for i := range p {
+		p[i] = byte(rng.Uint32())
+	}
 }
 
 // flip inverts one bit of a durable file.
@@ -213,11 +270,16 @@ func (d *simDisk) set(name string, n *inode) {
 	d.pending = append(d.pending, dirOp{name, n})
 }
 
+// anyway reports whether a change of a name that ends with err was done.
+func (d *simDisk) anyway(err error) bool {
+	return err == errCut || err == syscall.EIO && d.rng.IntN(4) == 0
+}
+
 func (d *simDisk) Create(name string) (File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := d.call("create", name, true)
-	if err != nil && err != errCut {
+	if err != nil && !d.anyway(err) {
 		return nil, err
 	}
 	if d.names[name] != nil {
@@ -248,15 +310,18 @@ func (d *simDisk) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := d.call("remove", name, true)
-	if err != nil && err != errCut {
+	if err != nil && !d.anyway(err) {
 		return err
 	}
 	if d.names[name] == nil {
 		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrNotExist}
 	}
+	n := d.names[name]
 	if d.room >= 0 {
-		d.room += int64(len(d.names[name].data))
+		d.room += int64(len(n.data))
 	}
+	d.removed = append(d.removed, n.disk)
+	d.removed = d.removed[max(0, len(d.removed)-keepRemoved):]
 	d.set(name, nil)
 	return err
 }
@@ -265,7 +330,7 @@ func (d *simDisk) Quarantine(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := d.call("quarantine", name, true)
-	if err != nil && err != errCut {
+	if err != nil && !d.anyway(err) {
 		return err
 	}
 	n := d.names[name]
@@ -326,6 +391,19 @@ func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	n := copy(p, f.n.data[off:])
+	if len(f.d.bad) > 0 {
+		for at := int(off) / block; at*block < int(off)+n; at++ {
+			b := badBlock{f.n, at}
+			if times := f.d.bad[b]; times > 0 {
+				if f.d.bad[b]--; times == 1 {
+					delete(f.d.bad, b)
+				}
+			} else if times == 0 {
+				continue
+			}
+			return max(0, at*block-int(off)), syscall.EIO
+		}
+	}
 	if n < len(p) {
 		return n, io.EOF
 	}
@@ -338,7 +416,7 @@ func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
 	err := f.check("write", true)
 	if err == nil && f.d.room >= 0 {
 		if grow := max(0, off+int64(len(p))-int64(len(f.n.data))); grow > f.d.room {
-			p, err = p[:max(0, int64(len(p))-(grow-f.d.room))], syscall.ENOSPC
+			p, err = p[:max(0, int64(len(p))-(grow-f.d.room))], f.d.full
 		}
 		f.d.room -= max(0, off+int64(len(p))-int64(len(f.n.data)))
 	} else if err == errDead {
@@ -356,6 +434,11 @@ func (f *simFile) WriteAt(p []byte, off int64) (int, error) {
 		f.n.data = append(f.n.data, make([]byte, need-len(f.n.data))...)
 	}
 	copy(f.n.data[off:], p)
+	if len(f.d.bad) > 0 && len(p) > 0 {
+		for at := int(off) / block; at*block < int(off)+len(p); at++ {
+			delete(f.d.bad, badBlock{f.n, at})
+		}
+	}
 	if f.n.dirty == nil {
 		f.n.dirty = map[int]span{}
 	}
@@ -388,22 +471,22 @@ func (f *simFile) Sync() error {
 	if err == errCut || err == errDead {
 		return err
 	}
-	if err != nil {
-		// The kernel reports once, calls the pages clean and keeps their content
-		// until it needs the memory.
-		f.n.dirty = nil
-		return err
-	}
-	// Bytes that an earlier failed Sync has lost stay lost.
-	if len(f.n.disk) < len(f.n.data) {
+	// Bytes that an earlier failed Sync has lost stay lost. A failing one reports once,
+	// calls the pages clean and keeps their content until the memory is needed.
+	if len(f.n.disk) < len(f.n.data) && (err == nil || f.d.rng.IntN(2) == 0) {
 		f.n.disk = append(f.n.disk, make([]byte, len(f.n.data)-len(f.n.disk))...)
 	}
-	for s, at := range f.n.dirty {
-		lo, hi := s*sector+at.lo, min(s*sector+at.hi, len(f.n.data))
-		copy(f.n.disk[lo:hi], f.n.data[lo:hi])
+	for _, s := range slices.Sorted(maps.Keys(f.n.dirty)) {
+		if err != nil && f.d.rng.IntN(2) == 0 {
+			continue
+		}
+		at := f.n.dirty[s]
+		if lo, hi := s*sector+at.lo, min(s*sector+at.hi, len(f.n.disk)); lo < hi {
+			copy(f.n.disk[lo:hi], f.n.data[lo:hi])
+		}
 	}
 	f.n.dirty = nil
-	return nil
+	return err
 }
 
 func (f *simFile) Close() error { return nil }
