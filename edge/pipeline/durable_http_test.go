@@ -131,7 +131,7 @@ func TestHTTPLate(t *testing.T) {
 	disk := newSlowFS(t, 0)
 	disk.gate = make(chan struct{})
 	b := start(t, "", &memory{}, Block, patient(disk))
-	post, stop := b.hook(listen.HTTPOptions{StoreTimeout: 50 * time.Millisecond})
+	post, stop := b.hook(listen.HTTPOptions{StoreTimeout: 500 * time.Millisecond})
 	for i := range 3 {
 		if status, text := post(fmt.Sprint("late ", i)); status != 503 || !strings.Contains(text, "may be stored") {
 			t.Error(status, text)
@@ -152,7 +152,7 @@ func TestHTTPStoredIsThere(t *testing.T) {
 		patient(disk)(o, l)
 		o.SegmentBytes, o.KeepAcked = 256<<10, time.Hour
 	})
-	post, stop := b.hook(listen.HTTPOptions{StoreTimeout: 200 * time.Millisecond})
+	post, stop := b.hook(listen.HTTPOptions{StoreTimeout: time.Second})
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
 	told := map[string]bool{} // guarded by mu

@@ -422,7 +422,7 @@ func TestStoredIsThere(t *testing.T) {
 			wg.Go(func() {
 				s := b.in.OpenStorer()
 				for i := 0; ctx.Err() == nil; i++ {
-					wait, done := context.WithTimeout(ctx, time.Duration(1+own.IntN(200))*time.Millisecond)
+					wait, done := context.WithTimeout(ctx, time.Duration(1+own.IntN(1000))*time.Millisecond)
 					var sent []string
 					for n := range 1 + own.IntN(30) {
 						sent = append(sent, fmt.Sprintf("%d-%d-%d", k, i, n))

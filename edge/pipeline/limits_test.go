@@ -131,7 +131,7 @@ func TestFullShipsAtOnce(t *testing.T) {
 	})
 	s := b.in.Open()
 	big := strings.Repeat("x", 64<<10)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for i := range 100 {
 		s.Message(msg(fmt.Sprint(i, big)), from, time.Now())
@@ -369,7 +369,7 @@ func TestGapOfALostBatchStaysUntold(t *testing.T) {
 	})
 	s := b.in.Open()
 	big := strings.Repeat("y", 48<<10)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	telling := func() int { b.lane.gapMu.Lock(); defer b.lane.gapMu.Unlock(); return b.lane.telling }
 	for i := 0; telling() == 0; i++ {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"spillway/buffer"
@@ -39,7 +40,9 @@ func (s *flaky) Publish(ctx context.Context, run *batch.Run) (int, error) {
 	return s.stream.Publish(ctx, run)
 }
 
-func TestShipReconnectInSidePass(t *testing.T) {
+func TestShipReconnectInSidePass(t *testing.T) { synctest.Test(t, testShipReconnectInSidePass) }
+
+func testShipReconnectInSidePass(t *testing.T) {
 	hub := &flaky{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	b := chained(t, t.TempDir(), hub)
 	b.send(20)
@@ -51,7 +54,7 @@ func TestShipReconnectInSidePass(t *testing.T) {
 	b.send(1)
 	if !soon(20*time.Second, func() bool { return hub.count() == 21 }) {
 		hub.mu.Lock()
-		t.Errorf("stuck: hub has %d of 21, Publish called %d times in 2 s, Last asked %d", len(hub.batches), hub.calls, hub.asked)
+		t.Errorf("stuck: hub has %d of 21, Publish called %d times, Last asked %d", len(hub.batches), hub.calls, hub.asked)
 		hub.mu.Unlock()
 	}
 	b.cancel()
@@ -74,7 +77,9 @@ func (s *picky) Publish(ctx context.Context, run *batch.Run) (int, error) {
 	return s.stream.Publish(ctx, run)
 }
 
-func TestShipUnfitInSidePass(t *testing.T) {
+func TestShipUnfitInSidePass(t *testing.T) { synctest.Test(t, testShipUnfitInSidePass) }
+
+func testShipUnfitInSidePass(t *testing.T) {
 	hub := &picky{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	b := chained(t, t.TempDir(), hub)
 	b.send(10)
@@ -120,7 +125,9 @@ func chainedO(t *testing.T, edit func(*outputs.ChainOptions), editL func(*buffer
 }
 
 // FAILBACK=false: nothing may be probed, and the lane stays where it is.
-func TestShipRoundRobinPlan(t *testing.T) {
+func TestShipRoundRobinPlan(t *testing.T) { synctest.Test(t, testShipRoundRobinPlan) }
+
+func testShipRoundRobinPlan(t *testing.T) {
 	hub, archive := hubAndArchive()
 	probed := &probes{planned: archive}
 	b, chain := chainedO(t, func(o *outputs.ChainOptions) { o.RoundRobin = true }, nil, probed, hub)
@@ -176,37 +183,43 @@ func (*moody) Probe(context.Context, string) error { return nil }
 func TestShipOverlap(t *testing.T) {
 	for _, rr := range []bool{false, true} {
 		t.Run(fmt.Sprint("roundrobin ", rr), func(t *testing.T) {
-			hub := &moody{stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
-			archive := &lossy{planned: planned{memory{name: "archive", limits: batch.Limits{Batches: 100}}}, lose: 1}
-			hub.setFail(down("hub", outputs.StoredNo, outputs.Failover)) // full: probes can't see it
-			b, chain := chainedO(t, func(o *outputs.ChainOptions) { o.RoundRobin = rr }, nil, hub, archive)
-			b.send(1)
-			if !soon(20*time.Second, func() bool { return archive.count() == 1 }) {
-				t.Fatal("no object")
-			}
-			b.send(3)
-			time.Sleep(300 * time.Millisecond)
-			archive.setFail(nil)
-			soon(20*time.Second, b.drained)
-			keys := map[uint64]string{} // by first number
-			for _, r := range archive.runs {
-				if n, err := outputs.ParseKey(r.Key); err != nil || keys[n.First] != "" && keys[n.First] != r.Key {
-					t.Errorf("objects overlap: %s and %s; switches %v", keys[n.First], r.Key, chain.Switches())
-				} else {
-					keys[n.First] = r.Key
-				}
-			}
-			if len(keys) < 2 {
-				t.Errorf("archive has %v", keys)
-			}
-			b.cancel()
-			b.stop()
+			synctest.Test(t, func(t *testing.T) { testShipOverlap(t, rr) })
 		})
 	}
 }
 
+func testShipOverlap(t *testing.T, rr bool) {
+	hub := &moody{stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
+	archive := &lossy{planned: planned{memory{name: "archive", limits: batch.Limits{Batches: 100}}}, lose: 1}
+	hub.setFail(down("hub", outputs.StoredNo, outputs.Failover)) // full: probes can't see it
+	b, chain := chainedO(t, func(o *outputs.ChainOptions) { o.RoundRobin = rr }, nil, hub, archive)
+	b.send(1)
+	if !soon(20*time.Second, func() bool { return archive.count() == 1 }) {
+		t.Fatal("no object")
+	}
+	b.send(3)
+	time.Sleep(300 * time.Millisecond)
+	archive.setFail(nil)
+	soon(20*time.Second, b.drained)
+	keys := map[uint64]string{} // by first number
+	for _, r := range archive.runs {
+		if n, err := outputs.ParseKey(r.Key); err != nil || keys[n.First] != "" && keys[n.First] != r.Key {
+			t.Errorf("objects overlap: %s and %s; switches %v", keys[n.First], r.Key, chain.Switches())
+		} else {
+			keys[n.First] = r.Key
+		}
+	}
+	if len(keys) < 2 {
+		t.Errorf("archive has %v", keys)
+	}
+	b.cancel()
+	b.stop()
+}
+
 // half is a stream that finds the first batch of a run unfit when the others are stored.
-func TestShipDoubtBehindUnfit(t *testing.T) {
+func TestShipDoubtBehindUnfit(t *testing.T) { synctest.Test(t, testShipDoubtBehindUnfit) }
+
+func testShipDoubtBehindUnfit(t *testing.T) {
 	hub := &halfFit{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 10}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	first := down("hub", outputs.StoredNo, outputs.Failover)
@@ -262,7 +275,9 @@ func (s *odd) Publish(ctx context.Context, run *batch.Run) (int, error) {
 	return s.stream.Publish(ctx, run)
 }
 
-func TestShipLostBehindHandOvers(t *testing.T) {
+func TestShipLostBehindHandOvers(t *testing.T) { synctest.Test(t, testShipLostBehindHandOvers) }
+
+func testShipLostBehindHandOvers(t *testing.T) {
 	hub := &odd{stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	b, _ := chainedO(t, func(*outputs.ChainOptions) {}, nil, hub, archive)
@@ -291,7 +306,9 @@ func TestShipLostBehindHandOvers(t *testing.T) {
 }
 
 // A large batch and an archive that fails: nothing in the log.
-func TestShipSilentBlock(t *testing.T) {
+func TestShipSilentBlock(t *testing.T) { synctest.Test(t, testShipSilentBlock) }
+
+func testShipSilentBlock(t *testing.T) {
 	hub := &odd{stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	archive.setFail(down("archive", outputs.StoredNo, outputs.Misconfigured))
@@ -307,7 +324,9 @@ func TestShipSilentBlock(t *testing.T) {
 }
 
 // The head that was unfit is dropped to make room; what follows fits the hub.
-func TestShipStaleUnfit(t *testing.T) {
+func TestShipStaleUnfit(t *testing.T) { synctest.Test(t, testShipStaleUnfit) }
+
+func testShipStaleUnfit(t *testing.T) {
 	hub := &firstBad{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	archive.setFail(down("archive", outputs.StoredNo, outputs.Failover))
@@ -316,7 +335,7 @@ func TestShipStaleUnfit(t *testing.T) {
 	}, hub, archive)
 	s := b.in.Open()
 	big := strings.Repeat("x", 60000)
-	for range 600 {
+	for range 200 { // three times what it holds
 		s.Message(msg(big), from, time.Now())
 		s.Flush(context.Background())
 		time.Sleep(time.Millisecond)
@@ -343,7 +362,9 @@ func (s *firstBad) Publish(ctx context.Context, run *batch.Run) (int, error) {
 }
 
 // Segments of what was lost are gone: is that told?
-func TestShipNotKept(t *testing.T) {
+func TestShipNotKept(t *testing.T) { synctest.Test(t, testShipNotKept) }
+
+func testShipNotKept(t *testing.T) {
 	hub := &stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}
 	b, _ := chainedO(t, func(*outputs.ChainOptions) {}, func(o *buffer.Options, l *LaneOptions) {
 		o.KeepAcked, o.SegmentBytes = -1, 4<<10
@@ -388,8 +409,9 @@ func (s *slowly) Publish(ctx context.Context, run *batch.Run) (int, error) {
 	return s.stream.Publish(ctx, run)
 }
 
-func TestShipIdleThenCut(t *testing.T) {
-	t.Parallel()
+func TestShipIdleThenCut(t *testing.T) { synctest.Test(t, testShipIdleThenCut) }
+
+func testShipIdleThenCut(t *testing.T) {
 	hub := &slowly{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	b, _ := chainedO(t, func(o *outputs.ChainOptions) { o.After = time.Second }, nil, hub, archive)
@@ -411,7 +433,9 @@ func TestShipIdleThenCut(t *testing.T) {
 }
 
 // The hub recovers 100 ms after it failed, with FAILOVER_AFTER at 500 ms.
-func TestShipLastAttempt(t *testing.T) {
+func TestShipLastAttempt(t *testing.T) { synctest.Test(t, testShipLastAttempt) }
+
+func testShipLastAttempt(t *testing.T) {
 	hub := &slowly{stream: stream{memory: memory{name: "hub", limits: batch.Limits{Batches: 1}}}}
 	archive := &planned{memory{name: "archive", limits: batch.Limits{Batches: 1}}}
 	b, _ := chainedO(t, func(o *outputs.ChainOptions) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"spillway/buffer"
@@ -127,7 +128,9 @@ func hubAndArchive() (*stream, *planned) {
 
 // What one output leaves in doubt goes to the next one, noted and marked; after
 // the failback nothing is missing and nothing else is there twice.
-func TestFailover(t *testing.T) {
+func TestFailover(t *testing.T) { synctest.Test(t, testFailover) }
+
+func testFailover(t *testing.T) {
 	hub, archive := hubAndArchive()
 	b := chained(t, t.TempDir(), hub, archive)
 	b.send(3)
@@ -163,46 +166,52 @@ func TestFailover(t *testing.T) {
 func TestPlanOfAnotherOutput(t *testing.T) {
 	for _, up := range []bool{true, false} {
 		t.Run(fmt.Sprintf("archive up %v", up), func(t *testing.T) {
-			dir := t.TempDir()
-			hub, archive := hubAndArchive()
-			hub.setFail(down("hub", outputs.StoredNo, outputs.Failover))
-			archive.setFail(down("archive", outputs.StoredMaybe, outputs.Retry))
-			b := chained(t, dir, hub, archive)
-			b.send(1)
-			waitFor(t, "a planned object handed over", func() bool { _, ok := b.buf.Plan(); return ok && archive.attempts() > 0 })
-			key := archive.lastRun().Key
-			b.cancel()
-			b.stop()
-
-			hub, archive = hubAndArchive()
-			if !up {
-				archive.setFail(down("archive", outputs.StoredMaybe, outputs.Retry))
-			}
-			b = chained(t, dir, hub, archive)
-			b.send(2)
-			waitFor(t, "an empty buffer", b.drained)
-			if up {
-				if got := fmt.Sprint(archive.ranges(), hub.ranges()); got != "[1-1] [2-2 3-3]" || archive.lastRun().Key != key || archive.lastRun().Attempt < 2 {
-					t.Errorf("archive and hub have %s, run %+v, want key %s", got, archive.lastRun(), key)
-				}
-			} else {
-				if got := fmt.Sprint(archive.ranges(), hub.ranges()); got != "[] [1-1 2-2 3-3]" {
-					t.Errorf("archive and hub have %s", got)
-				}
-				if d := b.buf.Doubts(); !slices.Contains(d, buffer.Doubt{Output: "archive", Range: buffer.Range{First: 1, Last: 1}}) {
-					t.Errorf("in doubt: %v", d)
-				}
-				if _, ok := b.buf.Plan(); ok {
-					t.Error("the plan is still there")
-				}
-			}
-			b.stop()
+			synctest.Test(t, func(t *testing.T) { testPlanOfAnotherOutput(t, up) })
 		})
 	}
 }
 
+func testPlanOfAnotherOutput(t *testing.T, up bool) {
+	dir := t.TempDir()
+	hub, archive := hubAndArchive()
+	hub.setFail(down("hub", outputs.StoredNo, outputs.Failover))
+	archive.setFail(down("archive", outputs.StoredMaybe, outputs.Retry))
+	b := chained(t, dir, hub, archive)
+	b.send(1)
+	waitFor(t, "a planned object handed over", func() bool { _, ok := b.buf.Plan(); return ok && archive.attempts() > 0 })
+	key := archive.lastRun().Key
+	b.cancel()
+	b.stop()
+
+	hub, archive = hubAndArchive()
+	if !up {
+		archive.setFail(down("archive", outputs.StoredMaybe, outputs.Retry))
+	}
+	b = chained(t, dir, hub, archive)
+	b.send(2)
+	waitFor(t, "an empty buffer", b.drained)
+	if up {
+		if got := fmt.Sprint(archive.ranges(), hub.ranges()); got != "[1-1] [2-2 3-3]" || archive.lastRun().Key != key || archive.lastRun().Attempt < 2 {
+			t.Errorf("archive and hub have %s, run %+v, want key %s", got, archive.lastRun(), key)
+		}
+	} else {
+		if got := fmt.Sprint(archive.ranges(), hub.ranges()); got != "[] [1-1 2-2 3-3]" {
+			t.Errorf("archive and hub have %s", got)
+		}
+		if d := b.buf.Doubts(); !slices.Contains(d, buffer.Doubt{Output: "archive", Range: buffer.Range{First: 1, Last: 1}}) {
+			t.Errorf("in doubt: %v", d)
+		}
+		if _, ok := b.buf.Plan(); ok {
+			t.Error("the plan is still there")
+		}
+	}
+	b.stop()
+}
+
 // What no output takes is put aside and told, and does not hold up the rest.
-func TestRejected(t *testing.T) {
+func TestRejected(t *testing.T) { synctest.Test(t, testRejected) }
+
+func testRejected(t *testing.T) {
 	hub, archive := hubAndArchive()
 	hub.setFail(down("hub", outputs.StoredNo, outputs.Unfit))
 	archive.setFail(down("archive", outputs.StoredNo, outputs.Unfit))
@@ -228,7 +237,9 @@ func TestRejected(t *testing.T) {
 
 // What a stream acknowledged and has no more is sent again after the reconnect,
 // before anything new, in order; not what another output took.
-func TestStreamLostSuffix(t *testing.T) {
+func TestStreamLostSuffix(t *testing.T) { synctest.Test(t, testStreamLostSuffix) }
+
+func testStreamLostSuffix(t *testing.T) {
 	dir := t.TempDir()
 	hub, archive := hubAndArchive()
 	b := chained(t, dir, hub, archive)
@@ -264,7 +275,9 @@ func TestStreamLostSuffix(t *testing.T) {
 }
 
 // A stream that can't be asked, is empty or belongs to others is told once and used.
-func TestStreamUnknown(t *testing.T) {
+func TestStreamUnknown(t *testing.T) { synctest.Test(t, testStreamUnknown) }
+
+func testStreamUnknown(t *testing.T) {
 	hub, _ := hubAndArchive()
 	hub.unknown = "no permission"
 	b := chained(t, t.TempDir(), hub)
@@ -284,7 +297,9 @@ func TestStreamUnknown(t *testing.T) {
 }
 
 // A side pass that is cut off goes on where it was, whatever comes between.
-func TestResendGoesOn(t *testing.T) {
+func TestResendGoesOn(t *testing.T) { synctest.Test(t, testResendGoesOn) }
+
+func testResendGoesOn(t *testing.T) {
 	hub, archive := hubAndArchive()
 	b := chained(t, t.TempDir(), hub, archive)
 	b.send(50)

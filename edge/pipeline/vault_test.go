@@ -412,7 +412,7 @@ func TestVaultDedupeDurable(t *testing.T) {
 	b := start(t, "", m, Block, patient(disk))
 	in := newHook(b.lane, VaultOptions{Dedupe: true})
 	for range 2 {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		if err := store(ctx, in.OpenStorer(), request("a")); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("before the disk has it: %v", err)
 		}
