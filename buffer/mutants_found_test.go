@@ -1,0 +1,296 @@
+package buffer
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+// Tests that a seeded bug has asked for: see TestMutants.
+
+// TestFooterPromisesWhatIsSynced: the footer of a full segment goes out with its last
+// batches. Where these were cut off, that is a torn write, and nobody is told of damage.
+func TestFooterPromisesWhatIsSynced(t *testing.T) {
+	b, d := simulated(t, Options{SegmentBytes: 600})
+	w := newWriter(b.Begin())
+	fill(t, b, w, 1)
+	d.fail = func(op string, _ int, _ string) error {
+		if op == "sync" {
+			d.dead = true
+			return errCut
+		}
+		return nil
+	}
+	if err := b.Append(t.Context(), w.seal(10, text(500, 1))); err == nil {
+		t.Fatal("stored without a sync")
+	}
+	d.fail, d.dead = nil, false
+	d.SyncDir()
+	name := d.segments()[0]
+	n := d.names[name]
+	n.disk, n.dirty = bytes.Clone(n.data), nil // all was written in the end,
+	d.flip(name, 8*(len(n.data)-footerSize-7)) // but for a sector of the payload
+	b = again(t, d, Options{})
+	w = newWriter(b.Begin())
+	fill(t, b, w, 1)
+	drain(t, b, 2)
+	if g := b.Gaps(); len(g) != 0 {
+		t.Fatalf("what was never stored is told as lost: %+v", g)
+	}
+}
+
+// TestGapRecordLostToo: a hole is told again when the record that tells it is dropped.
+func TestGapRecordLostToo(t *testing.T) {
+	b, _ := simulated(t, Options{SegmentBytes: 1})
+	w := newWriter(b.Begin())
+	drop := func() {
+		t.Helper()
+		b.w.Lock()
+		defer b.w.Unlock()
+		if n, err := b.dropOldest(ReasonFull, nil); n == 0 || err != nil {
+			t.Fatalf("dropped %d bytes, %v", n, err)
+		}
+	}
+	fill(t, b, w, 3)
+	drop()
+	if g := b.Gaps(); len(g) != 1 || g[0].First != 1 || g[0].Last != 10 {
+		t.Fatalf("%+v", g)
+	}
+	fill(t, b, w, 1)
+	b.GapsTold(1, 31)
+	fill(t, b, w, 1)
+	for range 3 {
+		drop()
+	}
+	told := map[uint64]bool{}
+	for _, g := range b.Gaps() {
+		for n := g.First; n <= g.Last; n++ {
+			told[n] = true
+		}
+	}
+	if len(told) != 40 || !told[1] || !told[40] {
+		t.Fatalf("40 records are lost and so is what told of the first ten: %+v", b.Gaps())
+	}
+}
+
+// TestUnreadableNumbersAreLeftOut: of a segment that can't be read when the buffer is
+// opened nothing is known, and it may be readable again.
+func TestUnreadableNumbersAreLeftOut(t *testing.T) {
+	b, d := simulated(t, Options{})
+	fill(t, b, newWriter(b.Begin()), 30)
+	d.fail = func(op string, _ int, name string) error {
+		if op == "read" && strings.HasSuffix(name, extension) {
+			return syscall.EIO
+		}
+		return nil
+	}
+	b = again(t, d, Options{})
+	d.fail = nil
+	if st := b.Begin(); st.Next <= 300 || st.Previous == nil {
+		t.Fatalf("numbers were given up to 300, and go on at %d", st.Next)
+	}
+}
+
+// TestClosedIsDurable: when Close has returned nil, a power cut changes nothing.
+func TestClosedIsDurable(t *testing.T) {
+	for _, sync := range []SyncPolicy{SyncGroup, SyncInterval, SyncNever} {
+		for outcome := range uint64(30) {
+			o := Options{Sync: sync}
+			b, d := simulated(t, o)
+			st := b.Begin()
+			fill(t, b, newWriter(st), 3)
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			*d.rng = *rand.New(rand.NewPCG(2, outcome))
+			d.reboot()
+			b = again(t, d, o)
+			if got := b.Begin(); got.Epoch != st.Epoch || got.Next != 31 || got.Unclean || got.Previous != nil {
+				t.Fatalf("%v, outcome %d: %+v", sync, outcome, got)
+			}
+			drain(t, b, 3)
+		}
+	}
+}
+
+// TestFailedCloseIsNotOrderly: what Close could not make durable is not taken for
+// durable by the next life.
+func TestFailedCloseIsNotOrderly(t *testing.T) {
+	b, d := simulated(t, Options{Sync: SyncNever})
+	st := b.Begin()
+	fill(t, b, newWriter(st), 3)
+	d.fail = func(op string, _ int, name string) error {
+		if op == "sync" && name != cursorFile {
+			return syscall.EIO
+		}
+		return nil
+	}
+	if err := b.Close(); err == nil {
+		t.Fatal("closed in order")
+	}
+	d.fail = nil
+	b = again(t, d, Options{Sync: SyncNever})
+	if got := b.Begin(); !got.Unclean || got.Epoch == st.Epoch {
+		t.Fatalf("%+v", got)
+	}
+}
+
+// TestCursorAfterAFailedSave: a save that failed and a power cut in the next one leave
+// the position that was saved before both.
+func TestCursorAfterAFailedSave(t *testing.T) {
+	for outcome := range uint64(200) {
+		d := newSimDisk(rand.New(rand.NewPCG(1, outcome)))
+		var c cursor
+		save := func(n uint64, fail string, with error) error {
+			d.fail = func(op string, _ int, _ string) error {
+				if op != fail {
+					return nil
+				}
+				d.dead = with == errCut
+				return with
+			}
+			p := somePosition()
+			p.committed = n
+			return c.save(d, &p)
+		}
+		for n := range uint64(2) {
+			if err := save(1+n, "", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if save(3, "sync", syscall.EIO) == nil || save(4, []string{"write", "sync"}[outcome%2], errCut) == nil {
+			t.Fatal("saved without a sync")
+		}
+		d.fail = nil
+		d.reboot()
+		c = cursor{}
+		if p, ok, _ := c.read(d); !ok || p.committed < 2 {
+			t.Fatalf("outcome %d: position 2 was saved, and %d is found (%v)", outcome, p.committed, ok)
+		}
+	}
+}
+
+// TestSlotsShareNoPage: what becomes of the pages that a save writes, the position
+// that was saved before stays.
+func TestSlotsShareNoPage(t *testing.T) {
+	const page = 4096
+	d := newSimDisk(rand.New(rand.NewPCG(1, 1)))
+	var c cursor
+	short, long := position{}, somePosition()
+	long.plan.Key = strings.Repeat("k", maxKey)
+	for range maxHanded {
+		long.handed = append(long.handed[:min(len(long.handed), maxHanded-1)], handed{"hub", 7})
+	}
+	for len(long.gaps) < maxGaps {
+		long.gaps = append(long.gaps, Gap{Reason: ReasonTorn})
+	}
+	var before []byte
+	for n := range uint64(8) {
+		p := short
+		if n%3 > 0 {
+			p = long
+		}
+		p.committed = n
+		if err := c.save(d, &p); err != nil {
+			t.Fatal(err)
+		}
+		f := d.names[cursorFile]
+		after := bytes.Clone(f.data)
+		if n > 0 {
+			torn := make([]byte, max(len(before), len(after)))
+			copy(torn, before)
+			for i := range after {
+				if i >= len(before) || after[i] != before[i] {
+					at := i / page * page
+					for j := at; j < min(at+page, len(torn)); j++ {
+						torn[j] = 0xa5
+					}
+				}
+			}
+			f.data = torn
+			var r cursor
+			if p, ok, _ := r.read(d); !ok || p.committed != n-1 {
+				t.Fatalf("the pages of save %d are destroyed, and the position is %d (%v)", n, p.committed, ok)
+			}
+			f.data = bytes.Clone(after)
+		}
+		before = after
+	}
+}
+
+// TestFloorIsNotWhatWasHandedOut: without a cursor, what was handed out and not
+// acknowledged is handed out again.
+func TestFloorIsNotWhatWasHandedOut(t *testing.T) {
+	o := Options{SegmentBytes: 1}
+	b, d := simulated(t, o)
+	w := newWriter(b.Begin())
+	fill(t, b, w, 3)
+	take(t, b, "hub")
+	next(t, b, batch.Limits{Batches: 2})
+	fill(t, b, w, 1)
+	if err := d.Remove(cursorFile); err != nil {
+		t.Fatal(err)
+	}
+	b = again(t, d, o)
+	b.Begin()
+	if run := next(t, b, due); run.First() != 11 {
+		t.Fatalf("delivery begins again with %d", run.First())
+	}
+}
+
+// TestDamagedIsDrainedFirst: a damaged segment is put aside when what is intact in it
+// has been delivered, not before.
+func TestDamagedIsDrainedFirst(t *testing.T) {
+	o := Options{SegmentBytes: 600, KeepAcked: -1}
+	b, d := simulated(t, o)
+	fill(t, b, newWriter(b.Begin()), 9)
+	d.SyncDir()
+	d.flip(d.segments()[0], 8*(segmentHeaderSize+batch.HeaderSize+5)) // the first payload
+	b = again(t, d, o)
+	b.Begin()
+	for first := uint64(11); first < 90; first += 10 {
+		b.Maintain(time.Now().Add(time.Hour))
+		run := next(t, b, batch.Limits{Batches: 1})
+		if run.First() != first {
+			t.Fatalf("record %d comes, want %d", run.First(), first)
+		}
+		b.Maintain(time.Now().Add(time.Hour))
+		if err := b.Commit(run.Last(), "hub"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Maintain(time.Now().Add(time.Hour))
+	if n := b.Stats().Quarantined; n != 1 {
+		t.Fatalf("%d segments are put aside", n)
+	}
+}
+
+// TestBeginThatCantSave: the directory was closed in order, but it can't be noted that
+// this life has begun.
+func TestBeginThatCantSave(t *testing.T) {
+	b, d := simulated(t, Options{})
+	st := b.Begin()
+	fill(t, b, newWriter(st), 3)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = again(t, d, Options{})
+	d.fail = func(op string, _ int, _ string) error {
+		if op == "write" || op == "create" {
+			return syscall.EROFS
+		}
+		return nil
+	}
+	got := b.Begin()
+	d.fail = nil
+	if got.Epoch == st.Epoch || got.Next != 31 || got.Previous == nil || got.Previous.Epoch != st.Epoch || got.Previous.Last != 30 {
+		t.Fatalf("%+v", got)
+	}
+	fill(t, b, newWriter(got), 1)
+	drain(t, b, 4)
+}
