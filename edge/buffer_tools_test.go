@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -91,7 +92,19 @@ var damages = map[string]func(t *testing.T, dir string, segs []string){
 	"a segment is a directory":                 func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]); mkdir(t, dir, segs[1]) },
 	"files of others are in it":                func(t *testing.T, dir string, _ []string) { write(t, dir, "notes.txt", []byte("mine\n")) },
 	"a segment can't be read by this user":     func(t *testing.T, dir string, segs []string) { chmod(t, filepath.Join(dir, segs[1]), 0) },
+	"it is deleted": func(t *testing.T, dir string, _ []string) {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	},
+	"a file is in its place": func(t *testing.T, dir string, _ []string) {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Dir(dir), filepath.Base(dir), nil)
+	},
 	"an agent is running on it, for a change":  nil,
+	"two agents start on it":                   nil,
 	"an agent is running on it, for a look":    nil,
 	"there is nothing that could be saved":     func(t *testing.T, dir string, segs []string) { remove(t, dir, segs...) },
 	"NEWDIR is in use":                         nil,
@@ -234,11 +247,17 @@ func TestDamagedDirectories(t *testing.T) {
 			continue
 		}
 		done = append(done, what)
-		t.Run(what, func(t *testing.T) {
+		t.Run(what+": "+row[3], func(t *testing.T) {
 			dir, segs := laneDir(t, 0)
+			if args[0] == "run" {
+				state := t.TempDir()
+				mkdir(t, state, "buffer")
+				rename(t, "/", dir, filepath.Join(state, "buffer", "main"))
+				dir = filepath.Join(state, "buffer", "main")
+			}
 			into := filepath.Join(t.TempDir(), "new")
 			switch what {
-			case "an agent is running on it, for a change", "an agent is running on it, for a look":
+			case "an agent is running on it, for a change", "an agent is running on it, for a look", "two agents start on it":
 				b, err := buffer.Open(dir, buffer.Options{Agent: "gw1"})
 				if err != nil {
 					t.Fatal(err)
@@ -266,7 +285,11 @@ func TestDamagedDirectories(t *testing.T) {
 				args[i] = strings.NewReplacer("NEWDIR", into, "DIR", dir).Replace(args[i])
 			}
 			run := runBuffer
-			if strings.HasSuffix(what, "by this user") {
+			switch {
+			case args[0] == "run":
+				run = runAgent
+				args = append(args, dir)
+			case strings.HasSuffix(what, "by this user"):
 				run = runBufferAsNobody
 				chown(t, dir)
 			}
@@ -285,6 +308,37 @@ func TestDamagedDirectories(t *testing.T) {
 			t.Errorf("docs/operations.md does not say what happens when %s", what)
 		}
 	}
+}
+
+// runAgent runs the agent with the lane's directory args[1] until it is ready, and
+// stops it; or it ends by itself.
+func runAgent(t *testing.T, args ...string) (code int, out string) {
+	t.Helper()
+	state := filepath.Dir(filepath.Dir(args[1]))
+	short, err := os.MkdirTemp("", "spillway-") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(short)
+	cmd := exec.Command("spillway") // TestMain is the real program under this name
+	cmd.Env = append(os.Environ(), "SPILLWAY_STATE_DIR="+state, "SPILLWAY_AGENT=gw1", "SPILLWAY_INPUTS=unix", "SPILLWAY_INPUT_UNIX_URL=unix://"+filepath.Join(short, "s"),
+		"SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_OUTPUTS=hub", "SPILLWAY_OUTPUT_HUB_URL=nats://127.0.0.1:1", "SPILLWAY_SHUTDOWN_GRACE=10ms", "SPILLWAY_LOG_FORMAT=text")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		fmt.Fprintln(&all, lines.Text())
+		if strings.Contains(lines.Text(), " msg=ready ") {
+			cmd.Process.Signal(syscall.SIGTERM)
+		}
+	}
+	cmd.Wait()
+	return cmd.ProcessState.ExitCode(), all.String()
 }
 
 // runBuffer runs `spillway ARGS` and returns all that it prints.

@@ -121,7 +121,7 @@ func (a *agent) open() error {
 		}
 		b, err := buffer.Open(dir, c.Buffer.options(c))
 		if err != nil {
-			return fmt.Errorf("buffer of lane %s: %w", name, err)
+			return fmt.Errorf("buffer of lane %s: %w", name, hinted(err))
 		}
 		a.buffers = append(a.buffers, b)
 		s := b.Begin()
