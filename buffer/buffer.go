@@ -184,6 +184,7 @@ type segment struct {
 	promise int64   // bytes below this were durable once; -1: not looked at
 	ours    bool    // written in this life
 	damaged bool    // corrupt, not merely torn
+	lazy    bool    // not all of it was synced (SyncNever)
 	mem     *memory // its bytes, while it is no file yet; written with w and mu held
 }
 
@@ -689,6 +690,8 @@ func (b *Buffer) write(batches []*batch.Batch) error {
 		}
 		b.unsynced = append(b.unsynced, batches...)
 		b.unsyncedBytes.Add(bytes)
+	default:
+		seg.lazy = true
 	}
 	b.mu.Lock()
 	b.grow(seg)
@@ -911,21 +914,41 @@ func (b *Buffer) settle() {
 	}
 }
 
+// syncLazy makes durable what SyncNever has left to the kernel, but for the active
+// segment. w is held.
+func (b *Buffer) syncLazy() error {
+	b.mu.Lock()
+	lazy := slices.DeleteFunc(slices.Clone(b.segs), func(s *segment) bool { return !s.lazy || s == b.active })
+	b.mu.Unlock()
+	for _, s := range lazy {
+		if err := b.syncFile(s); err != nil {
+			return err
+		}
+		s.lazy = false
+	}
+	return nil
+}
+
 // syncNewest makes the newest segment and its name durable; it is not the active
 // one. w is held.
 func (b *Buffer) syncNewest() error {
 	b.mu.Lock()
 	newest := b.segs[len(b.segs)-1]
 	b.mu.Unlock()
-	f, err := b.fs.Open(newest.name(), false)
+	if err := b.syncFile(newest); err != nil {
+		return err
+	}
+	return b.fs.SyncDir()
+}
+
+// syncFile makes the bytes of a segment durable that is not open for writing.
+func (b *Buffer) syncFile(s *segment) error {
+	f, err := b.openSegment(s)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return b.fs.SyncDir()
+	return f.Sync()
 }
 
 // saveCursor makes the position durable. w is held.
@@ -1001,9 +1024,7 @@ func (b *Buffer) Close() error {
 		err = b.flush()
 	}
 	durable := b.settled // the newest segment is
-	if err == nil && b.active == nil && b.o.Sync == SyncNever && b.next != b.start.Next {
-		err = errors.Join(err, b.syncNewest())
-	}
+	err = errors.Join(err, b.syncLazy())
 	if b.active != nil {
 		durable = true
 		b.foot.SyncedOff = uint32(b.synced)

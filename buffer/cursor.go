@@ -482,6 +482,14 @@ func (c *cursor) open(dir FS) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		c.named = false
 		f, err = dir.Create(cursorFile)
+		if err == nil {
+			// Both slots have their blocks from now on: also a disk that is full by then takes the
+			// note that a segment goes.
+			if _, err = writeAt(f, make([]byte, 2*slotSize), 0); err != nil {
+				f.Close()
+				dir.Remove(cursorFile)
+			}
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("open cursor: %w", err)

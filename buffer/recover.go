@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sort"
 
 	"spillway/buffer/batch"
@@ -120,6 +121,13 @@ func (b *Buffer) recover() error {
 		// numbers must not be those of another epoch.
 		found += unreadable
 	}
+	for i, s := range b.segs[:max(0, len(b.segs)-1)] {
+		if b.segs[i+1].first < s.first { // by hand: numbers only go up
+			e := b.ending(s)
+			s.last = max(s.last, e.seen)
+			found = max(found, e.seen)
+		}
+	}
 	if s := newest.seg; newest.failed {
 		s.last = max(s.last, found) // what is in it then comes out
 		if cursor && p.epoch == s.epoch && p.next > best.last+1 {
@@ -140,6 +148,17 @@ func (b *Buffer) recover() error {
 	b.next, b.seal = b.start.Next, b.start.Seal
 	b.tailNext, b.tailSeal = b.next, b.seal
 	b.settled = len(b.segs) == 0 || orderly
+	if !orderly && !newest.failed {
+		// The record that told of a gap may have been lost with the power: then it is not told.
+		var again []Gap
+		b.pos.told = slices.DeleteFunc(b.pos.told, func(t toldGap) bool {
+			if t.by > best.last {
+				again = append(again, t.Gap)
+			}
+			return t.by > best.last
+		})
+		b.pos.gaps = append(again, b.pos.gaps...)
+	}
 	if !orderly && b.next-1 > b.pos.committed {
 		b.pos.doubt("", Range{b.pos.committed + 1, b.next - 1}) // what had been handed out is not known
 	}
@@ -154,7 +173,16 @@ func (b *Buffer) list() error {
 	if err != nil {
 		return fmt.Errorf("list: %w", err)
 	}
-	b.segs = parseNames(files)
+	// Of copies that somebody made of a segment, under other ordinals, the oldest counts.
+	type identity struct{ epoch, first, salt uint64 }
+	seen := map[identity]bool{}
+	b.segs = slices.DeleteFunc(parseNames(files), func(s *segment) bool {
+		id := identity{uint64(s.epoch), s.first, s.salt}
+		b.ordinal = max(b.ordinal, s.ordinal+1)
+		defer func() { seen[id] = true }()
+		return seen[id]
+	})
+	closeEnds(b.segs)
 	for _, s := range b.segs {
 		b.total += s.size
 		if s.agent == b.o.Agent {
@@ -181,13 +209,18 @@ func parseNames(files []FileInfo) []*segment {
 		}
 		return segs[i].name() < segs[j].name()
 	})
+	closeEnds(segs)
+	return segs
+}
+
+// closeEnds lets each segment end where the next one begins.
+func closeEnds(segs []*segment) {
 	for i, s := range segs {
 		s.last = s.first - 1
 		if i+1 < len(segs) {
 			s.last = max(s.last, segs[i+1].first-1)
 		}
 	}
-	return segs
 }
 
 // header reads a segment's header. Only a newer version is an error.
@@ -325,9 +358,10 @@ func (b *Buffer) aim(certain bool) {
 	}
 	i := 0
 	for j, s := range b.segs {
-		if s.first <= next {
-			i = j
+		if s.first > next {
+			break
 		}
+		i = j
 	}
 	s := b.segs[i]
 	b.tail.seg = s

@@ -591,6 +591,9 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 	b.mu.Unlock()
 
 	last := next.first - 1
+	if next.first < s.first {
+		last = s.last
+	}
 	if next.epoch != s.epoch {
 		if e := b.ending(s); !e.failed { // else too many are told, rather than none
 			last = e.last // numbers need not join here
