@@ -234,6 +234,7 @@ type Buffer struct {
 	foot       Footer
 	cur        cursor
 	settled    bool   // what an earlier life may have left unsynced is durable
+	loose      bool   // … could not be made durable, which a second sync would not tell
 	begun      bool   // Begin was called
 	saved      bool   // this life has saved the cursor
 	opens      uint32 // including this one
@@ -908,7 +909,7 @@ func (b *Buffer) settle() {
 		return
 	}
 	b.settled = true
-	b.syncNewest()
+	b.loose = b.syncNewest() != nil
 	if !b.saved {
 		b.saveCursor()
 	}
@@ -1023,10 +1024,9 @@ func (b *Buffer) Close() error {
 	if err == nil {
 		err = b.flush()
 	}
-	durable := b.settled // the newest segment is
+	durable := b.settled && !b.loose
 	err = errors.Join(err, b.syncLazy())
 	if b.active != nil {
-		durable = true
 		b.foot.SyncedOff = uint32(b.synced)
 		b.scratch = appendFooter(b.scratch[:0], &b.foot)
 		ferr := b.writeAt(b.scratch)

@@ -40,6 +40,8 @@
 //
 // # States of a segment
 //
+//	in memory ──the disk works again──> written whole, with footer
+//
 //	being written ──full──> footer ─────────────┐
 //	     │    └──Close──> footer, all synced ───┤
 //	     ├──write or sync error──> given up ────┼──> delivered ──KeepAcked──> removed
@@ -99,11 +101,16 @@
 //     sectors or pages is done.
 //   - Of damage at the very end of an epoch it is known what is lost only from the
 //     footer or from intact headers.
-//   - While the disk takes no writes, batches that Append returned for under
-//     SyncInterval (at most MaxUnsynced) and positions live in memory only.
+//   - While the disk takes no writes, batches (see ErrMemory; under SyncInterval at most
+//     MaxUnsynced also that Append returned for) and positions live in memory only.
 //   - On a disk that is so full that not even the cursor can be overwritten, delivered
 //     segments make room all the same. A hole in them, or what Reject took out of
 //     the line, is then told by this life only.
+//   - A cursor whose file takes no write three times in a row, while the disk takes others,
+//     is removed and made anew. If the disk fails between the two, what it held is forgotten:
+//     doubts, plans, gaps that are not told. What was delivered is repeated then.
+//   - What is in memory only (Options.Memory) is lost with the process. Of gap records that
+//     were lost so, nothing is told.
 //   - If an earlier life's tail can't be synced and the cursor can't be saved either,
 //     it is handed out all the same, so that a dying disk can be drained.
 package buffer

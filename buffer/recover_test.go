@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"syscall"
 	"testing"
 
 	"spillway/buffer/batch"
@@ -116,5 +117,36 @@ func TestCursorHasItsBlocks(t *testing.T) {
 	var c cursor
 	if p, ok, certain := c.read(d); !ok || !certain || p.closed || p.seal != (batch.Seal{}) {
 		t.Fatalf("%+v, %v, %v", p, ok, certain)
+	}
+}
+
+// A life that could not make durable what it found has not ended in order, whatever Close
+// could write: after a sync that failed, another one says nothing.
+func TestCloseBehindALooseTail(t *testing.T) {
+	for name, fail := range map[string]bool{"synced": false, "not synced": true} {
+		t.Run(name, func(t *testing.T) {
+			b, d := simulated(t, Options{})
+			put(t, b, newWriter(b.Begin()).seal(1, text(100, 1)))
+			b = again(t, d, Options{})
+			w := newWriter(b.Begin())
+			old := d.segments()[0]
+			d.fail = func(op string, _ int, name string) error {
+				if fail && op == "sync" && name == old {
+					return syscall.EIO
+				}
+				return nil
+			}
+			next(t, b, batch.Limits{})
+			d.fail = nil
+			put(t, b, w.seal(1, text(100, 2)))
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			b = again(t, d, Options{})
+			if st := b.Begin(); st.Unclean != fail || st.Next != 3 {
+				t.Fatalf("%+v", st)
+			}
+			b.Close()
+		})
 	}
 }

@@ -52,7 +52,7 @@ func (l *Lane) watch() {
 		m.is.Store(true)
 		m.since = time.Now()
 		l.o.Log.Error("the disk takes no writes; records are kept in memory only and go on to the output; they are lost if the agent ends before the disk works again",
-			"lane", l.o.Name, "error", s.DiskError, "hint", "see the disk that holds SPILLWAY_STATE_DIR: errors, read-only; SPILLWAY_BUFFER_MEMORY is how much memory may hold")
+			"lane", l.o.Name, "error", s.DiskError, "hint", "see the disk that holds SPILLWAY_STATE_DIR: errors, read-only; a directory that was removed needs a restart; SPILLWAY_BUFFER_MEMORY is how much memory may hold")
 	case !s.Degraded && m.is.Load():
 		m.is.Store(false)
 		l.o.Log.Warn("the disk takes writes again; nothing is in memory only any more", "lane", l.o.Name,
