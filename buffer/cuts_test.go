@@ -114,8 +114,11 @@ func (w *world) failing(windows ...outage) {
 			}
 			w.did("fault in %s %s: %v", op, name, x.err)
 			w.short = w.short || isFull(x.err) && name == cursorFile
-			if name == cursorFile && (op == "open" || op == "read") {
-				w.wear()
+			if op == "open" || op == "read" {
+				w.blind = true
+				if name == cursorFile {
+					w.wear()
+				}
 			}
 			return x.err
 		}
@@ -177,6 +180,7 @@ func (w *world) spot(name string) {
 	}
 	w.disk.bad[badBlock{n, at}] = times
 	if times < 0 || times > 2 {
+		w.blind = true
 		w.hurt(name, n.data, at*block, (at+1)*block)
 	}
 }
@@ -465,7 +469,7 @@ func everyCall(seed uint64, sum *tally) (states int, failure string) {
 // budget, each two calls, and the calls of random scripts.
 func TestEveryFault(t *testing.T) {
 	seed, sum := seedOf(t), newTally()
-	all, want := places(t, seed), rounds(t, 3600, 400_000)
+	all, want := places(t, seed), rounds(t, 3000, 400_000)
 	states := each(t, 0, want, func(n uint64) (done int, failure string) {
 		if n >= uint64(len(all)) {
 			return everyFault(seed+n, sum)

@@ -52,6 +52,9 @@ func TestFilesBetweenRuns(t *testing.T) {
 				}, []string{name, other}, true})
 			}
 			if seg, ok := parseName(name); ok {
+				copied := func(ordinal uint64) string { return segmentName(ordinal, seg.epoch, seg.first, seg.salt, seg.agent) }
+				all = append(all, change{"duplicate as the newest " + name, func(d *simDisk) { d.put(copied(1<<40), content(name)) }, nil, true})
+				all = append(all, change{"duplicate as a neighbour " + name, func(d *simDisk) { d.put(copied(seg.ordinal+1), content(name)) }, nil, true})
 				all = append(all, change{"under another salt " + name, func(d *simDisk) {
 					d.put(segmentName(seg.ordinal, seg.epoch, seg.first, seg.salt+1, seg.agent), content(name))
 					d.put(name, nil)

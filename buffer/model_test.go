@@ -2,10 +2,14 @@ package buffer
 
 import (
 	"context"
+	"flag"
 	"io"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -232,4 +236,150 @@ func TestModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+// TestModelOfFaults draws lives of any shape and lets the oracle of the simulation judge
+// them after every step: all calls, limits that change between lives, a disk that fills
+// and is freed, errors for n calls, clocks that jump, bits that are inverted, files that vanish.
+func TestModelOfFaults(t *testing.T) {
+	start, n := time.Now(), rounds(t, 200, 20_000)
+	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(n), "rapid.seed": os.Getenv("SPILLWAY_CRASH_SEED")} {
+		was := flag.Lookup(name).Value.String()
+		if value == "" || name == "rapid.seed" && was != "0" || name == "rapid.checks" && was != "100" {
+			continue // somebody wants another
+		}
+		if err := flag.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+		defer flag.Set(name, was)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		seed := rapid.Uint64().Draw(t, "seed")
+		w := newWorld(seed, anyPolicy(rapid.Uint64Range(0, uint64(len(policies())-1)).Draw(t, "policy")))
+		func() {
+			defer func() {
+				switch v := recover().(type) {
+				case nil:
+				case violation:
+					t.Fatalf("%s\n%s", v.text, tailOf(w.steps, 60))
+				default: // of rapid
+					panic(v)
+				}
+			}()
+			open := false
+			leave := func(closed bool) { // the end of a life
+				for _, s := range w.all {
+					inMemory := s.memory || w.o.Memory > 0 && w.o.Sync != SyncGroup
+					s.sent = s.sent || s.now && !closed && !s.memory && w.b.saved
+					s.now, s.stored, s.refused = false, s.stored && !s.memory, s.refused && !inMemory
+				}
+				w.disk.fail, open = nil, false
+			}
+			live := func(f func()) func(*rapid.T) {
+				return func(*rapid.T) {
+					if open && !w.disk.dead {
+						f()
+					}
+				}
+			}
+			between := func(f func(t *rapid.T)) func(*rapid.T) {
+				return func(t *rapid.T) {
+					if !open {
+						f(t)
+					}
+				}
+			}
+			// forget is for what only a damaged file may have known: which numbers were given
+			// out, of batches that are not there any more.
+			forget := func() {
+				kept := w.scan("")
+				for _, s := range w.all {
+					s.hit = s.hit || !kept[s.id]
+				}
+			}
+			file := func(t *rapid.T) (name string, n *inode) {
+				names := slices.Sorted(maps.Keys(w.disk.names))
+				if len(names) == 0 {
+					return "", nil
+				}
+				name = rapid.SampledFrom(names).Draw(t, "file")
+				return name, w.disk.names[name]
+			}
+			t.Repeat(map[string]func(*rapid.T){
+				"open":       between(func(*rapid.T) { open = w.open() }),
+				"append":     live(w.append),
+				"deliver":    live(func() { w.deliver(false) }),
+				"take":       live(func() { w.deliver(true) }),
+				"read":       live(w.read),
+				"maintain":   live(func() { w.tick(time.Second) }),
+				"much later": live(func() { w.tick(w.o.KeepAcked + time.Minute) }),
+				"clock":      func(*rapid.T) { w.jump() },
+				"close": live(func() {
+					err := w.b.Close()
+					if err == nil {
+						w.whole()
+					} else if w.disk.fail == nil && w.disk.room < 0 {
+						w.fail("close: %v", err)
+					}
+					w.disk.kill()
+					leave(err == nil)
+				}),
+				"kill": func(*rapid.T) {
+					if open {
+						w.disk.kill()
+						leave(false)
+					}
+				},
+				"power cut": func(*rapid.T) {
+					if open {
+						leave(false)
+					}
+					w.cut()
+				},
+				"fill disk": func(t *rapid.T) {
+					w.disk.room, w.short = rapid.Int64Range(0, 5000).Draw(t, "room"), true
+					w.disk.full = rapid.SampledFrom([]error{syscall.ENOSPC, syscall.EDQUOT}).Draw(t, "error")
+				},
+				"free disk": func(*rapid.T) { w.disk.room = -1 },
+				"errors": func(t *rapid.T) {
+					at := w.disk.calls + rapid.IntRange(1, 20).Draw(t, "from")
+					w.failing(outage{at, rapid.IntRange(1, 30).Draw(t, "calls"), rapid.SampledFrom(faulty).Draw(t, "error")})
+				},
+				"limits": between(func(t *rapid.T) {
+					w.o.SegmentBytes = rapid.Int64Range(500, 5000).Draw(t, "segment")
+					w.o.KeepAcked = time.Duration(rapid.IntRange(-1, 60).Draw(t, "keep")) * time.Second
+					w.o.MaxBytes, w.o.Full = rapid.Int64Range(8<<10, 64<<10).Draw(t, "max"), Policy(rapid.IntRange(0, 1).Draw(t, "full"))
+				}),
+				"flip": between(func(t *rapid.T) {
+					if name, n := file(t); n != nil && len(n.data) > 0 && len(n.data) == len(n.disk) {
+						bit := rapid.IntRange(0, 8*len(n.data)-1).Draw(t, "bit")
+						w.hurt(name, n.data, bit/8, bit/8+1)
+						w.worn = true // what is told of several hits is asked for elsewhere
+						w.disk.flip(name, bit)
+						forget()
+					}
+				}),
+				"delete": between(func(t *rapid.T) {
+					if name, n := file(t); n != nil {
+						w.hurt(name, n.data, 0, len(n.data))
+						w.wear()
+						w.disk.put(name, nil)
+						w.disk.SyncDir()
+						forget()
+					}
+				}),
+				"": func(*rapid.T) {
+					if s := w.b; open && !w.disk.dead && w.disk.fail == nil && w.o.Memory == 0 && s.pos.committed > max(s.Stats().Next, 1)-1 {
+						w.fail("I5: position %d, but the next number is %d", s.pos.committed, s.Stats().Next)
+					}
+				},
+			})
+			if open {
+				w.disk.kill()
+				leave(false)
+			}
+			w.finish()
+		}()
+	})
+	row(t, "drawn lives, judged after every step", n, time.Since(start))
 }

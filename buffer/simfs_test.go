@@ -48,6 +48,8 @@ type simDisk struct {
 	room    int64 // bytes that may still be written; < 0: no limit
 	full    error // that says so
 
+	replaced bool // the cursor was removed
+
 	spoils  bool // no power-safe overwrite
 	spoilt  []spoil
 	removed [][]byte // what the last removed files held
@@ -169,7 +171,9 @@ func (d *simDisk) crash(name string, n *inode) {
 		case 0:
 			garbage(rng, out[k:])
 		case 1:
-			if len(d.removed) > 0 { // at the same place: it looks most like what should be there
+			// At the same place: it looks most like what should be there. Not a cursor: what a
+			// removed one held was true once, and may name a higher generation.
+			if len(d.removed) > 0 && name != cursorFile {
 				if old := d.removed[rng.IntN(len(d.removed))]; k < len(old) {
 					copy(out[k:], old[k:])
 				}
@@ -320,6 +324,7 @@ func (d *simDisk) Remove(name string) error {
 	if d.room >= 0 {
 		d.room += int64(len(n.data))
 	}
+	d.replaced = d.replaced || name == cursorFile
 	d.removed = append(d.removed, n.disk)
 	d.removed = d.removed[max(0, len(d.removed)-keepRemoved):]
 	d.set(name, nil)
