@@ -101,7 +101,7 @@ func TestNewDoesNotWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(begin); took > 10*time.Second {
+		if took := time.Since(begin); took > 30*time.Second {
 			t.Errorf("%s: New took %v", servers, took)
 		}
 		if o.Connected() {
@@ -113,7 +113,7 @@ func TestNewDoesNotWait(t *testing.T) {
 		if err := o.Close(); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(begin); took > 10*time.Second {
+		if took := time.Since(begin); took > 30*time.Second {
 			t.Errorf("%s: Close took until %v", servers, took)
 		}
 	}
@@ -185,7 +185,7 @@ func TestConnectionsAreTold(t *testing.T) {
 				}
 				return true
 			}
-			for deadline := time.Now().Add(20 * time.Second); !told() || tt.answer == nil && tries() < 5; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); !told() || tt.answer == nil && tries() < 5; time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("not each of %q in\n%s", tt.want, log.String())
 				}
@@ -214,7 +214,7 @@ func TestEndOfWaitNamesCause(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), stall)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	err = o.Probe(ctx, "main")
 	if stored, action := outputs.Classify(err); stored != no || action != outputs.Retry || !strings.Contains(err.Error(), "not connected: dial tcp 127.0.0.1:1: connect: connection refused") {
@@ -256,7 +256,7 @@ func TestConnectionEndedForGood(t *testing.T) {
 	payload := []byte("line\n")
 	run := sealed(&batch.Run{Lane: "main", Agent: "gw1", Epoch: 9, Attempt: 1},
 		batch.Batch{Header: batch.Header{First: 1, Count: 1, CRC: batch.CRC32C(payload), Length: 5}, Payload: payload})
-	for deadline := time.Now().Add(20 * time.Second); !o.Connected() || o.Limits().BatchBytes != 2*4096-headerRoom; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !o.Connected() || o.Limits().BatchBytes != 2*4096-headerRoom; time.Sleep(time.Millisecond) {
 		_, err := o.Publish(t.Context(), run)
 		if _, action := outputs.Classify(err); err == nil || action != outputs.Retry {
 			t.Errorf("a server that answers nothing: %v", err)

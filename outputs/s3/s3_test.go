@@ -560,7 +560,7 @@ func TestDeadline(t *testing.T) {
 	f := newFar(t, false, func(int, http.ResponseWriter, *http.Request) { <-release })
 	defer close(release)
 	c := settings(f.URL)
-	c.Timeout, c.MinRate = 50*time.Millisecond, 1<<10
+	c.Timeout, c.MinRate = 500*time.Millisecond, 1<<10
 	o := open(t, c)
 	for _, size := range []int{10, 300} {
 		begin := time.Now()

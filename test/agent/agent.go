@@ -132,7 +132,7 @@ func (a *Agent) MustRun(t testing.TB) {
 func (a *Agent) Stop(t testing.TB) int {
 	t.Helper()
 	a.Signal(t, syscall.SIGTERM)
-	if !a.Ended(30 * time.Second) {
+	if !a.Ended(time.Minute) {
 		a.Signal(t, syscall.SIGQUIT) // its goroutines go to the log
 		a.Ended(10 * time.Second)
 		a.Kill()
@@ -247,7 +247,7 @@ func (a *Agent) Resident() (int64, error) {
 	return pages * int64(os.Getpagesize()), err
 }
 
-var client = &http.Client{Timeout: 10 * time.Second}
+var client = &http.Client{Timeout: time.Minute}
 
 func (a *Agent) get(path string) (string, error) {
 	r, err := client.Get(a.url(path))
@@ -315,9 +315,11 @@ func tail(text string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// Eventually waits until ok, and ends the test when that takes longer than within.
+// Eventually waits until ok, and ends the test when that takes longer than within, or
+// than a minute if that is more.
 func Eventually(t testing.TB, what string, within time.Duration, ok func() bool) {
 	t.Helper()
+	within = max(within, time.Minute) // for a machine that has other things to do
 	for end := time.Now().Add(within); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %v: %s", within, what)

@@ -26,7 +26,7 @@ import (
 func insists(t *testing.T, o *jetstream.Output, f *feed, stored outputs.Stored, action outputs.Action, text string) {
 	t.Helper()
 	run := f.run(times(40, 1000)...)
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		n, err := outputtest.Publish(t.Context(), o, run)
 		s, a := outputs.Classify(err)
 		if err != nil && s == stored && a == action && strings.Contains(err.Error(), text) {

@@ -42,14 +42,14 @@ func TestJetStreamCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	c := stream(func(c *servers.StreamConfig) { c.Replicas = 3 })
 	// A cluster without a leader answers nothing: ask again.
 	ask := func(f func(context.Context) error) {
 		t.Helper()
 		for {
-			short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+			short, cancel := context.WithTimeout(ctx, 2*time.Second)
 			err := f(short)
 			cancel()
 			if err == nil {

@@ -236,7 +236,7 @@ func TestS3RacingPlans(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, o := range []*s3.Output{a, b} {
 			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				for {
 					_, err := o.Publish(ctx, run)

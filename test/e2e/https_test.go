@@ -22,7 +22,7 @@ func TestHTTPSClients(t *testing.T) {
 		"SPILLWAY_INPUT_HOOK_URL=https://"+address, "SPILLWAY_INPUT_HOOK_TLS_CERT_FILE="+cert, "SPILLWAY_INPUT_HOOK_TLS_KEY_FILE="+key)
 	a.Start(t)
 	for _, rather2 := range []bool{true, false} {
-		c := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.Client(""), ForceAttemptHTTP2: rather2}, Timeout: 20 * time.Second}
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.Client(""), ForceAttemptHTTP2: rather2}, Timeout: time.Minute}
 		for range 2 {
 			res, err := c.Post("https://"+address, "text/plain", strings.NewReader("hello"))
 			if err != nil {

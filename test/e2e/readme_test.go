@@ -211,7 +211,7 @@ func (s *terminal) interrupt(t *testing.T) {
 	s.signal(syscall.SIGINT)
 	select {
 	case <-s.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		s.signal(syscall.SIGKILL)
 		t.Errorf("%s\ndoes not end on Ctrl-C:\n%s", s.text, s.out.String())
 	}

@@ -363,7 +363,7 @@ func (s *stage) daemon(t *testing.T, cmd *exec.Cmd) (stop func()) {
 		cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			cmd.Process.Kill()
 			<-ended
 			t.Errorf("%s does not end on SIGTERM", name)

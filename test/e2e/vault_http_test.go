@@ -83,7 +83,7 @@ func TestHTTPKilled(t *testing.T) {
 	if len(d.lost) > 0 {
 		t.Errorf("%d entries were answered with success and are lost: %q", len(d.lost), d.lost[0])
 	}
-	if d.accepted < 50*kills {
+	if d.accepted < 10*kills {
 		t.Errorf("only %d entries were accepted", d.accepted)
 	}
 }
@@ -97,6 +97,7 @@ func TestHTTPFull(t *testing.T) {
 	v.ops.Pad = 32 << 10
 	v.Start(t)
 	n.Pause(t)
+	m := watchMachine(t)
 	stop := v.posts(h, 4)
 	agent.Eventually(t, "requests are answered with 503", time.Minute, func() bool {
 		return v.Metric(t, `spillway_input_requests_total{input="vault",result="full"}`) > 20
@@ -110,8 +111,8 @@ func TestHTTPFull(t *testing.T) {
 	v.delivered()
 	d := v.judge(natsSource(n))
 	t.Logf("%v; an answer took %v", d, spread(took))
-	if len(d.lost) > 0 || slices.Max(took) > 3*time.Second {
-		t.Errorf("lost %d; the longest answer took %v", len(d.lost), slices.Max(took))
+	if late, _ := m.late(); len(d.lost) > 0 || slices.Max(took) > 3*time.Second+2*late {
+		t.Errorf("lost %d; the longest answer took %v; the machine was late by %v", len(d.lost), slices.Max(took), late)
 	}
 }
 

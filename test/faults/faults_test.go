@@ -61,7 +61,7 @@ func send(t *testing.T, c net.Conn, text string) {
 func receive(t *testing.T, c net.Conn, want string) {
 	t.Helper()
 	got := make([]byte, len(want))
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("received %q, %v; want %q", got, err, want)
 	}
@@ -79,7 +79,7 @@ func quiet(t *testing.T, c net.Conn) {
 
 func isReset(t *testing.T, c net.Conn) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("read %d bytes, %v, want a reset", n, err)
 	}

@@ -97,7 +97,7 @@ func (h *host) want(line, text string) {
 // until waits till a shell line succeeds.
 func (h *host) until(what, line string) {
 	h.t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		out, err := h.run(line)
 		if err == nil {
 			return

@@ -127,7 +127,7 @@ func JetStream(t testing.TB, url string, f func(ctx context.Context, js jetstrea
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := f(ctx, js); err != nil {
 		t.Fatal(err)

@@ -155,7 +155,7 @@ func (s *S3) Client() *s3.Client {
 // Bucket creates a bucket.
 func (s *S3) Bucket(t testing.TB, name string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := s.Client().CreateBucket(ctx, &s3.CreateBucketInput{Bucket: &name}); err != nil {
 		t.Fatalf("create bucket %s: %v", name, err)
@@ -165,7 +165,7 @@ func (s *S3) Bucket(t testing.TB, name string) {
 // RemoveBucket removes an empty bucket.
 func (s *S3) RemoveBucket(t testing.TB, name string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := s.Client().DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: &name}); err != nil {
 		t.Fatalf("remove bucket %s: %v", name, err)
@@ -186,7 +186,7 @@ func (s *S3) User(t testing.TB, access, secret string) {
 // pattern, and nothing else. It takes the place of an earlier one.
 func (s *S3) Policy(t testing.TB, bucket, user, action, pattern string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	text := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":[%q]},"Action":[%q],"Resource":["arn:aws:s3:::%s/%s"]}]}`,
 		user, action, bucket, pattern)
@@ -209,7 +209,7 @@ func (s *S3) Keys(t testing.TB, bucket string) (keys []string) {
 }
 
 func (s *S3) list(bucket string) (all []types.Object, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	pages := s3.NewListObjectsV2Paginator(s.Client(), &s3.ListObjectsV2Input{Bucket: &bucket})
 	for pages.HasMorePages() {

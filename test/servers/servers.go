@@ -81,7 +81,7 @@ func (p *process) start(t testing.TB, ready func() error, args ...string) {
 		_ = cmd.Wait() // its end is asked for
 		close(ended)
 	}()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		err := ready()
 		if err == nil {
 			return
@@ -106,7 +106,7 @@ func (p *process) end(t testing.TB, sig syscall.Signal) {
 	p.signal(t, sig)
 	select {
 	case <-p.ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Errorf("%s does not end on %v", p.name, sig)
 		p.signal(t, syscall.SIGKILL)
 		<-p.ended
@@ -126,7 +126,7 @@ func (p *process) signal(t testing.TB, sig syscall.Signal) {
 func (p *process) pause(t testing.TB) {
 	t.Helper()
 	p.signal(t, syscall.SIGSTOP)
-	for deadline := time.Now().Add(10 * time.Second); !p.halted(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !p.halted(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s does not stop", p.name)
 		}

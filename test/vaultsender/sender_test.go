@@ -61,7 +61,7 @@ func TestSenderDialsAgain(t *testing.T) {
 		t.Error("accepted by nobody")
 	}
 	sent := s.Sent()
-	if len(sent) != 4 || sent[2].Err != nil || sent[3].Err == nil || sent[3].Took > time.Second {
+	if len(sent) != 4 || sent[2].Err != nil || sent[3].Err == nil || sent[3].Took > time.Minute {
 		t.Errorf("sent %+v", sent)
 	}
 }
@@ -81,7 +81,7 @@ func TestSenderGivesUp(t *testing.T) {
 	if !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("write to one that does not read: %v", err)
 	}
-	if sent := s.Sent(); s.Dials() != 2 || sent[0].Took < 100*time.Millisecond || sent[0].Took > 5*time.Second {
+	if sent := s.Sent(); s.Dials() != 2 || sent[0].Took < 100*time.Millisecond || sent[0].Took > time.Minute {
 		t.Errorf("%d connections, %v", s.Dials(), sent[0].Took)
 	}
 }
