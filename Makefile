@@ -55,7 +55,7 @@ test: tools check race mutants e2e ## everything CI runs: unit, race, conformanc
 
 # What runs in one goroutine is left out: framing, and the simulation of disks.
 race: ## unit tests under the race detector
-	$(GO) test -race -skip 'TestMutants$$|PowerCuts|EveryCall|EveryFault|BitFlips|TestSalvage|TestModel' -run '$(T)' $$($(GO) list $(P) | grep -v /framing)
+	$(GO) test -race -skip 'TestMutants$$|TestSalvage|$(SIMULATED)' -run '$(T)' $$($(GO) list $(P) | grep -v /framing)
 
 mutants: ## the tests of the buffer against seeded bugs (a minute)
 	@set -o pipefail; $(GO) test -count=1 -v -run 'TestMutants$$' ./buffer | grep -v '^ *===\|^ *--- PASS'
@@ -107,8 +107,14 @@ power: apt ## N (500) real power cuts on each of ext4, ext4 with fast commits an
 kill: build apt ## N (1000) times kill -9 or SIGTERM of the agent under load from four inputs, from SEED (1)
 	cd test && SPILLWAY_KILL_N=$(N) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestKill ./crash
 
-crash: ## simulated power cuts and faults, BUDGET times what make test does, from SEED
-	SPILLWAY_CRASH_BUDGET=$(BUDGET) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run 'PowerCuts|EveryCall|EveryFault|BitFlips' ./buffer
+# Tests of the buffer on simulated disks.
+SIMULATED := PowerCuts|EveryCall|EveryFault|BitFlips|EveryByte|SectorFaults|StrayWrites|FilesBetweenRuns|CursorSlots|AnyClock|TestModel
+crash: ## simulated power cuts and faults, BUDGET times what make test does, from SEED; BUDGET=full for all of docs/reliability.md
+	SPILLWAY_CRASH_BUDGET=$(BUDGET) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run '$(SIMULATED)' ./buffer
+ifeq ($(BUDGET),full)
+	$(MAKE) power N=500 SEED=$(SEED)
+	$(MAKE) kill N=1000 SEED=$(SEED)
+endif
 
 chaos: build servers ## N (200) random schedules of faults at every part, from SEED (1); a failure names its seed
 	cd test && SPILLWAY_CHAOS_N=$(N) SPILLWAY_CHAOS_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestSchedules ./chaos
