@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,7 +96,7 @@ func killLoop(t *testing.T, r *rand.Rand, n int, sum *kills) {
 	if code := a.Stop(t); code != 0 {
 		t.Errorf("the agent exits %d at the end", code)
 	}
-	judge(t, a, filepath.Join(dir, "outdir"), conns, chaos.Rules{Stops: true}, sum)
+	judge(t, a, filepath.Join(dir, "outdir"), conns, chaos.Rules{Stops: true}, false, sum)
 }
 
 // lifeOf runs the agent for so long and ends it. After SIGTERM it has patience, or
@@ -179,7 +181,7 @@ func drain(t *testing.T, a *agent.Agent) {
 
 // judge compares what has arrived with what was sent and promised. The agent has
 // ended.
-func judge(t *testing.T, a *agent.Agent, source string, conns []chaos.Conn, rules chaos.Rules, sum *kills) {
+func judge(t *testing.T, a *agent.Agent, source string, conns []chaos.Conn, rules chaos.Rules, overlaps bool, sum *kills) {
 	t.Helper()
 	promises, err := chaos.Promises(a.Log)
 	if err != nil {
@@ -194,7 +196,8 @@ func judge(t *testing.T, a *agent.Agent, source string, conns []chaos.Conn, rule
 	if err := d.Judge(promises, conns, rules); err != nil {
 		t.Errorf("what has arrived is not what should have:\n%v", err)
 	}
-	if err := a.Verify(t, source); err != nil {
+	// Where no plan could be saved, an object may come again under other bounds.
+	if err := a.Verify(t, source); err != nil && !(overlaps && onlyOverlaps(err.Error())) {
 		t.Error(err)
 	}
 	if out, errs, code := a.Command(t, "buffer", "verify", a.State+"/buffer/main"); code != 0 {
@@ -209,4 +212,10 @@ func judge(t *testing.T, a *agent.Agent, source string, conns []chaos.Conn, rule
 	for _, p := range promises {
 		sum.durable += p.Last + 1 - p.First
 	}
+}
+
+// onlyOverlaps reports whether `spillway verify` found no other fault.
+func onlyOverlaps(said string) bool {
+	m := regexp.MustCompile(`NOT complete: (\d+) fault`).FindStringSubmatch(said)
+	return m != nil && m[1] == strconv.Itoa(strings.Count(said, "\noverlap: "))
 }

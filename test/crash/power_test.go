@@ -334,7 +334,7 @@ var disks = []disk{
 func worldOf(r *rand.Rand, dir string) *world {
 	w := &world{batches: map[number]*sent{}, gaps: map[string]int{}}
 	w.Dir, w.life.Seed = dir, r.Uint64()
-	w.Sync = []buffer.SyncPolicy{buffer.SyncGroup, buffer.SyncGroup, buffer.SyncInterval}[r.IntN(3)]
+	w.Sync = []buffer.SyncPolicy{buffer.SyncGroup, buffer.SyncGroup, buffer.SyncInterval, buffer.SyncNever}[r.IntN(4)]
 	w.MaxBytes = 24 << 20
 	if r.IntN(3) == 0 {
 		w.Full, w.MaxBytes = buffer.DropOldest, 3<<20
