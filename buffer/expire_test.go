@@ -409,8 +409,7 @@ func TestMaxAgeDiskFails(t *testing.T) {
 type agedWorld struct {
 	*world
 	host
-	start time.Time
-	born  map[*sent]time.Duration // when it was received in truth; negative: the clock lied then
+	born map[*sent]time.Duration // when it was received in truth; negative: the clock lied then
 
 	lies    bool // the clock is off, and the kernel says that it is not
 	expired int

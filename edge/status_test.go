@@ -57,8 +57,8 @@ func start(t *testing.T, vars ...string) *running {
 func startIn(t *testing.T, state string, vars ...string) *running {
 	t.Helper()
 	r := &running{t: t, state: state, log: &lockedBuffer{}}
-	cfg, err := loadConfig(append([]string{"SPILLWAY_SHUTDOWN_GRACE=100ms"}, append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0",
-		"SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0", "SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms")...))
+	cfg, err := loadConfig(append([]string{"SPILLWAY_SHUTDOWN_GRACE=100ms", "SPILLWAY_BATCH_MAX_AGE=10ms", "SPILLWAY_BATCH_MAX_AGE_HELD=10ms"},
+		append(vars, "SPILLWAY_STATE_DIR="+r.state, "SPILLWAY_ADMIN_ADDRESS=127.0.0.1:0", "SPILLWAY_INPUT_TCP_URL=tcp://127.0.0.1:0", "SPILLWAY_INPUT_UDP_URL=udp://127.0.0.1:0")...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,10 +16,12 @@ import (
 func TestUnsyncedFlag(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{}
-		synced, asked := true, 0
+		var synced atomic.Bool
+		var asked atomic.Int64
+		synced.Store(true)
 		b := start(t, "", m, Block, func(o *buffer.Options, l *LaneOptions) {
 			o.FS, l.Codec, l.Batch.Age, l.AgeHeld = &lazyFS{newDirFS(t)}, batch.None, 3*time.Second, 3*time.Second
-			l.Synchronised = func() bool { asked++; return synced }
+			l.Synchronised = func() bool { asked.Add(1); return synced.Load() }
 		})
 		one := func(during func()) batch.Flags {
 			time.Sleep(5 * time.Second)
@@ -32,7 +35,7 @@ func TestUnsyncedFlag(t *testing.T) {
 			defer m.mu.Unlock()
 			return m.batches[len(m.batches)-1].Flags & batch.Unsynced
 		}
-		set := func(to bool) func() { return func() { synced = to } }
+		set := func(to bool) func() { return func() { synced.Store(to) } }
 		for _, tt := range []struct {
 			name   string
 			during func()
@@ -48,13 +51,13 @@ func TestUnsyncedFlag(t *testing.T) {
 				t.Errorf("%s: %d", tt.name, got)
 			}
 		}
-		before, began := asked, time.Now()
+		before, began := asked.Load(), time.Now()
 		for range 500 { // a batch in 10 ms
 			b.send(1)
 			b.lane.press <- struct{}{}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if n, d := asked-before, time.Since(began); n > int(d/time.Second)+1 || n < 3 {
+		if n, d := asked.Load()-before, time.Since(began); n > int64(d/time.Second)+1 || n < 3 {
 			t.Errorf("asked %d times in %v", n, d)
 		}
 		b.stop()
