@@ -69,7 +69,7 @@ var due = batch.Limits{Batches: 8}
 // drain takes n batches and commits them.
 func drain(t testing.TB, b *Buffer, n int) []batch.Batch {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out []batch.Batch
 	for len(out) < n {
