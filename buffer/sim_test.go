@@ -256,7 +256,7 @@ func (w *world) open() bool {
 		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told && !s.merged {
 			w.fail("I5: position %d, but %s was never delivered", b.pos.committed, s.id)
 		}
-		if s.promised && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
+		if s.promised && !s.told && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
 			w.fail("a new epoch says that %d was the last record, but %d was promised", st.Previous.Last, s.last)
 		}
 	}
@@ -543,7 +543,7 @@ func (w *world) aside() {
 			gaps = append(gaps, t.Gap)
 		}
 		gaps = slices.DeleteFunc(gaps, func(g Gap) bool { return !s.in(g) })
-		if len(gaps) == 0 && !s.inBand && !w.short {
+		if len(gaps) == 0 && !s.inBand && !w.short && !s.hit {
 			w.fail("I13: %s was rejected, is out of the line and not told", s.id)
 		}
 		// Reject had failed, and it was dropped later; merged gaps have the reason of the first.
@@ -913,6 +913,15 @@ func (w *world) wear() {
 	w.worn, w.short, w.maybe = true, true, true
 	w.doubt = nil
 	clear(w.gone)
+	w.unnoted() // what was dropped, and noted in the cursor only
+}
+
+// unnoted takes what is not on the disk any more for lost without a note.
+func (w *world) unnoted() {
+	kept := w.scan("")
+	for _, s := range w.all {
+		s.hit = s.hit || s.promised && !s.delivered && !kept[s.id]
+	}
 }
 
 func (w *world) tick(d time.Duration) {
@@ -970,10 +979,7 @@ func (w *world) lead(work func()) {
 	if w.short {
 		// Where not even the cursor could be overwritten, what had been passed made room
 		// without a note of it.
-		kept := w.scan("")
-		for _, s := range w.all {
-			s.hit = s.hit || s.promised && !s.delivered && !kept[s.id]
-		}
+		w.unnoted()
 	}
 	if w.rng.IntN(3) == 0 {
 		w.did("kill") // between two calls, or in the middle of one
