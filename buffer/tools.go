@@ -193,8 +193,7 @@ func ReadPosition(dir string) (pos Position, ok bool, err error) {
 		return pos, false, err
 	}
 	defer d.Close()
-	var c cursor
-	p, ok, _ := c.read(d)
+	p, ok := readPosition(d)
 	if !ok {
 		return pos, false, nil
 	}
@@ -212,6 +211,13 @@ func ReadPosition(dir string) (pos Position, ok bool, err error) {
 		}
 	}
 	return pos, true, nil
+}
+
+// readPosition is what the cursor in d says, if one can be read.
+func readPosition(d FS) (position, bool) {
+	var c cursor
+	p, ok, _ := c.read(d)
+	return p, ok
 }
 
 // Finding is one thing that Verify has to say about a place.
@@ -272,10 +278,22 @@ type walker struct {
 	known    bool   // the seal before the next batch is
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
-	hurt      bool   // there is damage behind the last batch
-	stored    uint64 // the highest number that footers of this epoch tell
-	committed uint64 // as the cursor says
-	passed    Range  // and what was dropped and told behind that
+	hurt      bool                    // there is damage behind the last batch
+	stored    uint64                  // the highest number that footers of this epoch tell
+	committed uint64                  // as the cursor says
+	passed    Range                   // and what was dropped and told behind that
+	again     func() (position, bool) // reads the cursor; nil: there is none
+}
+
+// refresh reads the cursor again before anything is called lost: a running agent may
+// have delivered and removed it meanwhile, and said so in the cursor before.
+func (w *walker) refresh() {
+	if w.again == nil {
+		return
+	}
+	if p, ok := w.again(); ok {
+		w.committed, w.passed = p.committed, p.passed
+	}
 }
 
 // Verify reads every byte of the segments in dir and checks all that can be
@@ -320,8 +338,8 @@ func (w *walker) walk(dir string) error {
 		return err
 	}
 	defer d.Close()
-	var c cursor
-	p, cursor, _ := c.read(d)
+	w.again = func() (position, bool) { return readPosition(d) }
+	p, cursor := w.again()
 	if cursor {
 		w.committed, w.passed = p.committed, p.passed
 	}
@@ -351,8 +369,10 @@ func (w *walker) end(segs []*segment, p *position, cursor bool) {
 	if cursor && p.seal != (batch.Seal{}) && (len(segs) == 0 || f.Epoch == p.epoch) {
 		f.Last = max(f.Last, p.next-1)
 	}
-	f.First = max(w.next, w.committed+1)
-	if f.First <= f.Last {
+	if f.First = max(w.next, w.committed+1); f.First <= f.Last {
+		w.refresh()
+	}
+	if f.First = max(w.next, w.committed+1); f.First <= f.Last {
 		w.report.Lost += f.Last - f.First + 1
 		w.tell(f)
 	}
@@ -492,13 +512,20 @@ func (w *walker) batch(s *segment, file string, e *Extent) error {
 		lost := found
 		lost.What, lost.End, lost.First, lost.Last = "lost", e.Off, w.next, b.First-1
 		// drop_oldest spares what is planned: segments behind that go before it.
-		removed := b.First == s.first && !w.hurt && (lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last)
-		if removed {
+		removed := func() bool {
+			return lost.Last <= w.committed || w.passed.First <= lost.First && lost.Last <= w.passed.Last
+		}
+		whole := b.First == s.first && !w.hurt
+		if whole && !removed() {
+			w.refresh()
+		}
+		gone := whole && removed()
+		if gone {
 			lost.What = "gone"
 		} else {
 			w.report.Lost += b.First - w.next
 		}
-		if follows && !removed {
+		if follows && !gone {
 			lost.Err = errors.New("left out by the writer: the seals join")
 		}
 		w.tell(lost)

@@ -123,8 +123,7 @@ func Measure(dir string, now time.Time) (*Usage, error) {
 	}
 	defer d.Close()
 	u := &Usage{Segments: []SegmentUsage{}, Lost: map[string]uint64{}}
-	var c cursor
-	p, ok, _ := c.read(d)
+	p, ok := readPosition(d)
 	if u.Cursor = ok; ok {
 		for i, reason := range dropped {
 			if reason != "" {
@@ -136,7 +135,7 @@ func Measure(dir string, now time.Time) (*Usage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
-	w := walker{headers: true, committed: p.committed, passed: p.passed}
+	w := walker{headers: true, committed: p.committed, passed: p.passed, again: func() (position, bool) { return readPosition(d) }}
 	w.find = func(f Finding) {
 		if f.What == "unreadable" {
 			u.Failed = append(u.Failed, f)
