@@ -694,6 +694,7 @@ func (b *Buffer) write(batches []*batch.Batch) error {
 	default:
 		seg.lazy = true
 	}
+	b.cur.works = true
 	b.mu.Lock()
 	b.grow(seg)
 	if sync || b.o.Sync == SyncNever {
@@ -957,6 +958,9 @@ func (b *Buffer) saveCursor() error {
 	b.mu.Lock()
 	p := b.pos
 	p.next, p.seal, p.epoch = b.next, b.seal, b.start.Epoch
+	if !slices.ContainsFunc(b.segs, func(s *segment) bool { return s.epoch == p.epoch && s.mem == nil }) {
+		p.seal = batch.Seal{} // what this life stored is in memory only: a cursor with a seal and no segment of its epoch is another buffer's
+	}
 	p.acks, p.doubts, p.handed, p.gaps = slices.Clone(p.acks), slices.Clone(p.doubts), slices.Clone(p.handed), slices.Clone(p.gaps)
 	// Of more told gaps than there is room for, the oldest are told again after a
 	// restart, which is no harm, rather than not remembered.

@@ -393,7 +393,8 @@ type cursor struct {
 	named      bool   // the file's name is durable, as far as this life knows
 	slot       int    // which slot holds the newest durable position
 	generation uint64 // of that slot
-	failures   int    // saves that failed in a row
+	failures   int    // saves that failed in a row, each although the disk took something before
+	works      bool   // a segment was written since the last save that failed
 	failed     bool   // read met a read error, which says nothing about what is there; until the next save
 }
 
@@ -430,7 +431,7 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 // save writes the same one again, so that the good one is never touched.
 func (c *cursor) save(dir FS, p *position) error {
 	if err := c.open(dir); err != nil {
-		c.failures++
+		c.count()
 		return err
 	}
 	err := c.write(p)
@@ -444,13 +445,20 @@ func (c *cursor) save(dir FS, p *position) error {
 		c.f.Close()
 		c.f = nil
 		if !isFull(err) {
-			c.failures++
+			c.count()
 		}
 		return fmt.Errorf("save cursor: %w", err)
 	}
 	c.failures = 0
 	c.named, c.failed = true, false
 	return nil
+}
+
+// count counts a save that failed, unless the whole disk may take nothing.
+func (c *cursor) count() {
+	if c.works {
+		c.failures, c.works = c.failures+1, false
+	}
 }
 
 // write writes p to the slot that does not hold the newest durable position.

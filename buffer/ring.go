@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -41,9 +42,12 @@ type ring struct {
 // memory is a segment's bytes in memory. It is appended to by one goroutine, and read by
 // several beside it.
 type memory struct {
-	mu    sync.RWMutex
-	data  []byte
-	tried bool // a file of its name may lie on the disk; guarded by Buffer.w
+	mu   sync.RWMutex
+	data []byte
+	// tried says that a part of it may lie on the disk, unsynced, under its name. There is one
+	// such file at most, and it is the newest: the next life makes the newest durable before
+	// anything is handed out. Guarded by Buffer.w.
+	tried bool
 }
 
 func (m *memory) ReadAt(p []byte, off int64) (int, error) {
@@ -95,7 +99,6 @@ func (b *Buffer) degrade(err error) bool {
 		b.mu.Lock()
 		b.ring.degraded, b.ring.pause, b.ring.try = true, time.Second, now.Add(time.Second)
 		b.mu.Unlock()
-		b.cur.failures = 0 // it may be the disk, and not the cursor's file, which is replaced after three
 	}
 	b.mu.Lock()
 	b.ring.trouble, b.lastErr = err, err
@@ -201,12 +204,26 @@ func (b *Buffer) forgetDelivered(all bool) (some bool) {
 		}
 		s := b.segs[i]
 		b.mu.Unlock()
+		if !b.untry(s) {
+			return some
+		}
 		if s == b.active {
 			b.active, b.activeFile = nil, nil
 		}
 		b.remove(s, false)
 		some = true
 	}
+}
+
+// untry removes what the last try left of s on the disk. Without that s must stay.
+func (b *Buffer) untry(s *segment) bool {
+	if s.mem.tried {
+		if err := b.fs.Remove(s.name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+		s.mem.tried = false
+	}
+	return true
 }
 
 // delivered reports whether the newest segment lives in memory and holds nothing that is
@@ -219,9 +236,18 @@ func (b *Buffer) delivered() bool {
 // dropMemory drops the oldest segment of the ring that is not delivered. What was dropped
 // and is not at the head of the line must stay one range. w is held.
 func (b *Buffer) dropMemory() bool {
+	var tried *segment // that can't go, as it is on the disk in part
+	b.mu.Lock()
+	if i := slices.IndexFunc(b.segs, func(s *segment) bool { return s.mem != nil && s.mem.tried }); i >= 0 {
+		tried = b.segs[i]
+	}
+	b.mu.Unlock()
+	if tried != nil && b.untry(tried) {
+		tried = nil
+	}
 	b.mu.Lock()
 	i := b.head
-	for i < len(b.segs) && (b.segs[i].mem == nil || b.spared(b.segs[i])) {
+	for i < len(b.segs) && (b.segs[i].mem == nil || b.segs[i] == tried || b.spared(b.segs[i])) {
 		i++
 	}
 	if p := b.pos.passed; i > b.head && p != (Range{}) {
@@ -244,7 +270,7 @@ func (b *Buffer) probe(now time.Time, always bool) {
 	if wait := r.try.Sub(now); !always && wait > 0 && wait <= r.pause {
 		return
 	}
-	wrote, err := b.writeMemory()
+	err := b.writeMemory()
 	if err == nil && b.stranded {
 		if err = b.write(nil); err != nil {
 			b.giveUp()
@@ -255,9 +281,6 @@ func (b *Buffer) probe(now time.Time, always bool) {
 		if isFull(err) {
 			err = nil
 		}
-	}
-	if !wrote {
-		b.cur.failures = 0
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -274,14 +297,14 @@ func (b *Buffer) probe(now time.Time, always bool) {
 
 // writeMemory writes the segments in memory as files. What is not delivered comes first
 // to last, so that one that is on the disk vouches for those before it.
-func (b *Buffer) writeMemory() (wrote bool, err error) {
+func (b *Buffer) writeMemory() error {
 	b.forgetDelivered(false)
 	for {
 		b.mu.Lock()
 		i := slices.IndexFunc(b.segs, func(s *segment) bool { return s.mem != nil })
 		if i < 0 {
 			b.mu.Unlock()
-			return wrote, nil
+			return nil
 		}
 		s := b.segs[i]
 		b.mu.Unlock()
@@ -289,25 +312,22 @@ func (b *Buffer) writeMemory() (wrote bool, err error) {
 			b.endMemory()
 		}
 		if err := b.makeRoom(s.size); err != nil {
-			return wrote, err
+			return err
 		}
 		err := b.writeFile(s)
 		if isFull(err) && b.reclaim(s.size) == nil {
 			err = b.writeFile(s)
 		}
 		if err != nil {
-			return wrote, err
+			return err
 		}
-		wrote = true
 	}
 }
 
 // writeFile makes s, which lives in memory, a file. A reader that has its memory open
 // reads the same bytes there.
 func (b *Buffer) writeFile(s *segment) error {
-	if s.mem.tried {
-		b.fs.Remove(s.name()) // of the last try; it was never said to be durable
-	}
+	b.untry(s)
 	s.mem.tried = true
 	f, err := b.fs.Create(s.name())
 	if err != nil {
@@ -325,6 +345,7 @@ func (b *Buffer) writeFile(s *segment) error {
 	if err := b.fs.SyncDir(); err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}
+	b.cur.works = true
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.mem = nil

@@ -492,3 +492,31 @@ func TestRingPowerCuts(t *testing.T) {
 	}
 	t.Logf("%d power cuts from seed %d, %d appends in memory only; the last: %q", cuts, seed, kept, last)
 }
+
+// A cursor that was saved while all that this life stored was in memory only is this
+// buffer's all the same.
+func TestRingCursorIsOurs(t *testing.T) {
+	b, w, d, _, now := ringed(t, Options{})
+	for i := range 4 {
+		put(t, b, w.seal(1, text(100, byte(i))))
+	}
+	b = again(t, d, Options{Memory: 64 << 10, Now: func() time.Time { return *now }})
+	w = newWriter(b.Begin())
+	d.fail = func(op string, _ int, name string) error {
+		if op == "create" {
+			return syscall.EROFS
+		}
+		return nil
+	}
+	keep(t, b, w.seal(1, text(100, 9)))
+	drain(t, b, 3)
+	if err := b.Close(); !errors.Is(err, ErrMemory) {
+		t.Fatal(err)
+	}
+	d.fail = nil
+	b = again(t, d, Options{})
+	if b.Begin(); b.Stats().Committed != 3 {
+		t.Fatalf("%+v", b.Stats())
+	}
+	b.Close()
+}

@@ -507,10 +507,7 @@ func (b *Buffer) saveDirty() error {
 func (b *Buffer) remove(s *segment, aside bool) error {
 	var err error
 	switch {
-	case s.mem != nil:
-		if s.mem.tried {
-			b.fs.Remove(s.name())
-		}
+	case s.mem != nil: // see untry
 	case aside && b.o.QuarantineBytes >= s.size:
 		err = b.setAside(s)
 	default:
