@@ -96,7 +96,7 @@ func (l *lane) fill(size, n int) (stored int, err error) {
 func (l *lane) deliver(n int) (took int) {
 	l.t.Helper()
 	for took < n && l.b.Stats().PendingRecords > 0 {
-		ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(l.t.Context(), 20*time.Second)
 		run, err := l.b.Next(ctx, batch.Limits{Batches: min(8, n-took)})
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) {
