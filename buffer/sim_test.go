@@ -373,7 +373,7 @@ func (w *world) take(h handling) {
 			w.fail("next: %v", err)
 		case w.disk.fail != nil && errors.As(err, &bad):
 			if bad.File == w.unread.File && bad.Offset == w.unread.Offset { // the third time it is damage
-				w.hurt(bad.File, w.disk.names[bad.File].data, int(bad.Offset), 1<<40)
+				w.hurt(bad.File, w.disk.names[bad.File].data, int(bad.Offset), 1<<30)
 			}
 			w.unread = *bad
 		}

@@ -88,10 +88,10 @@ var damages = map[string]func(t *testing.T, dir string, segs []string){
 		clear(b[:512])
 		write(t, dir, segs[1], b)
 	},
-	"a segment is deleted":                     func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]) },
-	"a segment is a directory":                 func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]); mkdir(t, dir, segs[1]) },
-	"files of others are in it":                func(t *testing.T, dir string, _ []string) { write(t, dir, "notes.txt", []byte("mine\n")) },
-	"a segment can't be read by this user":     func(t *testing.T, dir string, segs []string) { chmod(t, filepath.Join(dir, segs[1]), 0) },
+	"a segment is deleted":                 func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]) },
+	"a segment is a directory":             func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]); mkdir(t, dir, segs[1]) },
+	"files of others are in it":            func(t *testing.T, dir string, _ []string) { write(t, dir, "notes.txt", []byte("mine\n")) },
+	"a segment can't be read by this user": func(t *testing.T, dir string, segs []string) { chmod(t, filepath.Join(dir, segs[1]), 0) },
 	"it is deleted": func(t *testing.T, dir string, _ []string) {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
