@@ -145,14 +145,14 @@ func (d *osFS) List(sub string) ([]FileInfo, error) {
 		if !e.Type().IsRegular() {
 			continue
 		}
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(dir.Fd()), e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // a running agent removed it
-			}
-			return nil, &fs.PathError{Op: "stat", Path: e.Name(), Err: err}
+		info, err := e.Info() // ReadDir has asked for it: dir was opened in a Root
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a running agent removed it
 		}
-		out = append(out, FileInfo{Name: e.Name(), Size: st.Size})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, FileInfo{Name: e.Name(), Size: info.Size()})
 	}
 	return out, nil
 }
