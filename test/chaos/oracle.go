@@ -39,14 +39,17 @@ var (
 	durable = regexp.MustCompile(`msg=durable lane=(\S+) last=(\d+)`)
 )
 
-// Promises reads an agent's log of level debug.
+// Promises reads an agent's log of level debug. An epoch that goes on after a life
+// that was ready and that nobody stopped is an error: numbers of that life may be
+// elsewhere, with other content.
 func Promises(log string) (all []Promise, err error) {
 	f, err := os.Open(log)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	now := map[string]int{} // by lane, index in all
+	now := map[string]int{}      // by lane, index in all
+	running := map[string]bool{} // by lane: ready, and not stopped
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -55,7 +58,10 @@ func Promises(log string) (all []Promise, err error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %q: %w", log, lines.Text(), err)
 			}
-			now[m[1]] = len(all)
+			if i, ok := now[m[1]]; ok && running[m[1]] && all[i].Epoch == m[2] {
+				return nil, fmt.Errorf("%s: %q: the epoch goes on although nobody stopped the agent before", log, lines.Text())
+			}
+			now[m[1]], running[m[1]] = len(all), false
 			all = append(all, Promise{Lane: m[1], Epoch: m[2], First: next, Last: next - 1})
 		} else if m := durable.FindStringSubmatch(lines.Text()); m != nil {
 			i, ok := now[m[1]]
@@ -64,6 +70,10 @@ func Promises(log string) (all []Promise, err error) {
 				return nil, fmt.Errorf("%s: %q: after %d", log, lines.Text(), all[i].Last)
 			}
 			all[i].Last = last
+		} else if ready := strings.Contains(lines.Text(), " msg=ready "); ready || strings.Contains(lines.Text(), ` msg="stopping; `) {
+			for lane := range running {
+				running[lane] = ready
+			}
 		}
 	}
 	return all, lines.Err()

@@ -100,18 +100,28 @@ func TestPromises(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	text := `time=2026-11-21T12:00:00.000Z level=INFO msg="buffer open" lane=main dir=/x epoch=00c0ffee00c0ffee next=1 pending=0 unclean=false
 time=2026-11-21T12:00:00.000Z level=INFO msg="buffer open" lane=audit dir=/y epoch=00000000deadbeef next=5 pending=0 unclean=false
+time=2026-11-21T12:00:00.001Z level=INFO msg=ready version=v1 agent=gw1
 time=2026-11-21T12:00:01.000Z level=DEBUG msg=durable lane=main last=10
 time=2026-11-21T12:00:02.000Z level=DEBUG msg=durable lane=main last=20
-time=2026-11-21T12:00:03.000Z level=INFO msg="buffer open" lane=main dir=/x epoch=00c0ffee00c0ffee next=23 pending=0 unclean=true
+time=2026-11-21T12:00:02.500Z level=INFO msg="stopping; a second signal stops at once" signal=terminated grace=10s
+time=2026-11-21T12:00:03.000Z level=INFO msg="buffer open" lane=main dir=/x epoch=00c0ffee00c0ffee next=23 pending=0 unclean=false
+time=2026-11-21T12:00:03.001Z level=INFO msg=ready version=v1 agent=gw1
 time=2026-11-21T12:00:04.000Z level=DEBUG msg=durable lane=main last=30
+time=2026-11-21T12:00:05.000Z level=INFO msg="buffer open" lane=main dir=/x epoch=00c0ffee00c0ff00 next=31 pending=0 unclean=true
 `
 	if err := os.WriteFile(log, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Promises(log)
-	want := []Promise{{"main", epoch, 1, 20}, {"audit", "00000000deadbeef", 5, 4}, {"main", epoch, 23, 30}}
+	want := []Promise{{"main", epoch, 1, 20}, {"audit", "00000000deadbeef", 5, 4}, {"main", epoch, 23, 30}, {"main", "00c0ffee00c0ff00", 31, 30}}
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	if err := os.WriteFile(log, []byte(strings.ReplaceAll(text, "ff00 next", "ffee next")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Promises(log); err == nil {
+		t.Errorf("an epoch that goes on after a kill: %v", got)
 	}
 }
 
