@@ -139,7 +139,7 @@ func (b *Buffer) mustStay() uint64 {
 }
 
 // date finds out when the newest record of s was received: from its footer, or, with
-// all or without a footer, from every header in it. Without any that can be read it
+// all or without a footer, from every header in it. If not all can be read it
 // counts as received under a clock that was not synchronised. It returns false if s can't
 // be opened. w is held.
 func (b *Buffer) date(s *segment, all bool) bool {
@@ -162,7 +162,7 @@ func (b *Buffer) date(s *segment, all bool) bool {
 			found = true
 		}
 	}
-	a.seg, a.last, a.unsynced, a.exact = s, last, unsynced || !found, true
+	a.seg, a.last, a.unsynced, a.exact = s, last, unsynced || !found || scan.bad, true
 	return true
 }
 

@@ -36,6 +36,9 @@ type File interface {
 	Size() (int64, error)
 	// Sync makes the file's bytes and length durable (fdatasync), but not its name.
 	Sync() error
+	// Evict lets go of what memory holds of the file's synced bytes, as far as the system
+	// can, so that the next read asks the disk.
+	Evict()
 	Close() error
 }
 

@@ -255,6 +255,8 @@ func (f osFile) Size() (int64, error) {
 	return st.Size(), nil
 }
 
+func (f osFile) Evict() { unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
+
 func (f osFile) Sync() error {
 	for {
 		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {

@@ -54,8 +54,9 @@ const (
 // header says it; else it is the last seal that is known. Lane and Reason are the
 // caller's to fill in.
 //
-// A place that can't be read is an error twice, a pause between the calls is the
-// caller's to make; the third time it counts as damaged.
+// A place that can't be read is an error, a pause between the calls is the
+// caller's to make; from the third time on it counts as damaged if the disk can be read
+// elsewhere at that moment. Of one that can't be read at all nothing is lost yet.
 //
 // Holes are told by Gaps when they come to the head of the line.
 func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
@@ -328,9 +329,15 @@ func (b *Buffer) extend() (bool, error) {
 		return false, fmt.Errorf("read buffer: %w", err)
 	}
 	b.scan.reset(f, off, end, seg.salt)
+	b.scan.halt = true
 	e, ok := b.scan.next()
-	if b.scan.bad && b.faults.retry(seg, off) {
-		return false, fmt.Errorf("read buffer: %w", &CorruptError{seg.name(), off, b.scan.ioe})
+	if b.scan.bad {
+		if b.faults.retry(seg, off) || !b.works(seg, off) {
+			return false, fmt.Errorf("read buffer: %w", &CorruptError{seg.name(), off, b.scan.ioe})
+		}
+		b.scan.reset(f, off, end, seg.salt)
+		b.scan.halt = false // what can't be read even now is damaged
+		e, ok = b.scan.next()
 	}
 	if ok && e.Kind == KindDamage {
 		b.judge(seg, f, e.End)
@@ -532,11 +539,14 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 		return false, fmt.Errorf("read buffer: %w", err)
 	}
 	n, err := readAt(f, p, e.off)
+	if err != nil && err != io.EOF {
+		if b.faults.retry(e.seg, e.off) || !b.works(e.seg, e.off) {
+			return false, fmt.Errorf("read buffer: %w", &CorruptError{e.seg.name(), e.off, err})
+		}
+		n, _ = readAt(f, p, e.off)
+	}
 	if n == len(p) && batch.CRC32C(p) == e.h.CRC {
 		return true, nil
-	}
-	if err != nil && err != io.EOF && b.faults.retry(e.seg, e.off) {
-		return false, fmt.Errorf("read buffer: %w", &CorruptError{e.seg.name(), e.off, err})
 	}
 	b.judge(e.seg, f, e.off+int64(e.h.Length))
 	return false, nil
@@ -549,14 +559,58 @@ type faults struct {
 	n   int
 }
 
-// retry says whether a read error is to be reported and tried again later: the
-// third time that a place can't be read it is damage.
+// retry says whether a read error is to be reported and tried again later in any case:
+// before the third time that a place can't be read it is not damage.
 func (f *faults) retry(seg *segment, off int64) bool {
 	if f.seg != seg || f.off != off {
 		*f = faults{seg: seg, off: off}
 	}
 	f.n++
 	return f.n < 3
+}
+
+// works reports whether the disk as a whole can be read, so that a place at off of seg
+// that can't be is damaged. A device that is away for a while gives errors for everything, and
+// all of it is there again afterwards. What memory holds proves nothing: it is the cursor
+// that is read back, newly written if possible, or another place of the segments around.
+func (b *Buffer) works(seg *segment, off int64) bool {
+	b.w.Lock()
+	if !b.ring.degraded {
+		b.saveCursor()
+	}
+	b.w.Unlock()
+	if b.reads(cursorFile, 0) {
+		return true
+	}
+	b.mu.Lock()
+	i := b.find(seg.ordinal)
+	around := slices.Clone(b.segs[max(0, i-2):min(i+3, len(b.segs))])
+	around = slices.DeleteFunc(around, func(s *segment) bool { return s.mem != nil })
+	end := seg.end
+	b.mu.Unlock()
+	for _, s := range around {
+		if s != seg && b.reads(s.name(), 0) {
+			return true
+		}
+	}
+	at := int64(0)
+	if off < block {
+		at = end - 1
+	}
+	return (at >= block || off >= block) && b.reads(seg.name(), at/block*block)
+}
+
+// reads reports whether the disk gives anything of a file at off.
+func (b *Buffer) reads(name string, off int64) bool {
+	f, err := b.fs.Open(name, false)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	f.Evict()
+	var p [block]byte
+	n, err := readAt(f, p[:], off)
+	return n > 0 && (err == nil || err == io.EOF)
 }
 
 // judge finds out, once per segment, what of a segment with damage before off was

@@ -38,7 +38,7 @@ type walk struct {
 // not durable yet.
 //
 // What is damaged, or removed meanwhile, is stepped over and told by nobody. A
-// place that can't be read is an error twice, as of Next. Before is as Next fills
+// place that can't be read is an error first, as of Next. Before is as Next fills
 // it in; Attempt is 2 for what was delivered or is in doubt.
 //
 // Read has nothing in common with Next: it moves no position, and the run's memory
@@ -187,10 +187,14 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 	scan := scanner{r: f, off: w.off, end: end, salt: w.seg.salt}
 	for {
 		off := scan.off
-		scan.bad = false
+		scan.bad, scan.halt = false, true
 		e, ok := scan.next()
-		if scan.bad && d.b.again.faults.retry(w.seg, off) {
-			return false, fmt.Errorf("read buffer: %w", &CorruptError{w.seg.name(), off, scan.ioe})
+		if scan.bad {
+			if d.b.again.faults.retry(w.seg, off) || !d.b.works(w.seg, off) {
+				return false, fmt.Errorf("read buffer: %w", &CorruptError{w.seg.name(), off, scan.ioe})
+			}
+			scan.halt = false
+			e, ok = scan.next()
 		}
 		if !ok {
 			return false, nil
@@ -237,10 +241,13 @@ func (d *reader) add(w *walk, off int64, h *batch.Header) (done bool, err error)
 	}
 	p := make([]byte, h.Length)
 	got, err := readAt(d.file, p, off)
-	if got < len(p) || batch.CRC32C(p) != h.CRC {
-		if err != nil && err != io.EOF && d.b.again.faults.retry(w.seg, off) {
+	if err != nil && err != io.EOF {
+		if d.b.again.faults.retry(w.seg, off) || !d.b.works(w.seg, off) {
 			return false, fmt.Errorf("read buffer: %w", &CorruptError{w.seg.name(), off, err})
 		}
+		got, _ = readAt(d.file, p, off)
+	}
+	if got < len(p) || batch.CRC32C(p) != h.CRC {
 		return n > 0, nil
 	}
 	if n == 0 {

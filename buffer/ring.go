@@ -75,6 +75,7 @@ func (m *memory) Size() (int64, error) {
 }
 
 func (m *memory) Sync() error  { return nil }
+func (m *memory) Evict()       {}
 func (m *memory) Close() error { return nil }
 
 // openSegment opens a segment for reading, wherever it lives.

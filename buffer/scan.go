@@ -59,6 +59,7 @@ type scanner struct {
 	salt     uint64
 	anySalt  bool // no name to take the salt from: the header's
 	payloads bool // read and check payloads too
+	halt     bool // a read error ends it, off stays where it is: somebody judges first
 
 	head [batch.HeaderSize]byte
 	win  []byte
@@ -78,6 +79,9 @@ func (s *scanner) next() (e Extent, ok bool) {
 	}
 	s.ioe = nil
 	b := s.read(s.head[:], s.off)
+	if s.halt && s.bad {
+		return Extent{}, false
+	}
 	if s.off == 0 {
 		h, err := parseSegmentHeader(b)
 		if err == nil && s.anySalt {
@@ -99,7 +103,11 @@ func (s *scanner) next() (e Extent, ok bool) {
 	if err == nil {
 		err = errors.New("no intact header")
 	}
-	return s.damage(s.search(s.off+1), err), true
+	end := s.search(s.off + 1)
+	if s.halt && s.bad {
+		return Extent{}, false
+	}
+	return s.damage(end, err), true
 }
 
 // damage makes [s.off, end) a damaged extent and steps over it.
@@ -200,6 +208,9 @@ func (s *scanner) read(p []byte, off int64) []byte {
 		return p[:n]
 	}
 	s.ioe, s.bad = err, true
+	if s.halt {
+		return nil
+	}
 	clear(p)
 	for i := 0; i < len(p); {
 		next := min(len(p), i+block-int((off+int64(i))%block))

@@ -363,8 +363,16 @@ func (w *world) take(h handling) {
 	if l.Batches == 0 {
 		l.Batches = 1 + w.rng.IntN(4)
 	}
-	healthy := w.healthy()
+	healthy, damaged, read := w.healthy(), w.b.stats.torn+w.b.stats.corrupt, w.disk.read
 	run, err := w.b.Next(ended, l)
+	if at := w.unread; damaged != w.b.stats.torn+w.b.stats.corrupt && at.File != "" && w.disk.fail != nil {
+		if read == w.disk.read {
+			w.fail("%v counts as damaged, and the disk can't be read at all", &at)
+		}
+		if n := w.disk.names[at.File]; n != nil {
+			w.hurt(at.File, n.data, int(at.Offset), 1<<30)
+		}
+	}
 	if err != nil {
 		var bad *CorruptError
 		switch {
@@ -372,9 +380,6 @@ func (w *world) take(h handling) {
 		case healthy:
 			w.fail("next: %v", err)
 		case w.disk.fail != nil && errors.As(err, &bad):
-			if bad.File == w.unread.File && bad.Offset == w.unread.Offset { // the third time it is damage
-				w.hurt(bad.File, w.disk.names[bad.File].data, int(bad.Offset), 1<<30)
-			}
 			w.unread = *bad
 		}
 		if !w.disk.dead {

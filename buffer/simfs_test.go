@@ -43,6 +43,7 @@ type simDisk struct {
 	calls   int  // of any kind
 	changes int  // calls that would change the disk
 	cutAt   int  // the call at which the power fails; 0: none
+	read    int  // bytes that reads have returned
 	dead    bool // it has failed
 	fail    func(op string, call int, name string) error
 	room    int64 // bytes that may still be written; < 0: no limit
@@ -409,6 +410,7 @@ func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
 			return max(0, at*block-int(off)), syscall.EIO
 		}
 	}
+	f.d.read += n
 	if n < len(p) {
 		return n, io.EOF
 	}
@@ -493,5 +495,7 @@ func (f *simFile) Sync() error {
 	f.n.dirty = nil
 	return err
 }
+
+func (f *simFile) Evict() {}
 
 func (f *simFile) Close() error { return nil }
