@@ -35,21 +35,28 @@ func NewRate(bytesPerSecond int64) *Rate {
 }
 
 // take lets n bytes pass, or returns how long to wait before asking again. With force
-// they pass in any case.
-func (r *Rate) take(n int64, force bool) time.Duration {
+// they pass in any case: then what is owed becomes n at least, so that neither is more
+// than one run owed nor anything that somebody else owes forgotten. paid is what give
+// may take back.
+func (r *Rate) take(n int64, force bool) (paid int64, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	r.tokens = min(r.perSecond, r.tokens+now.Sub(r.at).Seconds()*r.perSecond)
 	r.at = now
-	if r.tokens < 0 && !force {
-		return time.Duration(-r.tokens/r.perSecond*1e9) + 1
+	before := r.tokens
+	switch {
+	case r.tokens >= 0:
+		r.tokens -= float64(n)
+	case force:
+		r.tokens = min(r.tokens, -float64(n))
+	default:
+		return 0, time.Duration(-r.tokens/r.perSecond*1e9) + 1
 	}
-	r.tokens = max(0, r.tokens) - float64(n)
-	return 0
+	return int64(before - r.tokens), 0
 }
 
-// give takes n bytes back that passed and were not sent.
+// give takes back what take said was paid for a run that was not sent.
 func (r *Rate) give(n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -75,9 +82,9 @@ func (s *shipper) pace(ctx context.Context, o outputs.Output, run *batch.Run) bo
 	checked := stream != nil && stream.Checked(l.o.Name)
 	committed := l.o.Buffer.Stats().Committed
 	for {
-		wait := l.o.Rate.take(run.Bytes(), l.o.Chain.Failing(l.o.Name, o))
+		paid, wait := l.o.Rate.take(run.Bytes(), l.o.Chain.Failing(l.o.Name, o))
 		if wait <= 0 {
-			s.paid = run.Bytes()
+			s.paid = paid
 			return true
 		}
 		l.paced.Store(paceHeld)

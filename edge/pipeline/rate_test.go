@@ -27,7 +27,7 @@ func TestRate(t *testing.T) {
 			time.Sleep(time.Hour) // what is saved up does not grow
 			began, passed := time.Now(), int64(0)
 			for time.Since(began) < 1000*time.Second {
-				wait := r.take(run, false)
+				_, wait := r.take(run, false)
 				if wait > 0 {
 					time.Sleep(wait)
 					continue
@@ -50,22 +50,48 @@ func TestRateForced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRate(1000)
 		for range 10 {
-			if wait := r.take(5000, true); wait != 0 {
+			if _, wait := r.take(5000, true); wait != 0 {
 				t.Errorf("it waits %v", wait)
 			}
 		}
-		if wait := r.take(1, false).Round(time.Millisecond); wait != 5*time.Second {
+		if _, wait := r.take(1, false); wait.Round(time.Millisecond) != 5*time.Second {
 			t.Errorf("5000 bytes of the last one are owed, and the wait is %v", wait)
 		}
 		r.give(5000)
-		if wait := r.take(1, false); wait != 0 {
+		if _, wait := r.take(1, false); wait != 0 {
 			t.Errorf("nothing is owed, and the wait is %v", wait)
 		}
 		r.give(1 << 40)
 		r.take(1000, false)
 		r.take(1000, false)
-		if wait := r.take(1, false).Round(time.Millisecond); wait != time.Second {
+		if _, wait := r.take(1, false); wait.Round(time.Millisecond) != time.Second {
 			t.Errorf("more than a second's worth was saved up: %v", wait)
+		}
+	})
+}
+
+// TestRateForcedBesideAnother: one lane's output fails and is tried each second. What the
+// other lane owes stays owed.
+func TestRateForcedBesideAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, run = 1000, 60_000
+		r := NewRate(rate)
+		began, passed := time.Now(), int64(0)
+		for i := range 6000 {
+			if _, wait := r.take(run, false); wait <= 0 {
+				passed += run
+			}
+			if i%10 == 9 {
+				paid, wait := r.take(run, true)
+				if wait > 0 {
+					t.Fatalf("it waits %v", wait)
+				}
+				r.give(paid) // nothing was stored
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if most := int64(rate*(time.Since(began).Seconds()+1)) + run; passed > most || passed < most-3*run {
+			t.Errorf("%d bytes passed in %v", passed, time.Since(began))
 		}
 	})
 }
