@@ -37,6 +37,7 @@ type ring struct {
 	live     int64 // of those with undelivered records
 	pause    time.Duration
 	try      time.Time // when the disk is tried next
+	left     string    // the file, or a part of it, of a segment that was let go of after it was tried; "": none
 }
 
 // memory is a segment's bytes in memory. It is appended to by one goroutine, and read by
@@ -44,9 +45,9 @@ type ring struct {
 type memory struct {
 	mu   sync.RWMutex
 	data []byte
-	// tried says that a part of it may lie on the disk, unsynced, under its name. There is one
-	// such file at most, and it is the newest: the next life makes the newest durable before
-	// anything is handed out. Guarded by Buffer.w.
+	// tried says that a part of it may lie on the disk, unsynced, under its name. With
+	// ring.left there is one such file at most, and it is the newest: the next life makes the newest
+	// durable before anything is handed out. Guarded by Buffer.w.
 	tried bool
 }
 
@@ -205,9 +206,6 @@ func (b *Buffer) forgetDelivered(all bool) (some bool) {
 		}
 		s := b.segs[i]
 		b.mu.Unlock()
-		if !b.untry(s) {
-			return some
-		}
 		if s == b.active {
 			b.active, b.activeFile = nil, nil
 		}
@@ -216,15 +214,18 @@ func (b *Buffer) forgetDelivered(all bool) (some bool) {
 	}
 }
 
-// untry removes what the last try left of s on the disk. Without that s must stay.
-func (b *Buffer) untry(s *segment) bool {
-	if s.mem.tried {
-		if err := b.fs.Remove(s.name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return false
-		}
-		s.mem.tried = false
+// sweep removes what the last try left on the disk of a segment that is not in the ring
+// any more. A disk that is read-only does not even say whether that is anything; memory must
+// not wait for it, but nothing new is tried before it is gone. w is held.
+func (b *Buffer) sweep() error {
+	if b.ring.left == "" {
+		return nil
 	}
-	return true
+	if err := b.fs.Remove(b.ring.left); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove segment: %w", err)
+	}
+	b.ring.left = ""
+	return nil
 }
 
 // delivered reports whether the newest segment lives in memory and holds nothing that is
@@ -237,18 +238,9 @@ func (b *Buffer) delivered() bool {
 // dropMemory drops the oldest segment of the ring that is not delivered. What was dropped
 // and is not at the head of the line must stay one range. w is held.
 func (b *Buffer) dropMemory() bool {
-	var tried *segment // that can't go, as it is on the disk in part
-	b.mu.Lock()
-	if i := slices.IndexFunc(b.segs, func(s *segment) bool { return s.mem != nil && s.mem.tried }); i >= 0 {
-		tried = b.segs[i]
-	}
-	b.mu.Unlock()
-	if tried != nil && b.untry(tried) {
-		tried = nil
-	}
 	b.mu.Lock()
 	i := b.head
-	for i < len(b.segs) && (b.segs[i].mem == nil || b.segs[i] == tried || b.spared(b.segs[i])) {
+	for i < len(b.segs) && (b.segs[i].mem == nil || b.spared(b.segs[i])) {
 		i++
 	}
 	if p := b.pos.passed; i > b.head && p != (Range{}) {
@@ -300,6 +292,9 @@ func (b *Buffer) probe(now time.Time, always bool) {
 // to last, so that one that is on the disk vouches for those before it.
 func (b *Buffer) writeMemory() error {
 	b.forgetDelivered(false)
+	if err := b.sweep(); err != nil {
+		return err
+	}
 	for {
 		b.mu.Lock()
 		i := slices.IndexFunc(b.segs, func(s *segment) bool { return s.mem != nil })
@@ -328,7 +323,9 @@ func (b *Buffer) writeMemory() error {
 // writeFile makes s, which lives in memory, a file. A reader that has its memory open
 // reads the same bytes there.
 func (b *Buffer) writeFile(s *segment) error {
-	b.untry(s)
+	if s.mem.tried {
+		b.fs.Remove(s.name())
+	}
 	s.mem.tried = true
 	f, err := b.fs.Create(s.name())
 	if err != nil {
@@ -346,7 +343,6 @@ func (b *Buffer) writeFile(s *segment) error {
 	if err := b.fs.SyncDir(); err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}
-	b.cur.works = true
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.mem = nil

@@ -520,3 +520,51 @@ func TestRingCursorIsOurs(t *testing.T) {
 	}
 	b.Close()
 }
+
+// A disk that was tried, and is read-only since or was all the time, takes no file away. What
+// is delivered makes room in the ring all the same, and the file goes when it can.
+func TestRingGoesOnReadOnly(t *testing.T) {
+	for _, full := range []Policy{Hold, DropOldest} {
+		for first, fault := range map[string]func(op string, call int, name string) error{"read-only": (&readOnly{true}).fail, "no sync at first": fails(syscall.EIO, "sync")} {
+			t.Run(fmt.Sprint(full, ", ", first), func(t *testing.T) {
+				b, w, d, ro, now := ringed(t, Options{Full: full, SegmentBytes: 8 << 10, KeepAcked: -1})
+				put(t, b, w.seal(2, text(1000, 1)))
+				drain(t, b, 1)
+				d.fail = fault
+				var seals []batch.Seal
+				for i := range 100 {
+					x := w.seal(1, text(5000, byte(i)))
+					if err := b.Append(t.Context(), x); !errors.Is(err, ErrMemory) || !b.Fits(0, 5000, 0) {
+						t.Fatalf("append %d: %v, %+v", i, err, b.Stats())
+					}
+					seals = append(seals, x.Seal)
+					if i == 0 {
+						later(b, now, 1100*time.Millisecond) // the first try
+						d.fail, ro.on = ro.fail, true
+						continue
+					}
+					if got := drain(t, b, 1); got[0].Seal != seals[i-1] {
+						t.Fatalf("batch %d is %d", i, got[0].First)
+					}
+					later(b, now, time.Second)
+				}
+				if s := b.Stats(); s.PendingRecords != 1 || len(b.Gaps()) > 0 || s.MemoryBytes > 64<<10 || !s.Degraded {
+					t.Fatalf("%+v, %+v", s, b.Gaps())
+				}
+				ro.on = false
+				later(b, now, time.Minute)
+				put(t, b, w.seal(1, text(100, 0)))
+				if s := b.Stats(); s.Degraded || s.Segments != len(d.segments()) || s.MemoryBytes != 0 {
+					t.Fatalf("%+v, %v", s, d.segments())
+				}
+				drain(t, b, 2)
+				if err := b.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if r := verified(t, d); r.Bad != 0 || r.Torn != 0 {
+					t.Fatalf("%+v", r)
+				}
+			})
+		}
+	}
+}

@@ -481,7 +481,7 @@ func (b *Buffer) spared(s *segment) bool {
 // its acked floor.
 func (b *Buffer) freeDone(force bool) (int64, error) {
 	b.mu.Lock()
-	if b.head == 0 || len(b.segs) < 2 {
+	if b.head == 0 || len(b.segs) < 2 || b.segs[0].mem != nil { // what is in memory takes nothing on the disk
 		b.mu.Unlock()
 		return 0, nil
 	}
@@ -507,7 +507,11 @@ func (b *Buffer) saveDirty() error {
 func (b *Buffer) remove(s *segment, aside bool) error {
 	var err error
 	switch {
-	case s.mem != nil: // see untry
+	case s.mem != nil:
+		if s.mem.tried {
+			b.ring.left = s.name()
+			b.sweep() // else before the next try
+		}
 	case aside && b.o.QuarantineBytes >= s.size:
 		err = b.setAside(s)
 	default:
