@@ -694,7 +694,6 @@ func (b *Buffer) write(batches []*batch.Batch) error {
 	default:
 		seg.lazy = true
 	}
-	b.cur.works = true
 	b.mu.Lock()
 	b.grow(seg)
 	if sync || b.o.Sync == SyncNever {

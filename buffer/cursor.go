@@ -13,6 +13,7 @@ import (
 
 const (
 	cursorFile  = "cursor"
+	scratchFile = "scratch"  // while the disk is tried; see cursor.open
 	cursorMagic = 0x55435053 // "SPCU"
 	slotSize    = 4096       // a torn write of one slot can't reach the other
 	slotFixed   = 184
@@ -393,8 +394,7 @@ type cursor struct {
 	named      bool   // the file's name is durable, as far as this life knows
 	slot       int    // which slot holds the newest durable position
 	generation uint64 // of that slot
-	failures   int    // saves that failed in a row, each although the disk took something before
-	works      bool   // a segment was written since the last save that failed
+	failures   int    // saves that failed in a row, not for want of room
 	failed     bool   // read met a read error, which says nothing about what is there; until the next save
 }
 
@@ -431,7 +431,9 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 // save writes the same one again, so that the good one is never touched.
 func (c *cursor) save(dir FS, p *position) error {
 	if err := c.open(dir); err != nil {
-		c.count()
+		if !isFull(err) {
+			c.failures++
+		}
 		return err
 	}
 	err := c.write(p)
@@ -445,20 +447,13 @@ func (c *cursor) save(dir FS, p *position) error {
 		c.f.Close()
 		c.f = nil
 		if !isFull(err) {
-			c.count()
+			c.failures++
 		}
 		return fmt.Errorf("save cursor: %w", err)
 	}
 	c.failures = 0
 	c.named, c.failed = true, false
 	return nil
-}
-
-// count counts a save that failed, unless the whole disk may take nothing.
-func (c *cursor) count() {
-	if c.works {
-		c.failures, c.works = c.failures+1, false
-	}
 }
 
 // write writes p to the slot that does not hold the newest durable position.
@@ -476,13 +471,14 @@ func (c *cursor) write(p *position) error {
 }
 
 // open opens the file if it is not, and creates it if it does not exist. One that
-// could not be saved three times is replaced: a bad block in it must not keep
-// delivered segments on the disk for ever.
+// could not be saved three times is replaced, if another file can be written: a bad
+// block in it must not keep delivered segments on the disk for ever, and a disk that
+// takes nothing is no reason to forget what it says.
 func (c *cursor) open(dir FS) error {
 	if c.f != nil {
 		return nil
 	}
-	if c.failures >= 3 {
+	if c.failures >= 3 && canWrite(dir) {
 		dir.Remove(cursorFile)
 		c.failures = 0
 	}
@@ -504,4 +500,20 @@ func (c *cursor) open(dir FS) error {
 	}
 	c.f = f
 	return nil
+}
+
+// canWrite reports whether the disk takes a new file as large as the cursor. If a crash leaves
+// it, it is in nobody's way.
+func canWrite(dir FS) bool {
+	dir.Remove(scratchFile)
+	f, err := dir.Create(scratchFile)
+	if err != nil {
+		return false
+	}
+	if _, err = writeAt(f, make([]byte, 2*slotSize), 0); err == nil {
+		err = f.Sync()
+	}
+	f.Close()
+	dir.Remove(scratchFile)
+	return err == nil
 }
