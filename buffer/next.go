@@ -325,6 +325,17 @@ func (b *Buffer) extend() (bool, error) {
 		b.mu.Unlock()
 		return true, nil
 	}
+	if err != nil && b.shut(seg, err) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if t.seg == seg && t.off == off {
+			b.apply(&Extent{Kind: KindDamage, Off: off, End: end, Err: err})
+			if seg.ours {
+				t.lost = max(t.lost, seg.last)
+			}
+		}
+		return true, nil
+	}
 	if err != nil {
 		return false, fmt.Errorf("read buffer: %w", err)
 	}
@@ -535,6 +546,9 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 		b.mu.Unlock()
 		return false, nil
 	}
+	if err != nil && b.shut(e.seg, err) {
+		return false, nil
+	}
 	if err != nil {
 		return false, fmt.Errorf("read buffer: %w", err)
 	}
@@ -567,6 +581,21 @@ func (f *faults) retry(seg *segment, off int64) bool {
 	}
 	f.n++
 	return f.n < 3
+}
+
+// shut reports whether a segment whose open gave err is damaged as a whole: it is the
+// third time, and the disk works. A person who took away the right to read it may give it back.
+func (b *Buffer) shut(seg *segment, err error) bool {
+	if errors.Is(err, fs.ErrPermission) || b.faults.retry(seg, -1) || !b.works(seg, 0) {
+		return false
+	}
+	if _, err = b.open(seg); err == nil {
+		return false // the next call finds it open
+	}
+	b.mu.Lock()
+	seg.promise = seg.end
+	b.mu.Unlock()
+	return true
 }
 
 // works reports whether the disk as a whole can be read, so that a place at off of seg

@@ -226,3 +226,59 @@ func TestBlockComesBack(t *testing.T) {
 		b.Close()
 	}
 }
+
+// TestSegmentThatCantBeOpened is TestBadBlock for a whole file.
+func TestSegmentThatCantBeOpened(t *testing.T) {
+	for name, c := range map[string]struct {
+		err    error
+		handed bool // Next has seen the headers before
+		lost   uint64
+	}{
+		"the head":        {syscall.EIO, false, 2},
+		"headers known":   {syscall.EUCLEAN, true, 2},
+		"not allowed":     {syscall.EACCES, false, 0},
+		"no files at all": {syscall.EMFILE, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, d := simulated(t, Options{SegmentBytes: 3000, KeepAcked: time.Hour})
+			w := newWriter(b.Begin())
+			for i := range 8 {
+				put(t, b, w.seal(1, text(1500, byte(i))))
+			}
+			if c.handed {
+				b.Next(t.Context(), batch.Limits{})
+			}
+			bad := d.segments()[1]
+			d.fail = func(op string, _ int, name string) error {
+				if op == "open" && (name == bad || c.err == syscall.EMFILE) {
+					return c.err
+				}
+				return nil
+			}
+			var numbers []uint64
+			for tries := range 100 {
+				if tries == 50 {
+					d.fail = nil
+				}
+				run, err := now(b)
+				if err != nil {
+					continue
+				}
+				for _, x := range run.Batches {
+					numbers = append(numbers, x.First)
+				}
+				b.Commit(run.Last(), "out")
+			}
+			var lost uint64
+			for _, g := range b.Gaps() {
+				if g.Reason != ReasonDamaged || g.First != 3 {
+					t.Errorf("%+v", g)
+				}
+				lost += g.Count
+			}
+			if lost != c.lost || len(numbers)+int(lost) != 8 {
+				t.Errorf("%v came, %d are told as lost", numbers, lost)
+			}
+		})
+	}
+}

@@ -181,7 +181,10 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 		return false, nil // removed meanwhile
 	}
 	if err != nil {
-		return false, fmt.Errorf("read buffer: %w", err)
+		if errors.Is(err, fs.ErrPermission) || d.b.again.faults.retry(w.seg, -1) || !d.b.works(w.seg, 0) {
+			return false, fmt.Errorf("read buffer: %w", err)
+		}
+		return false, nil
 	}
 	d.file = f
 	scan := scanner{r: f, off: w.off, end: end, salt: w.seg.salt}

@@ -328,6 +328,8 @@ func (b *Buffer) newEpoch(best ending, found uint64, p position, cursor bool) St
 		st.Epoch = batch.Epoch(b.o.random())
 	}
 	switch {
+	case best.last > 0 && cursor && p.epoch == best.seg.epoch && p.next > best.last+1: // in memory only, or dropped since
+		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: p.epoch, Last: p.next - 1, Before: p.seal}
 	case best.last > 0:
 		st.Previous = &Gap{Reason: ReasonEpoch, Epoch: best.seg.epoch, Last: best.last, Before: best.seal, Since: instant(best.time)}
 	case len(b.segs) > 0:

@@ -343,6 +343,27 @@ func TestRingClose(t *testing.T) {
 		}
 		b.Close()
 	})
+	t.Run("it takes the cursor only", func(t *testing.T) {
+		b, w, d, ro, _ := ringed(t, Options{})
+		put(t, b, w.seal(3, text(100, 1)))
+		ro.on = true
+		keep(t, b, w.seal(4, text(100, 2)))
+		d.fail = func(op string, call int, name string) error {
+			if name == cursorFile {
+				return nil
+			}
+			return ro.fail(op, call, name)
+		}
+		if err := b.Close(); !errors.Is(err, ErrMemory) {
+			t.Fatal(err)
+		}
+		d.fail = nil
+		b = again(t, d, Options{})
+		if st := b.Begin(); !st.Unclean || st.Previous == nil || st.Previous.Epoch != w.Epoch || st.Previous.Last != 7 || st.Next != 8 {
+			t.Fatalf("%+v", st)
+		}
+		b.Close()
+	})
 	t.Run("it is not", func(t *testing.T) {
 		b, w, d, ro, _ := ringed(t, Options{})
 		put(t, b, w.seal(3, text(100, 1)))
