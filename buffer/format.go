@@ -170,7 +170,8 @@ type Footer struct {
 //	40  8  last time, unix ns
 //	48  8  raw bytes
 //	56  8  salt
-//	64  4  synced offset: the footer of a full segment goes out with its last batches
+//	64  4  synced offset: the footer of a full segment goes out with its last batches; that
+//	       of one that was in memory first (Options.Memory) after a sync of all of them
 //	68  8  zero
 //	76  4  CRC32C(bytes 0..75)
 func appendFooter(dst []byte, f *Footer) []byte {

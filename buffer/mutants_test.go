@@ -80,6 +80,7 @@ var mutants = []mutant{
 	{"ringforgotten", "the memory ring forgets what is not delivered", "TestRing", ""},
 	{"ringisdurable", "Append says that what is in memory only is durable", "TestRing", ""},
 	{"ringnotsynced", "what was in memory is written and not synced", "TestRingPowerCuts", ""},
+	{"ringfooterfirst", "the footer of a segment of the ring goes out before what it vouches for is synced", "TestRingFooter", ""},
 	{"ringnodirsync", "no sync of the directory when a segment of the ring was written", "TestRingNotNeeded", ""},
 	{"ringforfull", "a full disk counts as one that fails", "TestRingNotNeeded", ""},
 	{"expireduntold", "what expires is not told", "TestMaxAge", ""},

@@ -15,7 +15,8 @@ import (
 // The memory ring is for a disk that takes no writes although it is not full: one
 // that gives errors, or that was made read-only. The buffer is degraded then. Segments
 // live in memory, with the bytes, the names and the place in the line that they would
-// have on the disk; and when the disk works again they are written there as they are:
+// have on the disk; and when the disk works again they are written there as they are,
+// but for the synced offset in the footer:
 //
 //	whole ──two writes in a row fail──> degraded ──all is on the disk──> whole
 //	                                    │    ^
@@ -166,7 +167,7 @@ func (b *Buffer) createMemory(first *batch.Batch, before batch.Seal, n int64) {
 
 // endMemory writes the footer of the active segment, which lives in memory.
 func (b *Buffer) endMemory() {
-	b.foot.SyncedOff = 0 // nothing of it was durable when it was written
+	b.foot.SyncedOff = 0 // until it is a file
 	b.writeAt(appendFooter(b.scratch[:0], &b.foot))
 	b.mu.Lock()
 	b.grow(b.active)
@@ -321,7 +322,7 @@ func (b *Buffer) writeMemory() error {
 }
 
 // writeFile makes s, which lives in memory, a file. A reader that has its memory open
-// reads the same bytes there.
+// reads the same batches there.
 func (b *Buffer) writeFile(s *segment) error {
 	if s.mem.tried {
 		b.fs.Remove(s.name())
@@ -331,9 +332,7 @@ func (b *Buffer) writeFile(s *segment) error {
 	if err != nil {
 		return fmt.Errorf("create segment: %w", err)
 	}
-	if _, err = writeAt(f, s.mem.data, 0); err == nil {
-		err = f.Sync()
-	}
+	err = writeEnded(f, s.mem.data)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -351,6 +350,25 @@ func (b *Buffer) writeFile(s *segment) error {
 	b.free -= s.size
 	b.reckon()
 	return nil
+}
+
+// writeEnded makes data, a segment that ends with its footer, durable in f, an empty file.
+// The footer comes after a sync of what is before it, and says so: headers in memory could
+// promise nothing, and without any promise damage would pass for a write that was cut off.
+func writeEnded(f File, data []byte) error {
+	end := int64(len(data) - footerSize)
+	foot, _ := parseFooter(data[end:], end)
+	foot.SyncedOff = uint32(end)
+	if _, err := writeAt(f, data[:end], 0); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if _, err := writeAt(f, appendFooter(nil, &foot), end); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // closeMemory gives up what is in memory only. w is held.

@@ -589,3 +589,41 @@ func TestRingGoesOnReadOnly(t *testing.T) {
 		}
 	}
 }
+
+// TestRingFooter: what was in memory is on the disk as durable as anything: damage to it is not
+// taken for a write that was cut off.
+func TestRingFooter(t *testing.T) {
+	o := Options{SegmentBytes: 32 << 10}
+	b, w, d, ro, now := ringed(t, o)
+	put(t, b, w.seal(1, text(1000, 1)))
+	drain(t, b, 1)
+	ro.on = true
+	for i := range 4 {
+		keep(t, b, w.seal(1, text(1500, byte(i))))
+	}
+	ro.on = false
+	footers := []bool{}
+	d.fail = func(op string, _ int, name string) error {
+		if op == "sync" && name != cursorFile {
+			data := d.names[name].data
+			_, ok := parseFooter(data[len(data)-footerSize:], int64(len(data)-footerSize))
+			footers = append(footers, ok)
+		}
+		return nil
+	}
+	later(b, now, 2*time.Second)
+	if b.Stats().Degraded || fmt.Sprint(footers) != "[false true]" {
+		t.Fatalf("%+v, synced with a footer: %v", b.Stats(), footers)
+	}
+	d.fail = nil
+	segs := d.segments()
+	d.flip(segs[len(segs)-1], 8*(segmentHeaderSize+batch.HeaderSize+1500+batch.HeaderSize+100)) // in the second batch's payload
+	b = again(t, d, o)
+	put(t, b, newWriter(b.Begin()).seal(1, text(10, 1)))
+	drain(t, b, 4)
+	g := b.Gaps()
+	if s := b.Stats(); len(g) != 1 || g[0].Reason != ReasonDamaged || g[0].First != 3 || g[0].Count != 1 || s.TornBytes > 0 || s.CorruptBytes == 0 {
+		t.Fatalf("%+v, %+v", g, s)
+	}
+	b.Close()
+}
