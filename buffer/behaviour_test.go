@@ -936,3 +936,33 @@ func TestCursorNotRead(t *testing.T) {
 		t.Errorf("%+v, %v", p.committed, ok)
 	}
 }
+
+// A gap that stands for several, with records between them that were delivered or pending,
+// does not tell of one that is found in it later.
+func TestGapInAMergedOne(t *testing.T) {
+	gap := func(first, last, count uint64) Gap {
+		return Gap{Reason: ReasonFull, Epoch: 7, First: first, Last: last, Count: count}
+	}
+	for name, c := range map[string]struct {
+		told, found Gap
+		want        uint64
+	}{
+		"between":       {gap(79, 109, 14), gap(86, 100, 15), 29},
+		"at its end":    {gap(79, 109, 14), gap(100, 115, 16), 30},
+		"behind it":     {gap(79, 109, 14), gap(110, 120, 11), 25},
+		"the same":      {gap(79, 109, 14), gap(79, 109, 14), 14},
+		"in a whole":    {gap(79, 109, 31), gap(86, 100, 15), 31},
+		"over its end":  {gap(79, 109, 31), gap(100, 120, 21), 42},
+		"merged, found": {gap(79, 109, 31), gap(79, 120, 13), 44},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var n uint64
+			for _, x := range coalesce([]toldGap{{Gap: c.told, by: 200}, {Gap: c.found}}) {
+				n += x.Count
+			}
+			if n != c.want {
+				t.Errorf("%d records are told, want %d", n, c.want)
+			}
+		})
+	}
+}

@@ -275,12 +275,20 @@ func joins(a *Gap, g Gap) bool {
 	if a.Reason != g.Reason || a.Epoch != g.Epoch || g.First > a.Last+1 || a.Reason == ReasonEpoch {
 		return false
 	}
+	// One that stands for several counts fewer than lie in it: whether g is one of them, or
+	// was found between them since, is not known. Told twice is no harm.
+	if g.First <= a.Last && !(a.whole() && g.whole()) && !(a.First == g.First && a.Last == g.Last && a.Count == g.Count) {
+		return false
+	}
 	if g.Last > a.Last {
 		a.Count += g.Count - min(g.Count, a.Last+1-g.First) // what both tell counts once
 		a.Last, a.Until, a.After = g.Last, g.Until, g.After
 	}
 	return true
 }
+
+// whole reports whether nothing that lies in g is anything but missing.
+func (g *Gap) whole() bool { return g.Count == g.Last-g.First+1 }
 
 // adjoins reports whether a and the later g are one hole.
 func adjoins(a, g Gap) bool {
@@ -631,7 +639,7 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 		g.Count = g.Last - g.First + 1
 		b.addGap(g)
 		if atHead {
-			b.skip(s, next, g)
+			b.skip(s, next, g) // passed stays: what it tells begins behind g, and is passed with it or later
 		} else {
 			if *passed == (Range{}) {
 				*passed = Range{g.First, g.Last}
