@@ -128,6 +128,7 @@ type world struct {
 	w      *writer
 	ended  bool           // the script has closed it
 	unread CorruptError   // Next's last error
+	belief uint64         // generation of the cursor that this life has read, if it is not durable; else 0
 	again  []*batch.Batch // Append failed for them: they come next, or never
 
 	stats worldStats
@@ -191,6 +192,7 @@ func (w *world) open() bool {
 		w.wear()
 		w.disk.replaced = false
 	}
+	w.belief = w.disk.belief()
 	changes, healthy := w.disk.changes, w.healthy()
 	b, err := Open("sim", w.o)
 	if changes != w.disk.changes {
@@ -1001,6 +1003,11 @@ func (w *world) cut() {
 	w.did("power cut")
 	w.stats.cuts++
 	w.disk.reboot()
+	if n := w.disk.names[cursorFile]; w.belief > 0 && (n == nil || newest(n.data) < w.belief) {
+		// A save failed, and what it had written was in memory until now: the life that was begun by
+		// it, and could not save either, had no way to know.
+		w.wear()
+	}
 	for _, x := range w.disk.spoilt {
 		w.hurt(x.name, x.before, x.lo, x.hi)
 	}

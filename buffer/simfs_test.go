@@ -234,6 +234,26 @@ func (d *simDisk) clone(rng *rand.Rand) *simDisk {
 	return c
 }
 
+// newest is the generation of the newest valid slot of a cursor, 0 if there is none.
+func newest(cursor []byte) (g uint64) {
+	for i := range 2 {
+		if p, err := parseSlot(cursor[min(len(cursor), i*slotSize):min(len(cursor), (i+1)*slotSize)]); err == nil {
+			g = max(g, p.generation)
+		}
+	}
+	return g
+}
+
+// belief is the generation that a process reads in the cursor and that is not on the
+// disk, because a sync has failed; else 0.
+func (d *simDisk) belief() uint64 {
+	n := d.names[cursorFile]
+	if n == nil || d.disk[cursorFile] == n && newest(n.disk) == newest(n.data) {
+		return 0
+	}
+	return newest(n.data)
+}
+
 // segments are the names of the segments, oldest first.
 func (d *simDisk) segments() (out []string) {
 	for _, name := range slices.Sorted(maps.Keys(d.names)) {
