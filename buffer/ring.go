@@ -110,11 +110,25 @@ func (b *Buffer) degrade(err error) bool {
 	return true
 }
 
-// roomInRing reports whether the ring takes n more bytes once what may go has gone. mu
-// is held.
+// Degraded reports whether the disk takes no writes and batches are kept in memory; see
+// ErrMemory.
+func (b *Buffer) Degraded() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ring.degraded
+}
+
+// roomInRing reports whether the ring takes n more bytes once what may go has gone, as
+// makeMemory lets it go. mu is held.
 func (b *Buffer) roomInRing(n int64) bool {
-	if n += b.frames(n); b.o.Full == Hold {
-		n += b.ring.live
+	n += b.frames(n)
+	newest := len(b.segs) - 1
+	for i := newest; i >= b.head && b.segs[i].mem != nil; i-- {
+		s := b.segs[i]
+		if i == newest && b.delivered() || i != newest && b.o.Full == DropOldest && !b.spared(s) {
+			continue
+		}
+		n += s.size
 	}
 	return n <= b.o.Memory
 }
@@ -160,7 +174,7 @@ func (b *Buffer) storeMemory(batches []*batch.Batch) error {
 
 // createMemory makes the next segment, one in memory, active.
 func (b *Buffer) createMemory(first *batch.Batch, before batch.Seal, n int64) {
-	m := &memory{data: make([]byte, 0, max(b.ringSegment(), segmentHeaderSize+n+footerSize))}
+	m := &memory{data: make([]byte, 0, segmentHeaderSize+n+footerSize)} // grows by a quarter: room that is not used would not be counted
 	b.active, b.activeFile = b.newSegment(first, before), m
 	b.active.mem = m
 }
@@ -264,6 +278,7 @@ func (b *Buffer) probe(now time.Time, always bool) {
 	if wait := r.try.Sub(now); !always && wait > 0 && wait <= r.pause {
 		return
 	}
+	b.saveDirty() // if only a part gets there, what was delivered from memory is not missing
 	err := b.writeMemory()
 	if err == nil && b.stranded {
 		if err = b.write(nil); err != nil {

@@ -627,3 +627,128 @@ func TestRingFooter(t *testing.T) {
 	}
 	b.Close()
 }
+
+// TestRingFits: Fits says of the ring what Append then does, and keeps the reserve.
+func TestRingFits(t *testing.T) {
+	large := func(w *writer) *batch.Batch { return w.seal(1, text(40<<10, 2)) }
+	for _, full := range []Policy{Hold, DropOldest} {
+		t.Run("large ones, "+full.String(), func(t *testing.T) {
+			b, w, _, ro, now := ringed(t, Options{Full: full})
+			put(t, b, w.seal(2, text(1000, 1)))
+			ro.on = true
+			keep(t, b, large(w))
+			if b.Fits(0, 40<<10, 0) {
+				t.Error("the newest stays, and there is room for one more")
+			}
+			before := *w
+			if err := b.Append(t.Context(), large(w)); errors.Is(err, ErrMemory) || !errors.Is(err, syscall.EROFS) {
+				t.Fatal(err)
+			}
+			*w = before
+			drain(t, b, 2)
+			later(b, now, time.Minute)
+			if !b.Fits(0, 40<<10, 0) {
+				t.Error("nothing is pending, and there is no room")
+			}
+			keep(t, b, large(w))
+		})
+		t.Run("reserve, "+full.String(), func(t *testing.T) {
+			const reserve = 32 << 10
+			b, w, _, ro, _ := ringed(t, Options{Full: full})
+			put(t, b, w.seal(2, text(1000, 1)))
+			ro.on = true
+			n := 0
+			for ; b.Fits(0, 4000, reserve) && n < 20; n++ {
+				keep(t, b, w.seal(1, text(4000, 2)))
+			}
+			if full == Hold && (n < 4 || n > 8) || full == DropOldest && n < 20 {
+				t.Errorf("%d batches", n)
+			}
+			if !b.Fits(0, 20_000, 0) || full == Hold && b.Fits(0, 4000, 1<<30) {
+				t.Errorf("%+v", b.Stats())
+			}
+		})
+	}
+	t.Run("what is planned stays", func(t *testing.T) {
+		b, w, _, ro, _ := ringed(t, Options{Full: DropOldest})
+		put(t, b, w.seal(2, text(1000, 1)))
+		ro.on = true
+		for b.Stats().MemoryBytes < 50<<10 {
+			keep(t, b, w.seal(1, text(4000, 2)))
+		}
+		run := next(t, b, batch.Limits{})
+		if err := b.SetPlan(Plan{Output: "out", First: 1, Last: run.Last(), Key: "key"}); err != nil {
+			t.Fatal(err)
+		}
+		if b.Fits(0, 20<<10, 0) {
+			t.Error("a planned object leaves no room, and Fits says yes")
+		}
+	})
+}
+
+// TestRingMemory: the ring takes little more memory than its batches, whatever their size, and
+// what is let go of is not held.
+func TestRingMemory(t *testing.T) {
+	for _, size := range []int{100, 5000, 66 << 10, 100 << 10} {
+		b, w, _, ro, _ := ringed(t, Options{Memory: 1 << 20})
+		put(t, b, w.seal(1, text(1000, 1)))
+		ro.on = true
+		for b.Fits(0, int64(size)+1000, 0) {
+			keep(t, b, w.seal(1, text(size, 2)), w.seal(1, text(100, 3)))
+		}
+		most := 0
+		segs := slices.Clone(b.segs)
+		for _, s := range segs {
+			if s.mem != nil {
+				most += cap(s.mem.data)
+			}
+		}
+		if n := b.Stats().MemoryBytes; most > int(n)*4/3 {
+			t.Errorf("batches of %d: %d bytes of memory for %d", size, most, n)
+		}
+		drain(t, b, int(b.Stats().Next)-1)
+		keep(t, b, w.seal(1, text(900<<10, 1)))
+		for _, s := range segs {
+			if s.mem != nil && !slices.Contains(b.segs, s) {
+				t.Errorf("batches of %d: what is forgotten is held", size)
+			}
+		}
+	}
+}
+
+// TestRingPartlyWritten: where the disk takes a part of the ring before the agent is killed,
+// what was delivered from memory is not told as missing.
+func TestRingPartlyWritten(t *testing.T) {
+	o := Options{SegmentBytes: 8 << 10}
+	b, w, d, ro, now := ringed(t, o)
+	put(t, b, w.seal(1, text(5000, 1)))
+	ro.on = true
+	for range 6 {
+		keep(t, b, w.seal(1, text(5000, 2)))
+	}
+	drain(t, b, 5)
+	segs := 0
+	d.fail = func(op string, _ int, name string) error {
+		if op == "create" && name != cursorFile {
+			if segs++; segs > 1 {
+				return syscall.EIO
+			}
+		}
+		return nil
+	}
+	later(b, now, 2*time.Second)
+	if s := b.Stats(); !s.Degraded || len(d.segments()) != 2 {
+		t.Fatalf("%+v, %d files", s, len(d.segments()))
+	}
+	d.fail = nil
+	b = again(t, d, o)
+	w = newWriter(b.Begin())
+	put(t, b, w.seal(1, text(10, 1)))
+	for b.Stats().PendingRecords > 0 {
+		drain(t, b, 1)
+	}
+	if g := b.Gaps(); len(g) != 0 {
+		t.Errorf("%+v", g)
+	}
+	b.Close()
+}

@@ -357,10 +357,10 @@ func (b *Buffer) refuseDisk(n int64) error {
 
 // Fits reports whether n more payload bytes should be admitted behind held ones,
 // which were admitted before and will come to Append, so that reserve bytes stay
-// free for others. Under Hold that is so while MaxBytes is not reached by what is
-// not delivered, or while nothing is pending or held at all, so that one large
-// batch can't be stuck for ever. Under DropOldest it is always so, unless the disk
-// is full and nothing can be dropped.
+// free for others; of the memory ring at most half. Under Hold that is so while MaxBytes
+// is not reached by what is not delivered, or while nothing is pending or held at all,
+// so that one large batch can't be stuck for ever. Under DropOldest it is always so,
+// unless the disk is full and nothing can be dropped, or the ring is.
 func (b *Buffer) Fits(held, n, reserve int64) bool {
 	b.refreshFree(freeEvery)
 	b.mu.Lock()
@@ -375,7 +375,10 @@ func (b *Buffer) fits(held, n, reserve int64) bool {
 		return false
 	}
 	if b.ring.degraded {
-		return b.roomInRing(held + n)
+		if idle {
+			reserve = 0
+		}
+		return b.roomInRing(held + n + min(reserve, b.o.Memory/2))
 	}
 	return b.refuseDisk(held+n+reserve) == nil
 }
@@ -540,6 +543,7 @@ func (b *Buffer) remove(s *segment, aside bool) error {
 			b.stats.removed++
 		}
 	}
+	s.mem = nil // whoever still knows s must not hold its memory
 	b.reckon()
 	b.settleDoubts()
 	b.broadcast()
