@@ -77,6 +77,7 @@ type sent struct {
 	refused     bool // Reject was called for it since Next returned it last
 	unsure      bool // with refused: Reject failed, or could not keep it
 	once        bool // Reject was called for it
+	adrift      bool // Next returned it in a life that could make neither it nor the cursor durable
 }
 
 // in reports whether g tells of s. Of very many gaps neighbours are merged, also over
@@ -252,7 +253,7 @@ func (w *world) open() bool {
 		if s.promised && s.last >= st.Next {
 			w.fail("I4: record %d was promised, and numbering goes on at %d", s.last, st.Next)
 		}
-		if s.delivered && !s.memory && s.last >= st.Next && w.o.Sync != SyncNever && !(w.o.Memory > 0 && w.o.Sync == SyncInterval) { // what is not synced may come to memory
+		if s.delivered && !s.memory && !s.adrift && s.last >= st.Next && w.o.Sync != SyncNever && !(w.o.Memory > 0 && w.o.Sync == SyncInterval) { // what is not synced may come to memory
 			w.fail("I4: record %d was seen, and numbering goes on at %d", s.last, st.Next)
 		}
 		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told && !s.merged {
@@ -391,6 +392,9 @@ func (w *world) take(h handling) {
 	}
 	w.did("next %d-%d key %q", run.First(), run.Last(), run.Key)
 	w.stats.runs++
+	// Nobody was told that it is stored. A failed sync that a kill has followed looks like a
+	// good one to the next life.
+	vain := func(s *sent) bool { return w.o.Memory > 0 && w.o.Sync == SyncGroup && !s.promised }
 	if w.disk.dead {
 		return // nobody hears of it
 	}
@@ -406,7 +410,7 @@ func (w *world) take(h handling) {
 		w.plan = Plan{w.plan.Output, run.First(), run.Last(), run.Key} // an older one
 	case run.Key != "":
 		w.fail("plan %+v came back as %q, %d to %d", w.plan, run.Key, run.First(), run.Last())
-	case !w.maybe && !slices.ContainsFunc(w.all, func(s *sent) bool { return s.hit && w.plan.First <= s.last && s.first <= w.plan.Last }):
+	case !w.maybe && !slices.ContainsFunc(w.all, func(s *sent) bool { return (s.hit || vain(s)) && w.plan.First <= s.last && s.first <= w.plan.Last }):
 		w.fail("plan %+v is gone: next run is %d to %d", w.plan, run.First(), run.Last())
 	}
 	if run.Key == "" && h.plan {
@@ -691,6 +695,7 @@ func (w *world) check(run *batch.Run) {
 		}
 		w.seen[at] = x.CRC
 		s.delivered, s.now, s.refused = true, true, false
+		s.adrift = s.adrift || w.b.loose && !w.b.saved
 		doubted := s.sent || slices.ContainsFunc(w.doubt, func(d Doubt) bool { return d.overlaps(Range{s.first, s.last}) })
 		if doubted && run.Attempt != 2 {
 			w.fail("I10: %s is in doubt and handed out as attempt %d", id, run.Attempt)
