@@ -209,3 +209,92 @@ func TestDegradedStop(t *testing.T) {
 		}
 	})
 }
+
+// What is stored together may be more than memory takes at once: it is taken in parts, the
+// rest when there is room again, and at a stop only that is lost.
+func TestDegradedGroup(t *testing.T) {
+	for _, full := range []buffer.Policy{buffer.Hold, buffer.DropOldest} {
+		t.Run(full.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				disk := &lazyFS{newDirFS(t)}
+				disk.bad.Store(true)
+				disk.badCursor.Store(true)
+				buf, err := buffer.Open("", buffer.Options{Agent: "gw1", FS: disk, MaxBytes: 64 << 20, MinFree: -1, Full: full, Memory: 1 << 20})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var log safe
+				l := NewLane(LaneOptions{Name: "main", Agent: "gw1", Buffer: buf, Codec: batch.None, Log: slog.New(slog.NewTextHandler(&log, nil)),
+					Chain: outputs.NewChain(outputs.ChainOptions{Log: slog.New(slog.NewTextHandler(&log, nil))}, &memory{})})
+				enc, err := batch.NewEncoder(batch.None, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sealer := batch.Sealer{Epoch: l.start.Epoch, Prev: l.start.Seal}
+				var group []*batch.Batch
+				for i := range 8 {
+					o := batch.Open{}
+					o.Reset(l.start.Next+uint64(i), 0)
+					o.Lines = append(o.Lines, noise(200<<10)+"\n"...)
+					o.Added(time.Now().UnixNano())
+					made, _, err := enc.Encode(nil, &o, nil)
+					if err != nil || len(made) != 1 {
+						t.Fatal(err)
+					}
+					sealer.Seal(made[0])
+					group = append(group, made[0])
+				}
+				ctx, stop := context.WithTimeout(t.Context(), time.Hour)
+				defer stop()
+				began := time.Now()
+				delivered := make(chan struct{})
+				if full == buffer.Hold {
+					go func() { // two of them
+						defer close(delivered)
+						time.Sleep(30*time.Minute + 100*time.Millisecond)
+						for range 2 {
+							run, err := buf.Next(ctx, batch.Limits{Batches: 1})
+							if err == nil {
+								err = buf.Commit(run.Last(), "out")
+							}
+							if err != nil {
+								t.Error(err)
+							}
+						}
+						if l.waiting.Load() != 1 {
+							t.Error("ship is not told that room is needed")
+						}
+						time.Sleep(time.Second)
+						if n := buf.Stats().Next - l.start.Next; n != 7 {
+							t.Errorf("%d are taken a second after there was room", n)
+						}
+					}()
+				} else {
+					close(delivered)
+				}
+				left, err := l.append(ctx, group, false)
+				<-delivered
+				s := buf.Stats()
+				switch {
+				case full == buffer.DropOldest:
+					if !errors.Is(err, buffer.ErrMemory) || len(left) > 0 || s.Next != l.start.Next+8 || time.Since(began) > time.Minute {
+						t.Fatalf("%v, %d left, %+v", err, len(left), s)
+					}
+				case err == nil || errors.Is(err, buffer.ErrMemory) || len(left) != 1 || left[0] != group[7] || s.Next != group[7].First:
+					t.Fatalf("%v, %d left, %+v", err, len(left), s)
+				}
+				if !l.Degraded() || l.durable.Load() != 0 {
+					t.Fatal("nothing is durable")
+				}
+			})
+		})
+	}
+}
+
+// Where nothing is amiss, to look after memory costs nothing.
+func TestWatchAllocs(t *testing.T) {
+	b := start(t, t.TempDir(), &memory{}, Block, nil)
+	if n := testing.AllocsPerRun(100, b.lane.watch); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

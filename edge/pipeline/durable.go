@@ -44,6 +44,9 @@ type inMemory struct {
 // then everything that it has is durable.
 func (l *Lane) watch() {
 	m := &l.memory
+	if l.o.Buffer.Degraded() == m.is.Load() {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := l.o.Buffer.Stats()

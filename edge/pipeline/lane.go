@@ -554,7 +554,7 @@ func (l *Lane) store(ctx context.Context) {
 		l.appending.Store(raw)
 		l.turn.Add(1)
 		if len(group) > 0 {
-			if err := l.append(ctx, group, len(waiters) > 0); err == nil {
+			if left, err := l.append(ctx, group, len(waiters) > 0); err == nil {
 				l.told(gaps, group[0].First)
 				tell(waiters, nil)
 			} else if errors.Is(err, buffer.ErrMemory) {
@@ -563,10 +563,10 @@ func (l *Lane) store(ctx context.Context) {
 			} else {
 				tell(waiters, errCut)
 				if lost.err == nil {
-					lost.first, lost.err = group[0].First, err
+					lost.first, lost.err = left[0].First, err
 				}
-				lost.last = group[len(group)-1].Last()
-				for _, b := range group {
+				lost.last = left[len(left)-1].Last()
+				for _, b := range left {
 					l.cut.Add(uint64(b.Count))
 				}
 			}
@@ -611,27 +611,33 @@ func (l *Lane) reuse(mems [][]byte) {
 // append stores group and does not return before it is stored or ctx has ended:
 // while there is no room or the disk fails, batches wait in memory and, through
 // the bounded hand-overs, at the sockets. With waited nothing gathers. buffer.ErrMemory
-// means that group is taken and not durable, another error that it is not stored and
-// the lane stops.
-func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) error {
+// means that group is taken and not all of it durable, another error that the lane
+// stops, and left, the end of group, is not stored.
+func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) (left []*batch.Batch, err error) {
 	pause, since, full := time.Duration(0), time.Time{}, false
-	for {
+	for n := len(group); len(group) > 0; {
 		l.move()
 		if waited {
 			l.o.Buffer.Hurry()
 		}
-		err := l.o.Buffer.Append(ctx, group...)
+		n = min(n, len(group))
+		err = l.o.Buffer.Append(ctx, group[:n]...)
 		l.move()
-		if err == nil {
-			break
-		}
-		if errors.Is(err, buffer.ErrMemory) {
-			l.failing.Store(0)
+		if err == nil || errors.Is(err, buffer.ErrMemory) {
 			l.watch()
-			return err
+			if err == nil { // then what was in memory is durable too
+				l.isDurable(group[n-1].Last())
+			}
+			group, pause = group[n:], 0
+			continue
 		}
 		if ctx.Err() != nil || errors.Is(err, buffer.ErrClosed) {
-			return err
+			return group, err
+		}
+		degraded := l.o.Buffer.Degraded()
+		if degraded && n > 1 {
+			n = 1 // the memory that takes what the disk does not may be smaller than group
+			continue
 		}
 		l.shutIfFailing()
 		if since.IsZero() {
@@ -641,7 +647,7 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) er
 				"hint", "see the disk that holds SPILLWAY_STATE_DIR: space, errors, read-only")
 		}
 		most := 10 * time.Second
-		if errors.Is(err, buffer.ErrFull) {
+		if degraded || errors.Is(err, buffer.ErrFull) {
 			most = time.Second // it is for ship to end this
 			if !full {
 				full = true
@@ -656,11 +662,11 @@ func (l *Lane) append(ctx context.Context, group []*batch.Batch, waited bool) er
 	}
 	if !since.IsZero() {
 		l.failing.Store(0)
-		l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
+		if err == nil {
+			l.o.Log.Info("records are stored again", "lane", l.o.Name, "failed_for", time.Since(since).Round(time.Millisecond))
+		}
 	}
-	l.watch()
-	l.isDurable(group[len(group)-1].Last())
-	return nil
+	return nil, err
 }
 
 // isDurable says that Append has returned for all records up to last, without an error.
