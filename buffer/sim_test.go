@@ -392,9 +392,6 @@ func (w *world) take(h handling) {
 	}
 	w.did("next %d-%d key %q", run.First(), run.Last(), run.Key)
 	w.stats.runs++
-	// Nobody was told that it is stored. A failed sync that a kill has followed looks like a
-	// good one to the next life.
-	vain := func(s *sent) bool { return w.o.Memory > 0 && w.o.Sync == SyncGroup && !s.promised }
 	if w.disk.dead {
 		return // nobody hears of it
 	}
@@ -410,7 +407,7 @@ func (w *world) take(h handling) {
 		w.plan = Plan{w.plan.Output, run.First(), run.Last(), run.Key} // an older one
 	case run.Key != "":
 		w.fail("plan %+v came back as %q, %d to %d", w.plan, run.Key, run.First(), run.Last())
-	case !w.maybe && !slices.ContainsFunc(w.all, func(s *sent) bool { return (s.hit || vain(s)) && w.plan.First <= s.last && s.first <= w.plan.Last }):
+	case !w.maybe && !slices.ContainsFunc(w.all, func(s *sent) bool { return (s.hit || w.vain(s)) && w.plan.First <= s.last && s.first <= w.plan.Last }):
 		w.fail("plan %+v is gone: next run is %d to %d", w.plan, run.First(), run.Last())
 	}
 	if run.Key == "" && h.plan {
@@ -713,11 +710,15 @@ func (w *world) before(s *sent) batch.Identity {
 	return batch.Identity{}
 }
 
+// vain reports whether s may be on the disk only in part, for nobody was told that it is
+// stored. A failed sync that a kill has followed looks like a good one to the next life.
+func (w *world) vain(s *sent) bool { return w.o.Memory > 0 && w.o.Sync == SyncGroup && !s.promised }
+
 // broken reports whether the batch before s is told as lost, so that the seal
 // before s need not be known.
 func (w *world) broken(s *sent) bool {
 	for _, o := range w.all {
-		if o.epoch == s.epoch && o.last == s.first-1 && (o.told || o.merged || o.hit) {
+		if o.epoch == s.epoch && o.last == s.first-1 && (o.told || o.merged || o.hit || w.vain(o)) {
 			return true
 		}
 	}
