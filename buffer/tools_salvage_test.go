@@ -582,6 +582,9 @@ func TestForeignCursor(t *testing.T) {
 	if st := b.Begin(); st.Next != 1037 || st.Previous == nil || st.Previous.Last != 36 {
 		t.Errorf("%+v", st)
 	}
+	if n := b.Stats().PendingRecords; n != 36 { // else draining would wait for them
+		t.Fatalf("%d records are pending", n)
+	}
 	if got := drain(t, b, 12); got[0].First != 1 || got[11].Last() != 36 || len(b.Gaps()) > 0 {
 		t.Errorf("from %d to %d, %+v", got[0].First, got[11].Last(), b.Gaps())
 	}
