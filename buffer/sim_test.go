@@ -259,7 +259,7 @@ func (w *world) open() bool {
 		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told && !s.merged {
 			w.fail("I5: position %d, but %s was never delivered", b.pos.committed, s.id)
 		}
-		if s.promised && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
+		if s.promised && (b.pos.epoch == s.epoch || !s.told && !s.delivered) && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
 			w.fail("a new epoch says that %d was the last record, but %d was promised", st.Previous.Last, s.last)
 		}
 	}
@@ -767,6 +767,8 @@ func (w *world) collect() {
 			// The disk was so full that delivered segments, and those that were dropped, made
 			// room without a note.
 			dropped = dropped || w.short && g.Reason == ReasonMissing && (s.delivered || w.o.Full == DropOldest)
+			// Without the cursor, a file that was given up may lie where they were.
+			dropped = dropped || w.worn && g.Reason == ReasonTorn && (s.delivered || s.told)
 			if s.promised && !dropped && !s.hit {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
