@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"syscall"
@@ -293,4 +294,58 @@ func TestBeginThatCantSave(t *testing.T) {
 	}
 	fill(t, b, newWriter(got), 1)
 	drain(t, b, 4)
+}
+
+// TestBadSlotBesideAClosedOne: a slot that can't be read may have said that the last life did
+// not end in order, and its numbers may have been given out from memory.
+func TestBadSlotBesideAClosedOne(t *testing.T) {
+	o := Options{Memory: 64 << 10}
+	b, d := simulated(t, o)
+	fill(t, b, newWriter(b.Begin()), 1)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = again(t, d, o)
+	st := b.Begin()
+	if st.Previous != nil {
+		t.Fatalf("what ended in order does not go on: %+v", st)
+	}
+	at := b.cur.slot * slotSize
+	d.flip(cursorFile, 8*(at+40))
+	b = again(t, d, o)
+	if got := b.Begin(); got.Epoch == st.Epoch {
+		t.Fatalf("epoch %v goes on at %d, and its last life did not end in order", got.Epoch, got.Next)
+	}
+}
+
+// TestHandedOutOfMemory: what was handed out of memory and not acknowledged when the disk
+// came back is handed out again after a kill.
+func TestHandedOutOfMemory(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	o := Options{Memory: 64 << 10, Now: func() time.Time { return now }}
+	b, d := simulated(t, o)
+	w := newWriter(b.Begin())
+	fill(t, b, w, 1)
+	d.fail = func(op string, _ int, _ string) error {
+		if op == "write" || op == "create" || op == "sync" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	if err := b.Append(t.Context(), w.seal(3, text(100, 2))); !errors.Is(err, ErrMemory) {
+		t.Fatal(err)
+	}
+	next(t, b, due)
+	d.fail = nil
+	now = now.Add(time.Minute)
+	b.Maintain(now)
+	if b.Stats().Degraded {
+		t.Fatal("the disk is not tried again")
+	}
+	b = again(t, d, o)
+	b.Begin()
+	if n := b.Stats().Committed; n != 0 {
+		t.Fatalf("position %d, and nothing was acknowledged", n)
+	}
+	drain(t, b, 2)
 }

@@ -83,6 +83,8 @@ var mutants = []mutant{
 	{"ringfooterfirst", "the footer of a segment of the ring goes out before what it vouches for is synced", "TestRingFooter", ""},
 	{"ringnodirsync", "no sync of the directory when a segment of the ring was written", "TestRingNotNeeded", ""},
 	{"ringforfull", "a full disk counts as one that fails", "TestRingNotNeeded", ""},
+	{"handedisacked", "the position that is saved when memory comes to the disk counts what was handed out", "TestHandedOutOfMemory", ""},
+	{"badslotiscertain", "a bad slot of the cursor beside a good one is taken for nothing", "TestBadSlotBesideAClosedOne", ""},
 	{"expireduntold", "what expires is not told", "TestMaxAge", ""},
 	{"expiredbyanyclock", "segments expire while the clock is not synchronised", "TestMaxAgeClocks", ""},
 }

@@ -77,6 +77,7 @@ type sent struct {
 	refused     bool // Reject was called for it since Next returned it last
 	unsure      bool // with refused: Reject failed, or could not keep it
 	once        bool // Reject was called for it
+	passed      bool // Commit or Reject was called for it: the position may lie behind it
 	adrift      bool // Next returned it in a life that could make neither it nor the cursor durable
 }
 
@@ -97,7 +98,7 @@ type number struct {
 //	I2 true: what is delivered was appended, byte for byte
 //	I3 order: numbers only grow for a reader
 //	I4 identity: one number is seen with one content only
-//	I5 position: it never goes back in a life, and nothing below it is undelivered
+//	I5 position: it never goes back in a life, and what lies below it was acknowledged, rejected or told as lost
 //	I6 conservation: what is told as lost is counted exactly
 //	I7 opening never fails for damage and writes nothing
 //	I8 opening twice is opening once
@@ -256,8 +257,9 @@ func (w *world) open() bool {
 		if s.delivered && !s.memory && !s.adrift && s.last >= st.Next && w.o.Sync != SyncNever && !(w.o.Memory > 0 && w.o.Sync == SyncInterval) { // what is not synced may come to memory
 			w.fail("I4: record %d was seen, and numbering goes on at %d", s.last, st.Next)
 		}
-		if s.promised && s.last <= b.pos.committed && !s.delivered && !s.told && !s.merged {
-			w.fail("I5: position %d, but %s was never delivered", b.pos.committed, s.id)
+		stored := s.promised || s.stored && w.o.Sync == SyncInterval && w.o.Memory == 0 // else it may be gone with the end of its epoch
+		if stored && s.last <= b.pos.committed && !s.passed && !s.told && !s.merged {
+			w.fail("I5: position %d, but %s was never acknowledged", b.pos.committed, s.id)
 		}
 		if s.promised && (b.pos.epoch == s.epoch || !s.told && !s.delivered) && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
 			w.fail("a new epoch says that %d was the last record, but %d was promised", st.Previous.Last, s.last)
@@ -451,6 +453,9 @@ func (w *world) take(h handling) {
 	for n := run.First(); n <= last; n++ {
 		w.acked[output][n] = true
 	}
+	for _, s := range w.of(&run) {
+		s.passed = s.passed || s.last <= last
+	}
 	if err := w.b.Commit(last, output); err != nil {
 		w.fail("commit: %v", err)
 	}
@@ -502,6 +507,9 @@ func (w *world) inDoubt(r Range) {
 func (w *world) reject(run *batch.Run) {
 	w.stats.rejects++
 	recs := w.of(run)
+	for _, s := range recs {
+		s.passed = true
+	}
 	err := w.b.Reject(run, "nobody takes it")
 	w.did("reject %d-%d: %v", run.First(), run.Last(), err)
 	if err != nil && !w.disk.dead && w.disk.fail == nil && w.disk.room < 0 {
