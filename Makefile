@@ -108,7 +108,7 @@ kill: build apt ## N (1000) times kill -9 or SIGTERM of the agent under load fro
 	cd test && SPILLWAY_KILL_N=$(N) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestKill ./crash
 
 # Tests of the buffer on simulated disks.
-SIMULATED := PowerCuts|EveryCall|EveryFault|BitFlips|EveryByte|SectorFaults|StrayWrites|FilesBetweenRuns|CursorSlots|AnyClock|TestModel
+SIMULATED := PowerCuts|EveryCall|EveryFault|BitFlips|EveryByte|SectorFaults|StrayWrites|FilesBetweenRuns|CursorSlots|AnyClock|TestClocks|TestModel
 crash: ## simulated power cuts and faults, BUDGET times what make test does, from SEED; BUDGET=full for all of docs/reliability.md
 	SPILLWAY_CRASH_BUDGET=$(BUDGET) SPILLWAY_CRASH_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run '$(SIMULATED)' ./buffer
 ifeq ($(BUDGET),full)
