@@ -77,7 +77,7 @@ type sent struct {
 	refused     bool // Reject was called for it since Next returned it last
 	unsure      bool // with refused: Reject failed, or could not keep it
 	once        bool // Reject was called for it
-	passed      bool // Commit or Reject was called for it: the position may lie behind it
+	passed      bool // Commit or Reject was called for it, or nobody knows that it was dropped: the position may lie behind it
 	adrift      bool // Next returned it in a life that could make neither it nor the cursor durable
 }
 
@@ -944,6 +944,7 @@ func (w *world) unnoted() {
 	kept := w.scan("")
 	for _, s := range w.all {
 		s.hit = s.hit || s.promised && !s.delivered && !kept[s.id]
+		s.passed = s.passed || !kept[s.id]
 	}
 }
 
