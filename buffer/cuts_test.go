@@ -118,6 +118,8 @@ func (w *world) failing(windows ...outage) {
 				w.blind = true
 				if name == cursorFile {
 					w.wear()
+				} else if op == "open" {
+					w.shut = append(w.shut, name)
 				}
 			}
 			return x.err

@@ -130,6 +130,7 @@ type world struct {
 	w      *writer
 	ended  bool           // the script has closed it
 	unread CorruptError   // Next's last error
+	shut   []string       // segments that could not be opened since Next was called
 	belief uint64         // generation of the cursor that this life has read, if it is not durable; else 0
 	again  []*batch.Batch // Append failed for them: they come next, or never
 
@@ -369,8 +370,16 @@ func (w *world) take(h handling) {
 		l.Batches = 1 + w.rng.IntN(4)
 	}
 	healthy, damaged, read := w.healthy(), w.b.stats.torn+w.b.stats.corrupt, w.disk.read
+	w.shut = nil
 	run, err := w.b.Next(ended, l)
-	if at := w.unread; damaged != w.b.stats.torn+w.b.stats.corrupt && at.File != "" && w.disk.fail != nil {
+	passed := []CorruptError{w.unread}
+	for _, name := range w.shut {
+		passed = append(passed, CorruptError{File: name})
+	}
+	for _, at := range passed {
+		if damaged == w.b.stats.torn+w.b.stats.corrupt || at.File == "" || w.disk.fail == nil {
+			continue
+		}
 		if read == w.disk.read {
 			w.fail("%v counts as damaged, and the disk can't be read at all", &at)
 		}
