@@ -258,8 +258,7 @@ func (w *world) open() bool {
 		if s.delivered && !s.memory && !s.adrift && s.last >= st.Next && w.o.Sync != SyncNever && !(w.o.Memory > 0 && w.o.Sync == SyncInterval) { // what is not synced may come to memory
 			w.fail("I4: record %d was seen, and numbering goes on at %d", s.last, st.Next)
 		}
-		stored := s.promised || s.stored && w.o.Sync == SyncInterval && w.o.Memory == 0 // else it may be gone with the end of its epoch
-		if stored && s.last <= b.pos.committed && !s.passed && !s.told && !s.merged {
+		if s.promised && s.last <= b.pos.committed && !s.passed && !s.told && !s.merged {
 			w.fail("I5: position %d, but %s was never acknowledged", b.pos.committed, s.id)
 		}
 		if s.promised && (b.pos.epoch == s.epoch || !s.told && !s.delivered) && healthy && st.Previous != nil && s.epoch == st.Previous.Epoch && s.last > st.Previous.Last {
@@ -978,7 +977,7 @@ func (w *world) life(n int) {
 
 // lead opens, works and ends in one of four ways.
 func (w *world) lead(work func()) {
-	closed := false
+	closed, opened := false, false
 	w.ended = false
 	defer func() {
 		for _, s := range w.all {
@@ -990,6 +989,7 @@ func (w *world) lead(work func()) {
 		}
 	}()
 	if w.open() {
+		opened = true
 		work()
 		closed = w.ended
 		if !closed && !w.disk.dead && w.rng.IntN(3) == 0 {
@@ -1008,6 +1008,7 @@ func (w *world) lead(work func()) {
 			}
 		}
 	}
+	sound := w.disk.fail == nil && len(w.disk.bad) == 0
 	w.disk.fail = nil
 	if w.short {
 		// Where not even the cursor could be overwritten, what had been passed made room
@@ -1019,9 +1020,27 @@ func (w *world) lead(work func()) {
 		w.stats.kills++
 		w.disk.kill()
 		w.disk.dead, w.disk.cutAt = false, 0
+		if opened && sound {
+			w.survived()
+		}
 		return
 	}
 	w.cut()
+}
+
+// survived checks that a kill took nothing that Append had returned for, where that was
+// not durable yet: SyncInterval and SyncNever promise that as long as the disk does what it
+// is asked for. What SyncGroup promises is held against what is delivered.
+func (w *world) survived() {
+	if w.o.Sync == SyncGroup || w.o.Memory > 0 || w.o.Full == DropOldest {
+		return
+	}
+	kept := w.scan("")
+	for _, s := range w.all {
+		if s.stored && s.epoch == w.b.start.Epoch && !s.passed && !s.told && !s.merged && !s.hit && !kept[s.id] {
+			w.fail("I1: %s was taken, and a kill took it away", s.id)
+		}
+	}
 }
 
 // cut lets the power fail, and come back.
