@@ -114,6 +114,7 @@ func (w *world) failing(windows ...outage) {
 			}
 			w.did("fault in %s %s: %v", op, name, x.err)
 			w.short = w.short || isFull(x.err) && name == cursorFile
+			w.unsynced = w.unsynced || op == "sync"
 			if op == "open" || op == "read" {
 				w.blind = true
 				if name == cursorFile {

@@ -108,31 +108,32 @@ type number struct {
 //	I12 reading again: what Next may return or has returned and is kept, byte for byte and in order
 //	I13 rejected: at the head of the line still, or kept aside and told
 type world struct {
-	rng    *rand.Rand
-	disk   *simDisk
-	o      Options
-	now    time.Time
-	all    []*sent
-	byID   map[batch.Identity]*sent
-	seen   map[number]uint32          // CRC that the outside has seen under a number
-	plan   Plan                       // SetPlan returned nil for it and nothing touched it since
-	maybe  bool                       // plan may be there or not
-	gone   map[string]bool            // keys of plans that were given up for good
-	short  bool                       // the disk was full and took no cursor: what Reject did may stay untold
-	many   bool                       // gaps were so many that some are merged
-	doubt  []Doubt                    // InDoubt returned nil for them
-	acked  map[string]map[uint64]bool // records by the output that acknowledged them
-	exact  []exactGap                 // gaps that tell of one hole
-	loose  []looseGap                 // gaps that stand for several
-	blind  bool                       // a segment could not be read
-	worn   bool                       // the cursor may have been damaged: what it held may be forgotten
-	b      *Buffer
-	w      *writer
-	ended  bool           // the script has closed it
-	unread CorruptError   // Next's last error
-	shut   []string       // segments that could not be opened since Next was called
-	belief uint64         // generation of the cursor that this life has read, if it is not durable; else 0
-	again  []*batch.Batch // Append failed for them: they come next, or never
+	rng      *rand.Rand
+	disk     *simDisk
+	o        Options
+	now      time.Time
+	all      []*sent
+	byID     map[batch.Identity]*sent
+	seen     map[number]uint32          // CRC that the outside has seen under a number
+	plan     Plan                       // SetPlan returned nil for it and nothing touched it since
+	maybe    bool                       // plan may be there or not
+	gone     map[string]bool            // keys of plans that were given up for good
+	short    bool                       // the disk was full and took no cursor: what Reject did may stay untold
+	many     bool                       // gaps were so many that some are merged
+	doubt    []Doubt                    // InDoubt returned nil for them
+	acked    map[string]map[uint64]bool // records by the output that acknowledged them
+	exact    []exactGap                 // gaps that tell of one hole
+	loose    []looseGap                 // gaps that stand for several
+	blind    bool                       // a segment could not be read
+	unsynced bool                       // a sync has failed
+	worn     bool                       // the cursor may have been damaged: what it held may be forgotten
+	b        *Buffer
+	w        *writer
+	ended    bool           // the script has closed it
+	unread   CorruptError   // Next's last error
+	shut     []string       // segments that could not be opened since Next was called
+	belief   uint64         // generation of the cursor that this life has read, if it is not durable; else 0
+	again    []*batch.Batch // Append failed for them: they come next, or never
 
 	stats worldStats
 	steps []step // what was done, for the report
@@ -728,7 +729,9 @@ func (w *world) before(s *sent) batch.Identity {
 
 // vain reports whether s may be on the disk only in part, for nobody was told that it is
 // stored. A failed sync that a kill has followed looks like a good one to the next life.
-func (w *world) vain(s *sent) bool { return w.o.Memory > 0 && w.o.Sync == SyncGroup && !s.promised }
+func (w *world) vain(s *sent) bool {
+	return (w.o.Memory > 0 || w.unsynced) && w.o.Sync == SyncGroup && !s.promised
+}
 
 // broken reports whether the batch before s is told as lost, so that the seal
 // before s need not be known.
