@@ -23,7 +23,7 @@ var (
 	ErrClosed  = errors.New("buffer is closed")
 	ErrLocked  = errors.New("another process has this buffer open")
 	ErrOrder   = errors.New("batch out of order")
-	ErrVersion = errors.New("written by a newer spillway")
+	ErrVersion = batch.ErrVersion
 )
 
 // Policy is what a full buffer does.
@@ -184,6 +184,7 @@ type segment struct {
 	promise int64   // bytes below this were durable once; -1: not looked at
 	ours    bool    // written in this life
 	damaged bool    // corrupt, not merely torn
+	newer   bool    // not all of it can be read by this version: it stays
 	lazy    bool    // not all of it was synced (SyncNever)
 	mem     *memory // its bytes, while it is no file yet; written with w and mu held
 }

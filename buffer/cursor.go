@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strconv"
 	"time"
 
 	"spillway/buffer/batch"
@@ -245,12 +246,29 @@ func appendSlot(dst []byte, p *position) []byte {
 }
 
 func appendGap(dst []byte, g *Gap) []byte {
-	dst = append(dst, byte(max(0, slices.Index(reasons, g.Reason))))
+	dst = append(dst, reasonNumber(g.Reason))
 	for _, v := range []uint64{uint64(g.Epoch), g.First, g.Last, g.Count, uint64(nanos(g.Since)), uint64(nanos(g.Until))} {
 		dst = le.AppendUint64(dst, v)
 	}
 	dst = append(dst, g.Before[:]...)
 	return append(dst, g.After[:]...)
+}
+
+// reasonOf is the reason with number n: one that is not known here is kept, as its number.
+func reasonOf(n byte) string {
+	if int(n) < len(reasons) {
+		return reasons[n]
+	}
+	return strconv.Itoa(int(n))
+}
+
+// reasonNumber is the inverse of reasonOf.
+func reasonNumber(reason string) byte {
+	if i := slices.Index(reasons, reason); i >= 0 {
+		return byte(i)
+	}
+	n, _ := strconv.ParseUint(reason, 10, 8)
+	return byte(n)
 }
 
 func filter(in []handed, keep func(handed) bool) (out []handed) {
@@ -280,13 +298,22 @@ func instant(ns int64) time.Time {
 
 var errSlot = errors.New("not a cursor slot")
 
-// parseSlot reads one slot from the start of b, the inverse of appendSlot.
+// parseSlot reads one slot from the start of b, the inverse of appendSlot. Every version has
+// magic, length, version and checksum in these places, and at most 4,096 bytes; an intact
+// slot of a newer one is ErrVersion. Version 1 may have more behind the known lists, which
+// is ignored.
 func parseSlot(b []byte) (p position, err error) {
-	if len(b) < slotFixed+4 || le.Uint32(b) != cursorMagic {
+	if len(b) < 16 || le.Uint32(b) != cursorMagic {
 		return p, errSlot
 	}
 	n := int(le.Uint32(b[4:]))
-	if n < slotFixed+4 || n > slotSize || n > len(b) || le.Uint32(b[n-4:]) != batch.CRC32C(b[:n-4]) || b[8] != version1 {
+	if n < 16 || n > slotSize || n > len(b) || le.Uint32(b[n-4:]) != batch.CRC32C(b[:n-4]) {
+		return p, errSlot
+	}
+	if b[8] > version1 {
+		return p, fmt.Errorf("%w: version %d", ErrVersion, b[8])
+	}
+	if b[8] != version1 || n < slotFixed+4 {
 		return p, errSlot
 	}
 	p = position{
@@ -322,7 +349,7 @@ func parseSlot(b []byte) (p position, err error) {
 	for range nTold {
 		p.told = append(p.told, toldGap{r.gap(), r.u64()})
 	}
-	if r.bad || len(r.b) != 0 {
+	if r.bad {
 		return position{}, errSlot
 	}
 	return p, nil
@@ -360,11 +387,7 @@ func (r *slotReader) u64() uint64 {
 }
 
 func (r *slotReader) gap() Gap {
-	reason := int(r.u8())
-	if reason >= len(reasons) {
-		r.bad, reason = true, 0
-	}
-	return Gap{Reason: reasons[reason], Epoch: batch.Epoch(r.u64()), First: r.u64(), Last: r.u64(), Count: r.u64(),
+	return Gap{Reason: reasonOf(r.u8()), Epoch: batch.Epoch(r.u64()), First: r.u64(), Last: r.u64(), Count: r.u64(),
 		Since: instant(int64(r.u64())), Until: instant(int64(r.u64())), Before: r.seal(), After: r.seal()}
 }
 
@@ -396,11 +419,13 @@ type cursor struct {
 	generation uint64 // of that slot
 	failures   int    // saves that failed in a row, not for want of room
 	failed     bool   // read met a read error, which says nothing about what is there; until the next save
+	newer      error  // ErrVersion: read met a slot of a newer version
 }
 
 // read returns the newest valid slot. certain is false if there is none, or if
 // the other slot holds something that is not valid: then a newer position may
-// have been there. Nothing about it is an error: a cursor is a help.
+// have been there. Nothing of that is an error, a cursor is a help; but what a newer
+// version saved must not be forgotten: then newer is set, and nothing is to be written.
 func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 	f, err := dir.Open(cursorFile, false)
 	if err != nil {
@@ -416,6 +441,8 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 		slot := buf[min(n, i*slotSize):min(n, (i+1)*slotSize)]
 		q, err := parseSlot(slot)
 		switch {
+		case errors.Is(err, ErrVersion):
+			c.newer, certain = err, false
 		case err == nil && (!ok || q.generation > p.generation):
 			p, ok = q, true
 			c.slot, c.generation = i, q.generation

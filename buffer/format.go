@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -17,8 +18,9 @@ const (
 	magicBatch   = 0x184D2A5C // written by package batch
 	magicFooter  = 0x184D2A5D
 
-	version1    = 1
+	version1    = 1 // of segment and cursor: any change of what lies in a directory is another one
 	kindSegment = 1
+	kindBatch   = 2
 	kindFooter  = 3
 	flagAside   = 1 // of a segment header
 
@@ -127,20 +129,32 @@ func appendSegmentHeader(dst []byte, h *segmentHeader) []byte {
 
 var errNotHeader = errors.New("not a segment header")
 
-// parseSegmentHeader reads a header from the start of b. An intact header of
-// another version is ErrVersion.
+// parseSegmentHeader reads a header from the start of b. An intact header of a newer
+// version, which may be longer, is ErrVersion.
 func parseSegmentHeader(b []byte) (h segmentHeader, err error) {
-	if len(b) < segmentHeaderSize || le.Uint32(b) != magicSegment || le.Uint32(b[4:]) != segmentHeaderSize-8 ||
-		b[9] != kindSegment || le.Uint32(b[108:]) != batch.CRC32C(b[:108]) {
+	switch v, ok := batch.Version(b, magicSegment, kindSegment); {
+	case !ok:
 		return h, errNotHeader
-	}
-	if b[8] != version1 {
-		return h, fmt.Errorf("%w: version %d", ErrVersion, b[8])
+	case v != version1:
+		return h, fmt.Errorf("%w: version %d", ErrVersion, v)
+	case batch.HeaderLen(b) != segmentHeaderSize:
+		return h, errNotHeader
 	}
 	return segmentHeader{
 		Opens: le.Uint32(b[12:]), Epoch: batch.Epoch(le.Uint64(b[16:])), Ordinal: le.Uint64(b[32:]), First: le.Uint64(b[40:]),
 		Created: int64(le.Uint64(b[48:])), Salt: le.Uint64(b[56:]), Floor: le.Uint64(b[64:]), Before: batch.Seal(b[72:104]), Aside: b[10]&flagAside != 0,
 	}, nil
+}
+
+// readSegmentHeader reads the header at the start of r.
+func readSegmentHeader(r io.ReaderAt) (segmentHeader, error) {
+	buf := make([]byte, segmentHeaderSize)
+	n, _ := readAt(r, buf, 0)
+	if size := batch.HeaderLen(buf[:n]); size > n && le.Uint32(buf) == magicSegment {
+		buf = make([]byte, size)
+		n, _ = readAt(r, buf, 0)
+	}
+	return parseSegmentHeader(buf[:n])
 }
 
 // Footer closes a segment that was filled or closed in order. A segment without
@@ -195,8 +209,7 @@ func appendFooter(dst []byte, f *Footer) []byte {
 
 // parseFooter reads a footer from the start of b. It must lie at offset off.
 func parseFooter(b []byte, off int64) (f Footer, ok bool) {
-	if len(b) < footerSize || le.Uint32(b) != magicFooter || le.Uint32(b[4:]) != footerSize-8 ||
-		b[8] != version1 || b[9] != kindFooter || le.Uint32(b[76:]) != batch.CRC32C(b[:76]) {
+	if v, ok := batch.Version(b, magicFooter, kindFooter); !ok || v != version1 || batch.HeaderLen(b) != footerSize {
 		return f, false
 	}
 	f = Footer{

@@ -85,6 +85,9 @@ var mutants = []mutant{
 	{"ringforfull", "a full disk counts as one that fails", "TestRingNotNeeded", ""},
 	{"handedisacked", "the position that is saved when memory comes to the disk counts what was handed out", "TestHandedOutOfMemory", ""},
 	{"badslotiscertain", "a bad slot of the cursor beside a good one is taken for nothing", "TestBadSlotBesideAClosedOne", ""},
+	{"neweronlynewest", "only the newest file says whether a newer version wrote there", "TestNewerIsRefused", ""},
+	{"newerisdamage", "what a newer version wrote is damage", "TestNewerInTheMiddle", ""},
+	{"newercursor", "the cursor of a newer version is taken for a bad one", "TestCursorSlots", ""},
 	{"expireduntold", "what expires is not told", "TestMaxAge", ""},
 	{"expiredbyanyclock", "segments expire while the clock is not synchronised", "TestMaxAgeClocks", ""},
 }

@@ -56,7 +56,8 @@ const (
 //
 // A place that can't be read is an error, a pause between the calls is the
 // caller's to make; from the third time on it counts as damaged if the disk can be read
-// elsewhere at that moment. Of one that can't be read at all nothing is lost yet.
+// elsewhere at that moment. Of one that can't be read at all nothing is lost yet. Of what a
+// newer version wrote neither: ErrVersion comes again until that one is there.
 //
 // Holes are told by Gaps when they come to the head of the line.
 func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
@@ -80,6 +81,10 @@ func (b *Buffer) Next(ctx context.Context, l batch.Limits) (batch.Run, error) {
 
 		if !p.complete {
 			more, err := b.extend()
+			if errors.Is(err, ErrVersion) && p.n > 0 && !p.plan {
+				p.complete = true // what is before it is known
+				continue
+			}
 			if err != nil {
 				return batch.Run{}, err
 			}
@@ -349,6 +354,12 @@ func (b *Buffer) extend() (bool, error) {
 		b.scan.reset(f, off, end, seg.salt)
 		b.scan.halt = false // what can't be read even now is damaged
 		e, ok = b.scan.next()
+	}
+	if ok && errors.Is(e.Err, ErrVersion) {
+		b.mu.Lock()
+		seg.newer = true
+		b.mu.Unlock()
+		return false, fmt.Errorf("read buffer: %s: byte %d: %w", seg.name(), e.Off, e.Err)
 	}
 	if ok && e.Kind == KindDamage {
 		b.judge(seg, f, e.End)

@@ -38,7 +38,8 @@ type walk struct {
 // not durable yet.
 //
 // What is damaged, or removed meanwhile, is stepped over and told by nobody. A
-// place that can't be read is an error first, as of Next. Before is as Next fills
+// place that can't be read is an error first, as of Next, and what a newer version wrote
+// is ErrVersion. Before is as Next fills
 // it in; Attempt is 2 for what was delivered or is in doubt.
 //
 // Read has nothing in common with Next: it moves no position, and the run's memory
@@ -201,6 +202,9 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 		}
 		if !ok {
 			return false, nil
+		}
+		if errors.Is(e.Err, ErrVersion) {
+			return false, fmt.Errorf("read buffer: %s: byte %d: %w", w.seg.name(), e.Off, e.Err)
 		}
 		w.off = e.End
 		switch e.Kind {

@@ -47,6 +47,7 @@ type ending struct {
 	time   int64      // of its last record
 	seen   uint64     // highest number in any intact header or footer, of a lost payload too
 	failed bool       // it could not be read, which says nothing about what is in it
+	newer  error      // ErrVersion: what is in it can't be known
 }
 
 // lookBack is how many segments before the newest are searched for the last valid
@@ -63,7 +64,9 @@ const unreadable = 1 << 32
 //  1. List the directory. The names of the segments give their order, the epoch
 //     and the first number of each. Other names are left alone.
 //  2. Read the two slots of the cursor; the newest valid one counts, if it belongs to
-//     these segments.
+//     these segments. If it, the newest header that can be read, or anything else that is
+//     read here is of a newer version, the buffer is not opened: this one does not know
+//     what it would change.
 //  3. Read the end of the newest segment: its footer, else all of it. Older ones
 //     end before its first number; one is read only if there is no valid batch in
 //     the newest, to say what was the last.
@@ -78,6 +81,9 @@ func (b *Buffer) recover() error {
 		return err
 	}
 	p, cursor, certain := b.cur.read(b.fs)
+	if b.cur.newer != nil {
+		return fmt.Errorf("%s: %w", cursorFile, b.cur.newer)
+	}
 	// A cursor with a seal was saved by a life that stored something: if no segment is of
 	// its epoch, it is that of another buffer. Its numbers are avoided all the same.
 	ours := cursor && (len(b.segs) == 0 || p.seal == (batch.Seal{}) || b.known(p.epoch))
@@ -95,22 +101,28 @@ func (b *Buffer) recover() error {
 	var newest, best ending
 	same := false // the newest segment's footer says what the cursor says
 	if n := len(b.segs); n > 0 {
-		h, err := b.header(b.segs[n-1])
+		h, err := b.newestHeader()
 		if err != nil {
 			return err
 		}
 		b.opens = h.Opens + 1
-		newest, same = b.newestEnding(p)
+		if newest, same = b.newestEnding(p); newest.newer != nil {
+			return newest.newer
+		}
 		best = newest
 		found = max(found, newest.seen)
 		failed = newest.failed
 		for i := n - 2; i >= max(0, n-1-lookBack) && best.last == 0; i-- {
-			if e := b.ending(b.segs[i]); e.last > 0 {
+			e := b.ending(b.segs[i])
+			if e.newer != nil {
+				return e.newer
+			}
+			if e.last > 0 {
 				best = e
 				best.last = min(e.last, newest.seg.first-1)
 			}
 		}
-		b.acked = b.floor()
+		b.acked = h.Floor
 		if !ours {
 			b.pos.committed = b.acked
 			found = max(found, b.pos.committed)
@@ -124,6 +136,9 @@ func (b *Buffer) recover() error {
 	for i, s := range b.segs[:max(0, len(b.segs)-1)] {
 		if b.segs[i+1].first < s.first { // by hand: numbers only go up
 			e := b.ending(s)
+			if e.newer != nil {
+				return e.newer
+			}
 			s.last = max(s.last, e.seen)
 			found = max(found, e.seen)
 		}
@@ -230,9 +245,7 @@ func (b *Buffer) header(s *segment) (h segmentHeader, err error) {
 		return h, nil
 	}
 	defer f.Close()
-	var buf [segmentHeaderSize]byte
-	n, _ := readAt(f, buf[:], 0)
-	h, err = parseSegmentHeader(buf[:n])
+	h, err = readSegmentHeader(f)
 	if err == errNotHeader || err == nil && h.Salt != s.salt {
 		return segmentHeader{}, nil
 	}
@@ -301,20 +314,24 @@ func (b *Buffer) read(s *segment) ending {
 		case KindFooter:
 			e.seen = max(e.seen, x.Footer.Last)
 		}
+		if errors.Is(x.Err, ErrVersion) && e.newer == nil {
+			e.newer = fmt.Errorf("%s: %w", s.name(), x.Err)
+		}
 		if x.Batch.Count > 0 {
 			e.seen = max(e.seen, x.Batch.Last())
 		}
 	}
 }
 
-// floor is the acked floor of the newest readable header.
-func (b *Buffer) floor() uint64 {
-	for i := len(b.segs) - 1; i >= 0; i-- {
-		if h, _ := b.header(b.segs[i]); h.Salt == b.segs[i].salt && h.First > 0 {
-			return h.Floor
+// newestHeader is the newest header that can be read: where the file that was written
+// last is torn, the one before still tells the version. Only a newer one is an error.
+func (b *Buffer) newestHeader() (h segmentHeader, err error) {
+	for _, s := range slices.Backward(b.segs) {
+		if h, err = b.header(s); err != nil || h.First > 0 {
+			return h, err
 		}
 	}
-	return 0
+	return segmentHeader{}, nil
 }
 
 // newEpoch is a start in a new epoch, above every number found.

@@ -18,7 +18,7 @@ const (
 	KindHeader Kind = 1 // the segment header
 	KindBatch  Kind = 2 // a valid batch
 	KindFooter Kind = 3 // the footer
-	KindDamage Kind = 4 // bytes that are nothing of these
+	KindDamage Kind = 4 // bytes that are nothing of these, or of a newer version: then Err is ErrVersion
 )
 
 // Extent is one piece of a segment; extents follow one another without a gap.
@@ -62,6 +62,7 @@ type scanner struct {
 	halt     bool // a read error ends it, off stays where it is: somebody judges first
 
 	head [batch.HeaderSize]byte
+	long []byte // a header of a newer version
 	win  []byte
 	buf  []byte
 	ioe  error // the last read error since next was called
@@ -83,7 +84,11 @@ func (s *scanner) next() (e Extent, ok bool) {
 		return Extent{}, false
 	}
 	if s.off == 0 {
-		h, err := parseSegmentHeader(b)
+		whole := b
+		if len(b) >= 4 && le.Uint32(b) == magicSegment {
+			whole = s.whole(b, 0)
+		}
+		h, err := parseSegmentHeader(whole)
 		if err == nil && s.anySalt {
 			s.salt = h.Salt
 		}
@@ -92,7 +97,7 @@ func (s *scanner) next() (e Extent, ok bool) {
 			return Extent{Kind: KindHeader, End: segmentHeaderSize, header: h}, true
 		}
 		if errors.Is(err, ErrVersion) {
-			return s.damage(segmentHeaderSize, err), true
+			return s.damage(int64(batch.HeaderLen(whole)), err), true
 		}
 	}
 	if e, ok := s.parse(b, s.off); ok {
@@ -100,6 +105,9 @@ func (s *scanner) next() (e Extent, ok bool) {
 		return e, true
 	}
 	err := s.ioe
+	if err == nil {
+		err = s.newer(b, s.off)
+	}
 	if err == nil {
 		err = errors.New("no intact header")
 	}
@@ -143,6 +151,35 @@ func (s *scanner) parse(b []byte, off int64) (Extent, bool) {
 	return e, true
 }
 
+// whole returns the header that begins with b and lies at off, all of it if there is as
+// much as its length says.
+func (s *scanner) whole(b []byte, off int64) []byte {
+	n := batch.HeaderLen(b)
+	if n <= len(b) {
+		return b
+	}
+	if s.long == nil {
+		s.long = make([]byte, batch.MaxHeader)
+	}
+	return s.read(s.long[:n], off)
+}
+
+// newer returns ErrVersion if what begins with b and lies at off is an intact header of
+// this segment that this version can't read: its payload may be anything, and is no damage.
+func (s *scanner) newer(b []byte, off int64) error {
+	if !s.candidate(b) {
+		return nil
+	}
+	b = s.whole(b, off)
+	if v, ok := batch.Version(b, magicFooter, kindFooter); ok && v != version1 {
+		return fmt.Errorf("%w: version %d", ErrVersion, v)
+	}
+	if _, err := batch.ParseHeader(b); errors.Is(err, ErrVersion) {
+		return err
+	}
+	return nil
+}
+
 // needle is the common part of the magic numbers, behind their first byte.
 var needle = []byte{0x2A, 0x4D, 0x18}
 
@@ -172,7 +209,7 @@ func (s *scanner) search(from int64) int64 {
 			s.payloads = false
 			_, ok := s.parse(b, off)
 			s.payloads = payloads
-			if ok {
+			if ok || s.newer(b, off) != nil {
 				return off
 			}
 		}
@@ -184,16 +221,17 @@ func (s *scanner) search(from int64) int64 {
 	return s.end
 }
 
-// candidate compares the magic number, the length and the salt at the start of b.
+// candidate compares the magic number, the kind and the salt at the start of b, which
+// have the same place in every version.
 func (s *scanner) candidate(b []byte) bool {
-	if len(b) < 64 {
+	if len(b) < 64 || batch.HeaderLen(b) < 64 {
 		return false
 	}
 	switch le.Uint32(b) {
 	case magicBatch:
-		return le.Uint32(b[4:]) == batch.HeaderSize-8 && le.Uint64(b[48:]) == s.salt
+		return b[9] == kindBatch && le.Uint64(b[48:]) == s.salt
 	case magicFooter:
-		return le.Uint32(b[4:]) == footerSize-8 && le.Uint64(b[56:]) == s.salt
+		return b[9] == kindFooter && le.Uint64(b[56:]) == s.salt
 	}
 	return false
 }

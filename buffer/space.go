@@ -586,8 +586,8 @@ func (b *Buffer) setAside(s *segment) error {
 func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 	b.mu.Lock()
 	i := b.oldest()
-	if i < len(b.segs) && (b.segs[i].mem != nil || only != nil && b.segs[i] != only) {
-		i = len(b.segs) // it takes nothing on the disk, or is another one
+	if i < len(b.segs) && (b.segs[i].mem != nil || b.segs[i].newer || only != nil && b.segs[i] != only) {
+		i = len(b.segs) // it takes nothing on the disk, is not to be judged by this version, or is another one
 	}
 	b.mu.Unlock()
 	return b.drop(i, reason)

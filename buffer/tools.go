@@ -112,7 +112,7 @@ func (i *SegmentInfo) look(f File, s *segment, newest bool) {
 	var buf [segmentHeaderSize]byte
 	n, _ := readAt(f, buf[:], 0)
 	head := buf[:n]
-	h, err := parseSegmentHeader(head)
+	h, err := readSegmentHeader(f)
 	began := n == segmentHeaderSize && head[0] != 0 // else what was to be its header never came to the disk
 	intact := err == nil && h.Salt == s.salt
 	if intact {
@@ -177,23 +177,26 @@ func holds(d FS, name string) (segment, cursor bool) {
 	defer f.Close()
 	var buf [2 * slotSize]byte
 	n, _ := readAt(f, buf[:], 0)
-	if _, err = parseSegmentHeader(buf[:min(n, segmentHeaderSize)]); err == nil || errors.Is(err, ErrVersion) {
+	if _, err = parseSegmentHeader(buf[:n]); err == nil || errors.Is(err, ErrVersion) {
 		return true, false
 	}
 	_, first := parseSlot(buf[:min(n, slotSize)])
 	_, second := parseSlot(buf[min(n, slotSize):n])
-	return false, first == nil || second == nil
+	return false, first == nil || second == nil || errors.Is(first, ErrVersion) || errors.Is(second, ErrVersion)
 }
 
 // ReadPosition returns what the cursor of dir says; ok is false if there is no
-// readable one.
+// readable one. One that a newer version saved is ErrVersion.
 func ReadPosition(dir string) (pos Position, ok bool, err error) {
 	d, err := openDir(dir)
 	if err != nil {
 		return pos, false, err
 	}
 	defer d.Close()
-	p, ok := readPosition(d)
+	p, ok, err := readPosition(d)
+	if err != nil {
+		return pos, false, fmt.Errorf("%s: %w", cursorFile, err)
+	}
 	if !ok {
 		return pos, false, nil
 	}
@@ -213,11 +216,12 @@ func ReadPosition(dir string) (pos Position, ok bool, err error) {
 	return pos, true, nil
 }
 
-// readPosition is what the cursor in d says, if one can be read.
-func readPosition(d FS) (position, bool) {
+// readPosition is what the cursor in d says, if one can be read. Only a newer version is an
+// error; an older slot beside it says less than is so.
+func readPosition(d FS) (p position, ok bool, err error) {
 	var c cursor
-	p, ok, _ := c.read(d)
-	return p, ok
+	p, ok, _ = c.read(d)
+	return p, ok, c.newer
 }
 
 // Finding is one thing that Verify has to say about a place.
@@ -278,11 +282,11 @@ type walker struct {
 	known    bool   // the seal before the next batch is
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
-	hurt      bool                    // there is damage behind the last batch
-	stored    uint64                  // the highest number that footers of this epoch tell
-	committed uint64                  // as the cursor says
-	passed    Range                   // and what was dropped and told behind that
-	again     func() (position, bool) // reads the cursor; nil: there is none
+	hurt      bool                           // there is damage behind the last batch
+	stored    uint64                         // the highest number that footers of this epoch tell
+	committed uint64                         // as the cursor says
+	passed    Range                          // and what was dropped and told behind that
+	again     func() (position, bool, error) // reads the cursor; nil: there is none
 }
 
 // refresh reads the cursor again before anything is called lost: a running agent may
@@ -291,7 +295,7 @@ func (w *walker) refresh() {
 	if w.again == nil {
 		return
 	}
-	if p, ok := w.again(); ok {
+	if p, ok, _ := w.again(); ok {
 		w.committed, w.passed = p.committed, p.passed
 	}
 }
@@ -338,8 +342,11 @@ func (w *walker) walk(dir string) error {
 		return err
 	}
 	defer d.Close()
-	w.again = func() (position, bool) { return readPosition(d) }
-	p, cursor := w.again()
+	w.again = func() (position, bool, error) { return readPosition(d) }
+	p, cursor, err := w.again()
+	if err != nil {
+		w.tell(Finding{File: cursorFile, What: "version", Err: err})
+	}
 	if cursor {
 		w.committed, w.passed = p.committed, p.passed
 	}
@@ -453,9 +460,7 @@ var errMisplaced = errors.New("it is another segment under this one's name: salv
 
 // misplaced reports whether p begins with the header of a segment, and not of this one.
 func (p *piece) misplaced() bool {
-	var buf [segmentHeaderSize]byte
-	n, _ := readAt(p.f, buf[:], 0)
-	h, err := parseSegmentHeader(buf[:n])
+	h, err := readSegmentHeader(p.f)
 	return err == nil && h.Salt != p.scan.salt
 }
 
@@ -570,14 +575,14 @@ func (w *walker) damage(s *segment, p *piece, e *Extent) {
 	if misplaced {
 		f.Err = errMisplaced
 	}
-	if e.Off < p.promise || misplaced {
+	switch {
+	case errors.Is(e.Err, ErrVersion):
+		f.What = "version"
+	case e.Off < p.promise || misplaced:
 		f.What = "damaged"
 		w.report.Damaged += e.End - e.Off
-	} else {
+	default:
 		w.report.Torn += e.End - e.Off
-	}
-	if errors.Is(e.Err, ErrVersion) {
-		f.What = "version"
 	}
 	w.tell(f)
 }

@@ -170,6 +170,10 @@ func (s *salvage) leave(file string, size int64, format string, args ...any) {
 func (s *salvage) survey(dir string) error {
 	var c cursor
 	p, readable, _ := c.read(s.from)
+	if c.newer != nil {
+		readable = false
+		s.tell(Finding{File: cursorFile, What: "version", Err: c.newer})
+	}
 	if readable {
 		s.joint(p.epoch, p.next-1, p.seal)
 	}
@@ -284,9 +288,7 @@ func (s *salvage) look(path string, info FileInfo) (*origin, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var buf [segmentHeaderSize]byte
-	n, _ := readAt(f, buf[:], 0)
-	h, err := parseSegmentHeader(buf[:n])
+	h, err := readSegmentHeader(f)
 	if errors.Is(err, ErrVersion) {
 		return nil, err
 	}

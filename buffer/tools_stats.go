@@ -123,7 +123,10 @@ func Measure(dir string, now time.Time) (*Usage, error) {
 	}
 	defer d.Close()
 	u := &Usage{Segments: []SegmentUsage{}, Lost: map[string]uint64{}}
-	p, ok := readPosition(d)
+	p, ok, err := readPosition(d)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", cursorFile, err)
+	}
 	if u.Cursor = ok; ok {
 		for i, reason := range dropped {
 			if reason != "" {
@@ -135,7 +138,7 @@ func Measure(dir string, now time.Time) (*Usage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
-	w := walker{headers: true, committed: p.committed, passed: p.passed, again: func() (position, bool) { return readPosition(d) }}
+	w := walker{headers: true, committed: p.committed, passed: p.passed, again: func() (position, bool, error) { return readPosition(d) }}
 	w.find = func(f Finding) {
 		if f.What == "unreadable" {
 			u.Failed = append(u.Failed, f)

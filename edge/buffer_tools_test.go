@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -65,10 +66,17 @@ var damages = map[string]func(t *testing.T, dir string, segs []string){
 	},
 	"a newer version wrote to it": func(t *testing.T, dir string, segs []string) {
 		b := read(t, dir, segs[2])
-		b[8] = 2
-		sum := batch.CRC32C(b[:108])
-		b[108], b[109], b[110], b[111] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
+		b = slices.Concat(newer(slices.Concat(b[:108], make([]byte, 12)), 112), b[112:]) // its header is longer
 		write(t, dir, segs[2], b)
+	},
+	"only the cursor is of a newer version": func(t *testing.T, dir string, _ []string) {
+		b := read(t, dir, "cursor")
+		n := binary.LittleEndian.Uint32(b[4:])
+		write(t, dir, "cursor", slices.Concat(newer(b[:n], n), b[n:]))
+	},
+	"only the batches of a segment are of a newer version": func(t *testing.T, dir string, segs []string) {
+		b := read(t, dir, segs[1])
+		write(t, dir, segs[1], slices.Concat(b[:112], newer(b[112:112+batch.HeaderSize], batch.HeaderSize-8), b[112+batch.HeaderSize:]))
 	},
 	"a segment is renamed": func(t *testing.T, dir string, segs []string) { rename(t, dir, segs[1], "recovered.001") },
 	"two segments have each other's names": func(t *testing.T, dir string, segs []string) {
@@ -113,6 +121,14 @@ var damages = map[string]func(t *testing.T, dir string, segs []string){
 	"nothing in it is as old as that":          nil,
 	"what is to be sent again is not kept":     nil,
 	"what is to be sent again is not sent yet": nil,
+}
+
+// newer makes b a header, or a slot of the cursor, of version 2 with this in its length field.
+func newer(b []byte, length uint32) []byte {
+	binary.LittleEndian.PutUint32(b[4:], length)
+	b[8] = 2
+	binary.LittleEndian.PutUint32(b[len(b)-4:], batch.CRC32C(b[:len(b)-4]))
+	return b
 }
 
 func remove(t *testing.T, dir string, names ...string) {

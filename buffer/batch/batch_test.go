@@ -86,6 +86,14 @@ func TestParseHeaderRefuses(t *testing.T) {
 		f(b)
 		return b
 	}
+	longer := func(more int, version byte) []byte {
+		h := example()
+		b := append(AppendHeader(nil, &h), make([]byte, more)...)
+		b[8] = version
+		le32(b[4:], uint32(len(b)-8))
+		le32(b[len(b)-4:], CRC32C(b[:len(b)-4]))
+		return b
+	}
 	for _, c := range []struct {
 		name string
 		b    []byte
@@ -100,7 +108,13 @@ func TestParseHeaderRefuses(t *testing.T) {
 		{"single of two", edit(func(h *Header) { h.Flags = Single; h.Count = 2 }), ErrNotHeader},
 		{"no records", edit(func(h *Header) { h.Count = 0 }), ErrNotHeader},
 		{"numbers overflow", edit(func(h *Header) { h.First = ^uint64(0) }), ErrNotHeader},
-		{"unknown codec", edit(func(h *Header) { h.Codec = 3 }), ErrNotHeader},
+		{"unknown codec", edit(func(h *Header) { h.Codec = 3 }), ErrVersion},
+		{"longer and newer", longer(64, 2), ErrVersion},
+		{"as long as any", longer(MaxHeader-HeaderSize, 2), ErrVersion},
+		{"longer than any", longer(MaxHeader-HeaderSize+1, 2), ErrNotHeader},
+		{"longer, of this version", longer(64, 1), ErrNotHeader},
+		{"longer and cut off", longer(64, 2)[:HeaderSize], ErrNotHeader},
+		{"version 0", raw(func(b []byte) { b[8] = 0; le32(b[132:], CRC32C(b[:132])) }), ErrNotHeader},
 		{"newer version", raw(func(b []byte) { b[8] = 2; le32(b[132:], CRC32C(b[:132])) }), ErrVersion},
 	} {
 		if _, err := ParseHeader(c.b); !errors.Is(err, c.want) {

@@ -7,8 +7,12 @@ import (
 	"fmt"
 )
 
-// HeaderSize is the length of a batch header on disk in bytes.
-const HeaderSize = 136
+// HeaderSize is the length of a batch header of version 1 on disk in bytes, MaxHeader
+// the most that any header of any version has, those of segments and footers too.
+const (
+	HeaderSize = 136
+	MaxHeader  = 4096
+)
 
 // Numbers of the format; never change one.
 const (
@@ -20,8 +24,8 @@ const (
 
 // Errors of ParseHeader.
 var (
-	ErrNotHeader = errors.New("not a batch header")                    // magic, length, kind or checksum
-	ErrVersion   = errors.New("batch format newer than this spillway") // intact, but of a version unknown here
+	ErrNotHeader = errors.New("not a batch header")          // magic, length, kind or checksum
+	ErrVersion   = errors.New("written by a newer spillway") // intact, but of a version or with a codec unknown here
 )
 
 // Header is what must be known about a payload. See AppendHeader for its bytes.
@@ -89,17 +93,50 @@ func AppendHeader(dst []byte, h *Header) []byte {
 	return dst
 }
 
-// ParseHeader reads a header from the first HeaderSize bytes of b. It checks its
-// checksum and its own bounds (count, payload length); nothing of a header is
-// used before that. The salt is the caller's to compare.
+// HeaderLen returns how many bytes the header has that begins with b, by its length field
+// alone; 0 if that is out of bounds, or not there.
+func HeaderLen(b []byte) int {
+	if len(b) < 8 {
+		return 0
+	}
+	n := int64(binary.LittleEndian.Uint32(b[4:])) + 8
+	if n < 16 || n > MaxHeader {
+		return 0
+	}
+	return int(n)
+}
+
+// Version returns the version of the header at the start of b, at least 1; ok is false
+// if it is not an intact one of this magic number and kind. It looks only at what every
+// version of every header has, batch, segment or footer, little-endian:
+//
+//	 0  4  magic
+//	 4  4  length of what follows, at most 4,088
+//	 8  1  version
+//	 9  1  kind
+//	-4  4  CRC32C of all bytes before it
+func Version(b []byte, magic uint32, kind byte) (version byte, ok bool) {
+	le := binary.LittleEndian
+	n := HeaderLen(b)
+	if n == 0 || n > len(b) || le.Uint32(b) != magic || b[8] == 0 || b[9] != kind || le.Uint32(b[n-4:]) != CRC32C(b[:n-4]) {
+		return 0, false
+	}
+	return b[8], true
+}
+
+// ParseHeader reads a header from the start of b. It checks its checksum and its own
+// bounds (count, payload length); nothing of a header is used before that. The salt is
+// the caller's to compare. An intact header of a newer version, which may be longer than
+// HeaderSize, and one with an unknown codec are ErrVersion.
 func ParseHeader(b []byte) (Header, error) {
 	le := binary.LittleEndian
-	if len(b) < HeaderSize || le.Uint32(b) != magicBatch || le.Uint32(b[4:]) != headerLength || b[9] != kindBatch ||
-		le.Uint32(b[132:]) != CRC32C(b[:132]) {
+	switch v, ok := Version(b, magicBatch, kindBatch); {
+	case !ok:
 		return Header{}, ErrNotHeader
-	}
-	if b[8] != version1 {
-		return Header{}, fmt.Errorf("%w: version %d", ErrVersion, b[8])
+	case v != version1:
+		return Header{}, fmt.Errorf("%w: version %d", ErrVersion, v)
+	case HeaderLen(b) != HeaderSize:
+		return Header{}, ErrNotHeader
 	}
 	h := Header{
 		Codec: Codec(b[10]), Flags: Flags(b[11]), Length: le.Uint32(b[12:]),
@@ -121,7 +158,7 @@ func (h *Header) validate() error {
 	}
 	switch {
 	case h.Codec > Zstd:
-		return fmt.Errorf("%w: codec %d", ErrNotHeader, h.Codec)
+		return fmt.Errorf("%w: codec %d", ErrVersion, h.Codec)
 	case h.Length == 0 || h.Length > limit:
 		return fmt.Errorf("%w: payload length %d", ErrNotHeader, h.Length)
 	case h.Count == 0 || h.First == 0 || h.First+uint64(h.Count)-1 < h.First:
