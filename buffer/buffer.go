@@ -287,6 +287,8 @@ type Buffer struct {
 	lastSync time.Time
 	changed  chan struct{} // closed and replaced when readers or waiters should look again
 
+	durable stored // what the cursor that was found vouches for
+
 	tail    tail
 	index   []entry // scanned and not committed, from the head of the line
 	popped  uint64  // grows whenever index loses or changes entries
@@ -958,8 +960,10 @@ func (b *Buffer) saveCursor() error {
 	b.mu.Lock()
 	p := b.pos
 	p.next, p.seal, p.epoch = b.next, b.seal, b.start.Epoch
-	if !slices.ContainsFunc(b.segs, func(s *segment) bool { return s.epoch == p.epoch && s.mem == nil }) {
-		p.seal = batch.Seal{} // what this life stored is in memory only: a cursor with a seal and no segment of its epoch is another buffer's
+	if b.ring.degraded && (b.stranded || b.inMemory() > 0) || !slices.ContainsFunc(b.segs, func(s *segment) bool { return s.epoch == p.epoch && s.mem == nil }) {
+		// What this life stored last is in memory only: with a seal the cursor would vouch for it, and
+		// without a segment of its epoch be another buffer's.
+		p.seal = batch.Seal{}
 	}
 	p.acks, p.doubts, p.handed, p.gaps = slices.Clone(p.acks), slices.Clone(p.doubts), slices.Clone(p.handed), slices.Clone(p.gaps)
 	// Of more told gaps than there is room for, the oldest are told again after a

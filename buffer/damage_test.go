@@ -23,6 +23,7 @@ type image struct {
 	o    Options
 	all  []located
 	done uint64 // committed
+	next uint64 // as the cursor says
 }
 
 // located is a batch and where its bytes are.
@@ -80,6 +81,9 @@ func makeImage(t testing.TB, seed uint64, n int, closed bool) *image {
 	}
 	im.disk.kill()
 	im.disk.SyncDir()
+	var c cursor
+	p, _, _ := c.read(im.disk)
+	im.next = p.next
 	for _, name := range im.disk.segments() {
 		data := im.disk.names[name].data
 		for e := range Scan(bytes.NewReader(data), int64(len(data)), name) {
@@ -263,8 +267,8 @@ func (im *image) judge(t testing.TB, disk *simDisk, x *blow) (lost int) {
 			if y.h.Last() <= im.done {
 				break
 			}
-			// What ends the epoch is only known by a footer.
-			tail := x.files[lastSeg]
+			// What ends the epoch is only known by a footer, and by a cursor that was saved behind it.
+			tail := x.files[lastSeg] && (cursor || y.h.Last() >= im.next)
 			for _, z := range im.all[i+1:] {
 				tail = tail && x.hit[z.h.First]
 			}

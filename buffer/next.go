@@ -320,7 +320,7 @@ func (b *Buffer) extend() (bool, error) {
 		b.mu.Unlock()
 		return false, nil
 	}
-	seg, off, end := t.seg, t.off, t.seg.end
+	seg, off, end, next := t.seg, t.off, t.seg.end, t.next
 	b.mu.Unlock()
 
 	f, err := b.open(seg)
@@ -362,7 +362,7 @@ func (b *Buffer) extend() (bool, error) {
 		return false, fmt.Errorf("read buffer: %s: byte %d: %w", seg.name(), e.Off, e.Err)
 	}
 	if ok && e.Kind == KindDamage {
-		b.judge(seg, f, e.End)
+		b.judge(seg, f, e.End, next)
 	}
 
 	b.mu.Lock()
@@ -573,7 +573,7 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 	if n == len(p) && batch.CRC32C(p) == e.h.CRC {
 		return true, nil
 	}
-	b.judge(e.seg, f, e.off+int64(e.h.Length))
+	b.judge(e.seg, f, e.off+int64(e.h.Length), e.h.First)
 	return false, nil
 }
 
@@ -653,22 +653,33 @@ func (b *Buffer) reads(name string, off int64) bool {
 	return n > 0 && (err == nil || err == io.EOF)
 }
 
-// judge finds out, once per segment, what of a segment with damage before off was
-// durable once. Only what lies behind the first damage can tell.
-func (b *Buffer) judge(seg *segment, f File, off int64) {
+// judge finds out what of a segment with damage before off was durable once. What lies behind
+// the first damage can tell, and first: the number that should have come in its place.
+func (b *Buffer) judge(seg *segment, f File, off int64, first uint64) {
 	b.mu.Lock()
 	promise, end, next := seg.promise, seg.end, uint64(0)
-	if i := b.find(seg.ordinal + 1); i < len(b.segs) && b.segs[i].epoch == seg.epoch {
+	stored, passed := b.durable, b.pos.passed
+	switch i := b.find(seg.ordinal + 1); {
+	case i < len(b.segs) && b.segs[i].epoch == seg.epoch:
 		next = b.segs[i].first
+		if b.o.Sync == SyncNever && !(stored.orderly && stored.epoch == seg.epoch) {
+			first = next // a segment begins though the one before it is not durable
+		}
+	case stored.epoch == seg.epoch:
+		next = stored.next
 	}
 	b.mu.Unlock()
-	if promise >= 0 && !seg.ours {
-		return
+	if passed.holds(Range{next - 1, next - 1}) {
+		next = passed.First // the rest was dropped, from memory perhaps
 	}
-	promise = end // in this life, readers see only what is safe
-	if !seg.ours {
+	switch {
+	case seg.ours:
+		promise = end // in this life, readers see only what is safe
+	case promise >= 0 && first < next:
+		promise = max(promise, off)
+	case promise < 0:
 		rest := scanner{r: f, off: off, end: end, salt: seg.salt}
-		promise = rest.promise(next)
+		promise = rest.promise(first, next)
 	}
 	b.mu.Lock()
 	seg.promise = promise

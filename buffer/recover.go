@@ -46,6 +46,7 @@ type ending struct {
 	seal   batch.Seal // of that batch
 	time   int64      // of its last record
 	seen   uint64     // highest number in any intact header or footer, of a lost payload too
+	hurt   bool       // there is damage in it, or nothing at all
 	failed bool       // it could not be read, which says nothing about what is in it
 	newer  error      // ErrVersion: what is in it can't be known
 }
@@ -99,7 +100,8 @@ func (b *Buffer) recover() error {
 	b.opens = 1
 	failed := b.cur.failed
 	var newest, best ending
-	same := false // the newest segment's footer says what the cursor says
+	same := false     // the newest segment's footer says what the cursor says
+	from := uint64(1) // no intact header has this number, or one above it
 	if n := len(b.segs); n > 0 {
 		h, err := b.newestHeader()
 		if err != nil {
@@ -112,6 +114,8 @@ func (b *Buffer) recover() error {
 		best = newest
 		found = max(found, newest.seen)
 		failed = newest.failed
+		from = max(newest.seg.first, newest.seen+1)
+		known := newest.seen > 0
 		for i := n - 2; i >= max(0, n-1-lookBack) && best.last == 0; i-- {
 			e := b.ending(b.segs[i])
 			if e.newer != nil {
@@ -120,6 +124,10 @@ func (b *Buffer) recover() error {
 			if e.last > 0 {
 				best = e
 				best.last = min(e.last, newest.seg.first-1)
+			}
+			if known = known || e.failed; !known {
+				from = min(max(b.segs[i].first, e.seen+1), newest.seg.first)
+				known = e.seen > 0
 			}
 		}
 		b.acked = h.Floor
@@ -174,12 +182,61 @@ func (b *Buffer) recover() error {
 		})
 		b.pos.gaps = append(again, b.pos.gaps...)
 	}
+	if ours && p.seal != (batch.Seal{}) && !newest.failed && (newest.seg == nil || newest.seg.epoch == p.epoch) {
+		b.missing(p, best, newest.hurt, from, orderly)
+	}
 	if !orderly && b.next-1 > b.pos.committed {
 		b.pos.doubt("", Range{b.pos.committed + 1, b.next - 1}) // what had been handed out is not known
 	}
 	b.settleDoubts()
 	b.aim(certain)
 	return nil
+}
+
+// missing notes what the cursor p says was stored from number from on, which no header
+// shows: nothing behind it will. best is the last batch there. Dropped numbers, and
+// delivered ones that were in memory only, are not missing. hurt says that the newest
+// segment is damaged.
+func (b *Buffer) missing(p position, best ending, hurt bool, from uint64, orderly bool) {
+	reason := ReasonMissing
+	switch {
+	case b.o.Sync != SyncGroup && !orderly: // the cursor says what was written, which may not have been synced
+		reason = ReasonTorn
+	case hurt:
+		reason = ReasonDamaged
+	}
+	if reason != ReasonTorn {
+		b.durable = stored{p.epoch, p.next, orderly}
+	}
+	last := p.next - 1
+	from = max(from, p.committed+1)
+	for _, s := range b.segs {
+		if s.epoch == p.epoch {
+			from = max(from, s.first)
+			break
+		}
+	}
+	if p.passed.holds(Range{from, from}) {
+		from = p.passed.Last + 1
+	}
+	if p.passed.holds(Range{last, last}) {
+		last = p.passed.First - 1
+	}
+	if from > last {
+		return
+	}
+	g := Gap{Reason: reason, Epoch: p.epoch, First: from, Last: last, Count: last - from + 1}
+	if best.last > 0 && best.last+1 == from {
+		g.Before, g.Since = best.seal, instant(best.time)
+	}
+	b.addGap(g)
+}
+
+// stored is what a cursor says that was durable when it was saved.
+type stored struct {
+	epoch   batch.Epoch
+	next    uint64 // every number below it
+	orderly bool   // and the life ended in order: so was all that this epoch has
 }
 
 // list fills b.segs.
@@ -292,7 +349,7 @@ func (b *Buffer) footer(s *segment) (f Footer, ok bool) {
 
 // read scans all of s for its ending.
 func (b *Buffer) read(s *segment) ending {
-	e := ending{seg: s}
+	e := ending{seg: s, hurt: s.size == 0}
 	f, err := b.openSegment(s)
 	if err != nil {
 		e.failed = !errors.Is(err, fs.ErrNotExist)
@@ -306,6 +363,7 @@ func (b *Buffer) read(s *segment) ending {
 			e.failed = scan.bad
 			return e
 		}
+		e.hurt = e.hurt || x.Kind == KindDamage
 		switch x.Kind {
 		case KindBatch:
 			if x.Batch.Last() >= e.last {

@@ -79,7 +79,7 @@ func TestGapIsToldAgain(t *testing.T) {
 	d.names[name].disk = d.names[name].data
 	b = again(t, d, o)
 	b.Begin()
-	if g := b.Gaps(); len(g) != 1 || g[0].Count != 5 {
+	if g := b.Gaps(); len(g) != 2 || g[0].Count != 5 || g[1].Reason != ReasonTorn || g[1].First != 8 || g[1].Last != 8 {
 		t.Fatalf("%+v", g)
 	}
 	b.Close()

@@ -501,7 +501,17 @@ func (b *Buffer) freeDone(force bool) (int64, error) {
 	if err := b.saveDirty(); err != nil && !(force && isFull(err)) {
 		return 0, err
 	}
-	return s.size, b.remove(s, s.damaged)
+	return s.size, b.remove(s, s.damaged || b.headless(s))
+}
+
+// headless reports whether s has bytes and not its own header, so that nothing says what
+// the bytes are. w is held.
+func (b *Buffer) headless(s *segment) bool {
+	if s.ours || s.size == 0 {
+		return false
+	}
+	h, err := b.header(s)
+	return err == nil && h.Salt != s.salt
 }
 
 // saveDirty makes the position durable if it is not, or if that is not known: what

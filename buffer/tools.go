@@ -280,6 +280,7 @@ type walker struct {
 	next     uint64 // expected; 0: nothing is
 	seal     batch.Seal
 	known    bool   // the seal before the next batch is
+	joined   bool   // … from the batch before it, or it is the epoch's first: not from a header that some may lie before
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
 	hurt      bool                           // there is damage behind the last batch
@@ -467,7 +468,7 @@ func (p *piece) misplaced() bool {
 // begin gets ready for the first batch of s.
 func (w *walker) begin(s *segment) {
 	if s.epoch != w.epoch {
-		w.epoch, w.seal, w.stored = s.epoch, batch.Seal{}, 0
+		w.epoch, w.seal, w.stored, w.joined = s.epoch, batch.Seal{}, 0, true
 		w.next = max(w.next, s.first)
 	}
 	if w.next == 0 {
@@ -488,6 +489,7 @@ func (w *walker) step(s *segment, p *piece) {
 		w.stored = max(w.stored, e.Footer.Last)
 	case KindHeader:
 		if e.header.First == s.first && w.next <= s.first {
+			w.joined = w.joined && w.seal == e.header.Before
 			w.seal, w.known = e.header.Before, true
 			if e.header.Aside {
 				w.next = s.first
@@ -496,7 +498,7 @@ func (w *walker) step(s *segment, p *piece) {
 	case KindDamage:
 		if p.promise < 0 {
 			rest := scanner{r: p.f, off: e.End, end: p.scan.end, salt: s.salt}
-			p.promise = rest.promise(w.follower)
+			p.promise = rest.promise(w.next, w.follower)
 		}
 		w.damage(s, p, &e)
 	case KindBatch:
@@ -530,7 +532,7 @@ func (w *walker) batch(s *segment, file string, e *Extent) error {
 		} else {
 			w.report.Lost += b.First - w.next
 		}
-		if follows && !gone {
+		if follows && w.joined && !gone {
 			lost.Err = errors.New("left out by the writer: the seals join")
 		}
 		w.tell(lost)
@@ -553,7 +555,7 @@ func (w *walker) batch(s *segment, file string, e *Extent) error {
 			w.tell(found)
 		}
 	}
-	w.next, w.seal, w.known, w.hurt = b.Last()+1, b.Seal, true, false
+	w.next, w.seal, w.known, w.joined, w.hurt = b.Last()+1, b.Seal, true, true, false
 	w.report.Batches++
 	w.report.Records += uint64(b.Count)
 	w.report.Payload += int64(b.Length)
