@@ -57,7 +57,7 @@ func TestZeroedSegments(t *testing.T) {
 					if b, err = Open("sim", o); err != nil {
 						t.Fatal(err)
 					}
-					w = newWriter(b.Begin())
+					b.Begin()
 					d.kill() // before it is told
 					if b, err = Open("sim", o); err != nil {
 						t.Fatal(err)
