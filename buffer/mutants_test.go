@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,35 +129,37 @@ func TestMutantsTable(t *testing.T) {
 	}
 }
 
-// TestMutants is the test of the tests: each mutant is built and must fail the test
-// that the list names. A patch that does not apply any more fails too: write it anew.
+// TestMutants is the test of the tests: each mutant must fail the test that the list
+// names. A patch that does not apply any more fails too: write it anew.
 func TestMutants(t *testing.T) {
-	t.Run("unpatched", func(t *testing.T) {
-		t.Parallel()
-		tests := map[string][]string{}
-		for _, m := range mutants {
-			if m.test != "" && !slices.Contains(tests[m.pkg], m.test) {
-				tests[m.pkg] = append(tests[m.pkg], m.test)
-			}
+	overlay := seed(t)
+	bins, tests := map[string]string{}, map[string][]string{}
+	for _, m := range mutants {
+		if bins[m.pkg] == "" {
+			bins[m.pkg] = build(t, m.pkg, overlay)
 		}
-		for pkg, names := range tests {
-			bin := (&mutant{pkg: pkg}).build(t, "")
-			if out, err := runTests(t, bin, pkg, "-test.run=^("+strings.Join(names, "|")+")$"); err != nil {
+		if m.test != "" && !slices.Contains(tests[m.pkg], m.test) {
+			tests[m.pkg] = append(tests[m.pkg], m.test)
+		}
+	}
+	for pkg, names := range tests {
+		t.Run(strings.TrimSpace("unpatched "+pkg), func(t *testing.T) {
+			t.Parallel()
+			if out, err := runTests(t, bins[pkg], pkg, "", "-test.run=^("+strings.Join(names, "|")+")$"); err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
-		}
-	})
+		})
+	}
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			bin := m.build(t, m.overlay(t))
 			var out []byte
 			err := error(nil)
 			if m.test != "" {
-				out, err = runTests(t, bin, m.pkg, "-test.run=^"+m.test+"$")
+				out, err = runTests(t, bins[m.pkg], m.pkg, m.name, "-test.run=^"+m.test+"$")
 			}
 			if err == nil {
-				out, err = runTests(t, bin, m.pkg, "-test.skip=^TestMutants")
+				out, err = runTests(t, bins[m.pkg], m.pkg, m.name, "-test.skip=^TestMutants")
 			}
 			found := regexp.MustCompile(`(?m)^--- FAIL: (\w+)`).FindSubmatch(out)
 			switch {
@@ -170,81 +176,187 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// overlay patches copies of the files that the patch names, and returns the file that
-// tells the compiler to take these instead.
-func (m *mutant) overlay(t *testing.T) string {
+// seed returns the overlay with which the compiler builds all mutants at once: each function
+// that a patch changes holds beside what it does what the patch makes of it.
+//
+//	func (b *Buffer) delivered() bool {
+//		if seeded == "ringforgotten" {
+//			return func() bool { what the patch makes of it }()
+//		}
+//		what it does
+//	}
+//
+// seeded is what SPILLWAY_MUTANT says when the tests are run.
+func seed(t *testing.T) (overlay string) {
 	t.Helper()
-	patch, err := filepath.Abs("testdata/mutants/" + m.name + ".patch")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(patch)
-	if err != nil {
-		t.Fatal(err)
-	}
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	replace := map[string]string{}
-	for _, f := range regexp.MustCompile(`(?m)^\+\+\+ b/(\S+)`).FindAllSubmatch(text, -1) {
-		name := string(f[1])
-		data, err := os.ReadFile(filepath.Join(root, name))
+	added := map[string]map[int]string{} // by file and offset
+	files := map[string]string{}         // that the compiler is to take
+	for _, m := range mutants {
+		patched, err := m.apply(t.TempDir(), root)
 		if err != nil {
-			t.Fatal(err)
+			t.Errorf("%s: %v", m.name, err)
 		}
-		copied := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(copied), 0o755); err != nil {
-			t.Fatal(err)
+		for name, text := range patched {
+			if added[name] == nil {
+				added[name], files[name] = map[int]string{}, read(t, filepath.Join(root, name))
+			}
+			pkg, before, rest := functions(t, name, files[name])
+			_, after, same := functions(t, m.name, text)
+			if rest != same {
+				t.Errorf("%s: it changes more of %s than what functions do", m.name, name)
+			}
+			files[filepath.Join(filepath.Dir(name), "seeded.go")] = "package " + pkg + "\n\nimport \"os\"\n\nvar seeded = os.Getenv(\"SPILLWAY_MUTANT\")\n"
+			for head, f := range after {
+				if was := before[head]; was.body != f.body {
+					call := fmt.Sprintf("func() %s {\n//line %s/%s:%d\n%s}()", f.results, m.name, name, f.line, f.body)
+					if f.results == "" {
+						call += "; return"
+					} else {
+						call = "return " + call
+					}
+					added[name][was.off] += fmt.Sprintf("\nif seeded == %q { %s }\n//line %s:%d\n", m.name, call, filepath.Base(name), was.line)
+				}
+			}
 		}
-		if err := os.WriteFile(copied, data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		replace[filepath.Join(root, name)] = copied
 	}
-	apply := exec.Command("git", "apply", "--whitespace=nowarn", patch)
-	apply.Dir = dir
-	apply.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(dir)) // no repository around it
-	if out, err := apply.CombinedOutput(); err != nil {
-		t.Fatalf("it does not apply: %v\n%s", err, out)
+	if t.Failed() {
+		t.FailNow()
+	}
+	dir, replace := t.TempDir(), map[string]string{}
+	for name, text := range files {
+		for _, off := range slices.Backward(slices.Sorted(maps.Keys(added[name]))) {
+			text = text[:off] + added[name][off] + text[off:]
+		}
+		replace[filepath.Join(root, name)] = write(t, filepath.Join(dir, name), text)
 	}
 	data, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		t.Fatal(err)
 	}
-	overlay := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(overlay, data, 0o644); err != nil {
+	return write(t, filepath.Join(dir, "overlay.json"), string(data))
+}
+
+// function is one of a file.
+type function struct {
+	results, body string
+	off, line     int // where the body begins
+}
+
+// functions are those of a file by what stands before their bodies; rest is the file
+// without bodies.
+func functions(t *testing.T, name, text string) (pkg string, all map[string]function, rest string) {
+	t.Helper()
+	set := token.NewFileSet()
+	file, err := parser.ParseFile(set, name, text, parser.SkipObjectResolution)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return overlay
-}
-
-// dir is the directory of the package whose tests are run.
-func (m *mutant) dir() string {
-	if m.pkg == "" {
-		return "."
+	at := func(p token.Pos) int { return set.Position(p).Offset }
+	all = map[string]function{}
+	end := 0
+	for _, d := range file.Decls {
+		if d, ok := d.(*ast.FuncDecl); ok {
+			f := function{off: at(d.Body.Lbrace) + 1, line: set.Position(d.Body.Lbrace).Line}
+			f.body = text[f.off:at(d.Body.Rbrace)]
+			if r := d.Type.Results; r != nil {
+				f.results = text[at(r.Pos()):at(r.End())]
+			}
+			all[text[at(d.Pos()):f.off]] = f
+			rest += text[end:f.off]
+			end = at(d.Body.Rbrace)
+		}
 	}
-	return filepath.Join("..", m.pkg)
+	return file.Name.Name, all, rest + text[end:]
 }
 
-// build compiles the package's tests, with what makes the compiler fast.
-func (m *mutant) build(t *testing.T, overlay string) (bin string) {
+// apply returns the files below root that the patch changes, as it makes them.
+func (m *mutant) apply(dir, root string) (map[string]string, error) {
+	patch := filepath.Join(root, "buffer/testdata/mutants", m.name+".patch")
+	text, err := os.ReadFile(patch)
+	if err != nil {
+		return nil, err
+	}
+	git := exec.Command("git", "apply", "--whitespace=nowarn", patch)
+	git.Dir = dir
+	git.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(dir)) // no repository around it
+	files := map[string]string{}
+	for _, f := range regexp.MustCompile(`(?m)^\+\+\+ b/(\S+)`).FindAllSubmatch(text, -1) {
+		name := string(f[1])
+		files[name] = ""
+		data, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if out, err := git.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("it does not apply: %w\n%s", err, out)
+	}
+	for name := range files {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		files[name] = string(data)
+	}
+	return files, nil
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// write writes a file, with its directory, and returns its path.
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// build compiles the tests of a package, with what makes the compiler fast.
+func build(t *testing.T, pkg, overlay string) (bin string) {
 	t.Helper()
 	bin = filepath.Join(t.TempDir(), "test")
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-gcflags=-l -dwarf=false", "-ldflags=-s -w", "-overlay="+overlay, "-o", bin, ".")
-	cmd.Dir = m.dir()
+	cmd.Dir = directory(pkg)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return bin
 }
 
-// runTests runs tests of a package, up to the first failure.
-func runTests(t *testing.T, bin, pkg, which string) ([]byte, error) {
+// runTests runs tests of a package as a mutant does, or unpatched, up to the first failure.
+func runTests(t *testing.T, bin, pkg, name, which string) ([]byte, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), bin, "-test.failfast", "-test.timeout=10m", which)
-	cmd.Dir = (&mutant{pkg: pkg}).dir()
-	cmd.Env = append(os.Environ(), "SPILLWAY_CRASH_SEED=1", "SPILLWAY_CRASH_BUDGET=1")
+	cmd.Dir = directory(pkg)
+	cmd.Env = append(os.Environ(), "SPILLWAY_CRASH_SEED=1", "SPILLWAY_CRASH_BUDGET=1", "SPILLWAY_MUTANT="+name)
 	return cmd.CombinedOutput()
+}
+
+// directory is that of the package whose tests are run; "": buffer.
+func directory(pkg string) string {
+	if pkg == "" {
+		return "."
+	}
+	return filepath.Join("..", pkg)
 }
