@@ -466,6 +466,44 @@ func TestDropSparesThePlan(t *testing.T) {
 	}
 }
 
+// TestDropTheHeadBehindAPlan drops what lies behind a plan, gives the plan up and drops its
+// records too: what follows, of another epoch, is read already and tells nothing again.
+func TestDropTheHeadBehindAPlan(t *testing.T) {
+	o := Options{MaxBytes: 10 << 10, SegmentBytes: 1, Full: DropOldest, KeepAcked: -1}
+	b, d := simulated(t, o)
+	put(t, b, newWriter(b.Begin()).seal(10, text(2000, 'a')))
+	b = again(t, d, o)
+	w := newWriter(b.Begin())
+	for range 2 {
+		put(t, b, w.seal(10, text(2000, 'b')))
+	}
+	run := next(t, b, batch.Limits{})
+	if err := b.SetPlan(Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, b, w.seal(10, text(2000, 'c')), w.seal(10, text(2000, 'd'))) // instead of 11 to 20
+	if run = next(t, b, batch.Limits{}); run.Key != "k" {
+		t.Fatalf("records %d to %d under key %q", run.First(), run.Last(), run.Key)
+	}
+	if err := b.SetPlan(Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	next(t, b, batch.Limits{})
+	put(t, b, w.seal(10, text(1500, 'e')))
+	if run = next(t, b, batch.Limits{}); run.First() != 21 {
+		t.Fatalf("record %d comes, not 21", run.First())
+	}
+	told := uint64(0)
+	for _, g := range b.Gaps() {
+		if told += g.Count; g.Reason != ReasonFull {
+			t.Errorf("told as %s: %+v", g.Reason, g)
+		}
+	}
+	if told != run.First()-1 {
+		t.Errorf("%d records are told as lost before %d: %+v", told, run.First(), b.Gaps())
+	}
+}
+
 // Segments that went before what is planned are gone, not lost: verify knows.
 func TestVerifyAfterDropBehindAPlan(t *testing.T) {
 	dir := t.TempDir()

@@ -700,9 +700,7 @@ func (b *Buffer) skip(s, next *segment, g Gap) {
 	b.pass(last)
 	if len(b.index) > 0 {
 		e := &b.index[0]
-		if e.seg.epoch == s.epoch {
-			e.expect = max(e.expect, min(last+1, e.h.First))
-		}
+		e.expect = max(e.expect, min(last+1, e.h.First))
 		return
 	}
 	t := &b.tail
