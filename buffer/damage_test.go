@@ -405,9 +405,9 @@ func (x *blow) compare(im *image, disk *simDisk) {
 				x.hit[y.h.First] = true
 			}
 		}
-		// A header that was moved as a whole, within its own segment.
+		// A header that was moved as a whole, within its own segment, perhaps to where another one was.
 		for e := range Scan(bytes.NewReader(is), int64(len(is)), name) {
-			x.moved = x.moved || e.Batch.Count > 0 && !slices.ContainsFunc(im.all, func(y located) bool { return y.name == name && y.off == e.Off })
+			x.moved = x.moved || e.Batch.Count > 0 && !slices.ContainsFunc(im.all, func(y located) bool { return y.name == name && y.off == e.Off && y.h.First == e.Batch.First })
 		}
 	}
 }

@@ -237,6 +237,7 @@ func (w *world) open() bool {
 	}
 	w.b, w.w = b, newWriter(st)
 	w.did("open: epoch %v next %d committed %d unclean %v", st.Epoch, st.Next, b.pos.committed, st.Unclean)
+	w.undone()
 	if healthy {
 		w.aside()
 	}
@@ -580,21 +581,30 @@ func (w *world) aside() {
 }
 
 // scan returns the identities of all intact batches in a directory.
-func (w *world) scan(dir string) map[batch.Identity]bool {
-	found := map[batch.Identity]bool{}
+func (w *world) scan(dir string) identities {
+	found := identities{}
 	for name, n := range w.disk.names {
-		base, ok := strings.CutPrefix(name, dir)
-		seg, ours := parseName(base)
-		if !ok || !ours {
-			continue
-		}
-		for e := range Scan(bytes.NewReader(n.data), int64(len(n.data)), base) {
-			if e.Kind == KindBatch {
-				found[e.Batch.Identity(seg.agent, seg.epoch)] = true
-			}
+		if base, ok := strings.CutPrefix(name, dir); ok {
+			found.add(base, n)
 		}
 	}
 	return found
+}
+
+// identities are those of batches.
+type identities map[batch.Identity]bool
+
+// add adds those of the intact batches of a segment with this name.
+func (m identities) add(base string, n *inode) {
+	seg, ours := parseName(base)
+	if !ours {
+		return
+	}
+	for e := range Scan(bytes.NewReader(n.data), int64(len(n.data)), base) {
+		if e.Kind == KindBatch {
+			m[e.Batch.Identity(seg.agent, seg.epoch)] = true
+		}
+	}
 }
 
 // taken checks what the buffer says that outputs have.
@@ -678,10 +688,28 @@ func (w *world) read() {
 		return
 	}
 	for _, s := range w.all {
-		if (s.promised || s.delivered) && !s.told && !s.merged && !s.hit && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] {
+		if (s.promised || s.delivered) && !s.told && !s.merged && !s.hit && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] && !(s.last <= w.b.pos.committed && w.leftOver(s)) {
 			w.fail("I12: %s is kept and not read", s.id)
 		}
 	}
+}
+
+// leftOver reports whether all that is kept of s lies in files that were given up: behind each
+// of them one begins with the number of s or a lower one. What was promised of s was in
+// another file, which is gone since it was delivered.
+func (w *world) leftOver(s *sent) bool {
+	names := w.disk.segments()
+	for i, name := range names {
+		given := slices.ContainsFunc(names[i+1:], func(behind string) bool {
+			x, _ := parseName(behind)
+			return x.epoch == s.epoch && x.first <= s.first
+		})
+		kept := identities{}
+		if kept.add(name, w.disk.names[name]); kept[s.id] && !given {
+			return false
+		}
+	}
+	return true
 }
 
 // check is what must hold for every run.
@@ -831,6 +859,38 @@ func (w *world) collect() {
 			x.inBand = x.inBand || slices.ContainsFunc(gaps, func(g Gap) bool { return Range{g.First, g.Last}.holds(x.Range) })
 		}
 	}
+}
+
+// undone takes note of what a kill or a cut took back: batches that were rejected, or told
+// as lost, and are in the line again. They have to be passed, or told, once more.
+func (w *world) undone() {
+	var kept identities
+	again := func(s *sent) bool {
+		if s.first <= w.b.pos.committed {
+			return false
+		}
+		if kept == nil {
+			kept = w.scan("")
+		}
+		return kept[s.id]
+	}
+	for _, s := range w.all {
+		if s.refused && again(s) {
+			s.refused, s.passed = false, s.passed && w.worn // an older cursor may have been read
+		}
+	}
+	w.exact = slices.DeleteFunc(w.exact, func(x exactGap) bool {
+		if x.inBand || x.Last <= w.b.pos.committed {
+			return false
+		}
+		back := false
+		for _, s := range w.all {
+			if x.holds(Range{s.first, s.last}) && again(s) {
+				s.told, s.passed, back = s.told && w.worn, s.passed && w.worn, true
+			}
+		}
+		return back
+	})
 }
 
 // weigh finds out for how many records a gap counts that stands for several and was
