@@ -283,6 +283,12 @@ type walker struct {
 	joined   bool   // … from the batch before it, or it is the epoch's first: not from a header that some may lie before
 	follower uint64 // first number of the next segment of this epoch; 0: there is none
 
+	segs    []*segment
+	at      int                     // of segs, which one is walked through
+	vouched int                     // of its epoch, the last one that was durable before the next was begun; -1: none, -2: not looked for
+	orderly batch.Epoch             // the cursor says that its last life ended in order; 0: it does not
+	files   func(*segment) []string // where a segment lies; nil: under its name
+
 	hurt      bool                           // there is damage behind the last batch
 	stored    uint64                         // the highest number that footers of this epoch tell
 	committed uint64                         // as the cursor says
@@ -350,6 +356,9 @@ func (w *walker) walk(dir string) error {
 	}
 	if cursor {
 		w.committed, w.passed = p.committed, p.passed
+		if p.closed {
+			w.orderly = p.epoch
+		}
 	}
 	files, err := d.List("")
 	if err != nil {
@@ -395,6 +404,81 @@ func (w *walker) follow(segs []*segment, i int) {
 	if i+1 < len(segs) && segs[i+1].epoch == segs[i].epoch {
 		w.follower = segs[i+1].first
 	}
+	if w.segs, w.at = segs, i; i == 0 || segs[i-1].epoch != segs[i].epoch {
+		w.vouched = -2
+	}
+}
+
+// stood is the number below which everything was durable when the next segment was begun; 0:
+// that is not known. group and interval sync a segment first, never does not, and no header
+// names the policy. What a life has written shows it all the same, see vouch; and an epoch
+// goes on in another life only if the one before ended in order, which makes all of it durable.
+func (w *walker) stood(d FS) uint64 {
+	if w.follower == 0 {
+		return 0
+	}
+	if w.vouched == -2 {
+		w.vouched = w.vouch(d)
+	}
+	if w.at > w.vouched {
+		return 0
+	}
+	return w.follower
+}
+
+// vouch returns the last segment of the epoch that was durable before the next was begun, as
+// far as the epoch shows, or -1. It goes back from the epoch's end until one shows it.
+func (w *walker) vouch(d FS) int {
+	epoch, end := w.segs[w.at].epoch, w.at
+	for end+1 < len(w.segs) && w.segs[end+1].epoch == epoch {
+		end++
+	}
+	if w.orderly == epoch {
+		return end
+	}
+	newest, life := -1, uint32(0) // the last of which it is known in which life it was written
+	for i := end; i >= 0 && w.segs[i].epoch == epoch; i-- {
+		opens, synced := w.life(d, w.segs[i])
+		if newest < 0 && opens > 0 {
+			newest, life = i, opens
+		}
+		switch {
+		case opens > 0 && opens == life && synced:
+			return newest
+		case opens > 0 && opens < life || synced:
+			return i
+		}
+	}
+	return -1
+}
+
+// life returns the life that wrote s, as its header counts them, or 0, and whether s shows that it
+// was one that synced its segments: never writes no synced offset, but for footers of segments that were
+// in memory first, where it is the footer's own.
+func (w *walker) life(d FS, s *segment) (opens uint32, synced bool) {
+	names := []string{s.name()}
+	if w.files != nil {
+		names = w.files(s)
+	}
+	for _, name := range names {
+		f, err := d.Open(name, false)
+		if err != nil {
+			continue
+		}
+		scan := scanner{r: f, end: s.size, salt: s.salt}
+		for e, ok := scan.next(); ok && !synced; e, ok = scan.next() {
+			switch e.Kind {
+			case KindHeader:
+				opens = e.header.Opens
+			case KindBatch:
+				synced = e.Batch.SyncedOff > 0
+			case KindFooter:
+				synced = e.Footer.SyncedOff > 0 && int64(e.Footer.SyncedOff) < e.Off
+			}
+		}
+		f.Close()
+	}
+	return opens, synced
 }
 
 // copies walks through s, which lies in these files of d: one, or several copies.
@@ -430,7 +514,7 @@ func (w *walker) copies(d FS, s *segment, files []string) error {
 		var least *piece
 		for _, p := range all {
 			for p.ahead == nil && !p.done {
-				w.step(s, p)
+				w.step(d, s, p)
 			}
 			if p.ahead != nil && (least == nil || p.ahead.Batch.First < least.ahead.Batch.First) {
 				least = p
@@ -478,7 +562,7 @@ func (w *walker) begin(s *segment) {
 }
 
 // step reads one extent of p.
-func (w *walker) step(s *segment, p *piece) {
+func (w *walker) step(d FS, s *segment, p *piece) {
 	e, ok := p.scan.next()
 	if !ok {
 		p.done = true
@@ -498,7 +582,7 @@ func (w *walker) step(s *segment, p *piece) {
 	case KindDamage:
 		if p.promise < 0 {
 			rest := scanner{r: p.f, off: e.End, end: p.scan.end, salt: s.salt}
-			p.promise = rest.promise(w.next, w.follower)
+			p.promise = rest.promise(w.next, w.stood(d))
 		}
 		w.damage(s, p, &e)
 	case KindBatch:

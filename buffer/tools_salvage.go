@@ -135,6 +135,7 @@ type salvage struct {
 	joints map[batch.Epoch][]joint
 	cursor position // of the new directory
 	next   uint64   // as the cursor that was taken over says, of its epoch; 0: none was
+	closed bool     // that one says that the last life ended in order
 
 	live, aside []*origin // by their numbers
 }
@@ -217,7 +218,7 @@ func (s *salvage) survey(dir string) error {
 	case !readable:
 		s.sum.Position = PositionNone
 	case known[p.epoch] || began:
-		s.sum.Position, s.cursor, s.next = PositionTaken, p, p.next
+		s.sum.Position, s.cursor, s.next, s.closed = PositionTaken, p, p.next, p.closed
 		found = max(found, p.committed, max(p.next, 1)-1)
 	default:
 		s.sum.Position = PositionForeign
@@ -519,6 +520,9 @@ func (s *salvage) save() error {
 		return err
 	}
 	w := walker{committed: s.cursor.committed, passed: s.cursor.passed}
+	if s.closed {
+		w.orderly = s.cursor.epoch
+	}
 	last, seal, err := s.line(&w, "", s.live)
 	if err != nil {
 		return err
@@ -591,6 +595,7 @@ func (s *salvage) line(w *walker, sub string, all []*origin) (last uint64, seal 
 	defer end()
 	ordinal := uint64(0)
 	w.find = s.tell
+	w.files = func(seg *segment) []string { return by[seg].files }
 	w.each = func(b *batch.Batch, seg *segment, before batch.Seal) error {
 		if seg != at {
 			if err := end(); err != nil {

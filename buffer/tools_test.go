@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -255,5 +256,131 @@ func TestToolsOnOddFiles(t *testing.T) {
 	}
 	if info, err := os.Lstat(filepath.Join(dir, segs[1])); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
 		t.Fatal(info, err)
+	}
+}
+
+// TestVerifyTornOrDamaged: what is not there of a segment that another one follows was durable
+// if the writer's policy synced it first, which only what else it wrote can show.
+func TestVerifyTornOrDamaged(t *testing.T) {
+	tail := func(b []byte) []byte { return append(b[:800], make([]byte, 100)...) } // in the second batch
+	zeroed := func(b []byte) []byte { return make([]byte, len(b)) }
+	headless := func(b []byte) []byte { clear(b[:512]); return b }
+	middle := func(b []byte) []byte { clear(b[300:400]); return b }
+	spoils := []struct {
+		name string
+		do   func([]byte) []byte
+	}{{"lost tail", tail}, {"zeros", zeroed}, {"first block", headless}, {"middle", middle}}
+	type life struct {
+		sync   SyncPolicy
+		groups []int // batches stored at once; two fill a segment
+		flush  bool  // SyncInterval comes before each segment is full
+	}
+	twos, ones := []int{2, 2, 2, 2}, []int{1, 1, 1, 1, 1, 1, 1, 1}
+	const torn, damaged = "torn", "damaged"
+	for _, tt := range []struct {
+		name  string
+		lives []life // all but the last end in order, and so in one epoch
+		close bool   // the last too
+		at    int    // the segment that is spoilt
+		want  string
+	}{
+		{"never", []life{{SyncNever, ones, false}}, false, 1, torn},
+		{"never, closed", []life{{SyncNever, ones, false}}, true, 1, damaged},
+		{"never, closed, and gone on", []life{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 1, damaged},
+		{"never, the last before it was closed", []life{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 3, "damaged, or torn without a header"}, // it may be of either life
+		{"never, behind one that was closed", []life{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 5, torn},
+		{"never, behind group", []life{{SyncGroup, ones, false}, {SyncNever, ones, false}}, false, 5, torn},
+		{"group, before never", []life{{SyncGroup, ones, false}, {SyncNever, ones, false}}, false, 1, damaged},
+		{"group", []life{{SyncGroup, ones, false}}, false, 1, damaged},
+		{"group, the first", []life{{SyncGroup, ones, false}}, false, 0, damaged},
+		{"group, the last that another follows", []life{{SyncGroup, ones, false}}, false, 2, damaged},
+		{"group, behind never", []life{{SyncNever, ones, false}, {SyncGroup, ones, false}}, false, 5, damaged},
+		{"group, no other segment in pieces behind it", []life{{SyncGroup, []int{1, 1, 2, 2, 2}, false}}, false, 1, damaged},
+		{"group, no other segment in pieces before it", []life{{SyncGroup, []int{2, 2, 2, 1, 1}, false}}, false, 1, damaged},
+		{"group, no segment in pieces", []life{{SyncGroup, twos, false}}, false, 1, torn}, // nothing shows it
+		{"group, no segment in pieces, closed", []life{{SyncGroup, twos, false}}, true, 1, damaged},
+		{"interval", []life{{SyncInterval, ones, true}}, false, 1, damaged},
+		{"interval, no sync before a segment is full", []life{{SyncInterval, ones, false}}, false, 1, torn}, // nothing shows it
+	} {
+		for _, spoil := range spoils {
+			t.Run(tt.name+", "+spoil.name, func(t *testing.T) {
+				dir := t.TempDir()
+				now := batchTime
+				for i, l := range tt.lives {
+					b := mustOpen(t, dir, Options{Sync: l.sync, SyncGap: -1, SegmentBytes: 1200, MinFree: -1, KeepAcked: -1, Now: func() time.Time { return now }})
+					w := newWriter(b.Begin())
+					for _, n := range l.groups {
+						var group []*batch.Batch
+						for range n {
+							group = append(group, w.seal(1, text(500, 'x')))
+						}
+						put(t, b, group...)
+						if now = now.Add(2 * time.Second); l.flush {
+							b.Maintain(now)
+						}
+					}
+					if i+1 < len(tt.lives) || tt.close {
+						if err := b.Close(); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				there := t.TempDir() // as after a kill
+				if err := os.CopyFS(there, os.DirFS(dir)); err != nil {
+					t.Fatal(err)
+				}
+				l, err := Segments(there)
+				if err != nil || len(l.Segments) < tt.at+2 {
+					t.Fatalf("%+v, %v", l, err)
+				}
+				change := func(i int, do func([]byte) []byte) {
+					t.Helper()
+					name := filepath.Join(there, l.Segments[i].Name)
+					b, err := os.ReadFile(name)
+					if err == nil {
+						err = os.WriteFile(name, do(b), 0o600)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				change(tt.at, spoil.do)
+				if tt.lives[len(tt.lives)-1].sync == SyncNever {
+					change(len(l.Segments)-1, func(b []byte) []byte { // it was in memory first
+						end := len(b) - footerSize
+						f, ok := parseFooter(b[end:], int64(end))
+						if !ok {
+							t.Fatal("the last segment has no footer")
+						}
+						f.SyncedOff = uint32(end)
+						return appendFooter(b[:end], &f)
+					})
+				}
+				if err := os.Chmod(there, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				want, rest, _ := strings.Cut(tt.want, ", or ")
+				if rest != "" && (spoil.name == "zeros" || spoil.name == "first block") {
+					want = torn
+				}
+				var found []string
+				if _, err := Verify(there, func(f Finding) {
+					if f.What != "lost" {
+						found = append(found, f.What)
+					}
+				}); err != nil || !slices.Equal(found, []string{want}) {
+					t.Errorf("%q, %v; want %s", found, err, want)
+				}
+				into := filepath.Join(t.TempDir(), "new")
+				found = nil
+				if _, err := Salvage(there, into, Salvaging{}, func(f Finding) {
+					if f.What != "lost" {
+						found = append(found, f.What)
+					}
+				}); err != nil || !slices.Equal(found, []string{want}) {
+					t.Errorf("salvage: %q, %v; want %s", found, err, want)
+				}
+			})
+		}
 	}
 }
