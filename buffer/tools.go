@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,9 +18,10 @@ import (
 
 // States of a segment, as both its ends tell them. What lies between is for Verify.
 const (
-	StateOpen       = "open"       // the newest, without a footer: being written, or cut off
+	StateOpen       = "open"       // the newest, without a footer: being written, or its writer was killed
 	StateSealed     = "sealed"     // closed with a footer
-	StateTorn       = "torn"       // cut off, or given up after an error of the disk; a newer one follows, or it has no header yet
+	StateUnclosed   = "unclosed"   // without a footer, and ends behind an intact batch: its writer was killed, or gave it up; a newer one follows
+	StateTorn       = "torn"       // ends in a write that was cut off, and a newer one follows; or it has no header yet
 	StateDamaged    = "damaged"    // its header was destroyed, or is another segment's
 	StateNewer      = "newer"      // written by a newer spillway
 	StateUnreadable = "unreadable" // the file can't be opened
@@ -36,7 +38,8 @@ type SegmentInfo struct {
 	Bytes   int64       `json:"bytes"`
 	First   uint64      `json:"first"`
 	// Last is the number of the last record: from the footer, else from the next
-	// segment of the same epoch, else 0 (not known without reading it all).
+	// segment of the same epoch, else from the batch that an unclosed one ends with, else
+	// 0 (not known without reading it all).
 	Last    uint64    `json:"last,omitempty"`
 	Created time.Time `json:"created,omitzero"`
 	State   string    `json:"state"`
@@ -71,7 +74,8 @@ func (l *Listing) Empty() bool {
 	return len(l.Segments) == 0 && len(l.Misnamed) == 0 && !l.Cursor && !l.Asides
 }
 
-// Segments lists what lies in dir. It reads a few hundred bytes per file.
+// Segments lists what lies in dir. It reads a few hundred bytes per file, and of one
+// without a footer that is not the newest a header per batch and its last payload.
 func Segments(dir string) (*Listing, error) {
 	d, err := openDir(dir)
 	if err != nil {
@@ -134,7 +138,31 @@ func (i *SegmentInfo) look(f File, s *segment, newest bool) {
 		i.State = StateOpen
 	default:
 		i.State = StateTorn
+		if !intact {
+			break
+		}
+		if last := lastBatch(f, s); last > 0 {
+			i.State, i.Last = StateUnclosed, cmp.Or(i.Last, last)
+		}
 	}
+}
+
+// lastBatch returns the number of the last record in f if the file ends with an intact
+// batch, else 0.
+func lastBatch(f File, s *segment) uint64 {
+	scan := scanner{r: f, end: s.size, salt: s.salt}
+	var last Extent
+	for e, ok := scan.next(); ok; e, ok = scan.next() {
+		last = e
+	}
+	if last.Kind != KindBatch {
+		return 0
+	}
+	scan.off, scan.payloads = last.Off, true
+	if last, _ = scan.next(); last.Kind != KindBatch {
+		return 0
+	}
+	return last.Batch.Last()
 }
 
 // strangers finds what in d has none of the buffer's names.

@@ -39,6 +39,7 @@ func TestSegmentStates(t *testing.T) {
 		}
 	}
 	const s, o = StateSealed, StateOpen
+	const whole = segmentHeaderSize + 4*(batch.HeaderSize+65) + footerSize // each of threeSegments
 	for _, tt := range []struct {
 		name string
 		do   func(t *testing.T, dir string, segs []string)
@@ -47,6 +48,18 @@ func TestSegmentStates(t *testing.T) {
 		{"as it was left", func(t *testing.T, dir string, segs []string) {}, []string{s, s, s}},
 		{"the newest cut off", func(t *testing.T, dir string, segs []string) { cut(segs[2], 700)(t, dir) }, []string{s, s, o}},
 		{"an older one cut off", func(t *testing.T, dir string, segs []string) { cut(segs[1], 700)(t, dir) }, []string{s, StateTorn, s}},
+		{"an older one without its footer", func(t *testing.T, dir string, segs []string) { cut(segs[1], whole-footerSize)(t, dir) }, []string{s, StateUnclosed, s}},
+		{"an older one cut off in its footer", func(t *testing.T, dir string, segs []string) { cut(segs[1], whole-1)(t, dir) }, []string{s, StateTorn, s}},
+		{"an older one cut off in a payload", func(t *testing.T, dir string, segs []string) { cut(segs[1], whole-footerSize-1)(t, dir) }, []string{s, StateTorn, s}},
+		{"an older one whose last payload is not all there", func(t *testing.T, dir string, segs []string) {
+			spoil(segs[1], func(b []byte) { clear(b[whole-footerSize-10 : whole-footerSize]) })(t, dir)
+			cut(segs[1], whole-footerSize)(t, dir)
+		}, []string{s, StateTorn, s}},
+		{"an older one with zeros behind its last batch", func(t *testing.T, dir string, segs []string) {
+			spoil(segs[1], func(b []byte) { clear(b[whole-footerSize:]) })(t, dir)
+		}, []string{s, StateTorn, s}},
+		{"an older one that has no batch", func(t *testing.T, dir string, segs []string) { cut(segs[1], segmentHeaderSize)(t, dir) }, []string{s, StateTorn, s}},
+		{"the newest without its footer", func(t *testing.T, dir string, segs []string) { cut(segs[2], whole-footerSize)(t, dir) }, []string{s, s, o}},
 		{"the newest cut off in its header", func(t *testing.T, dir string, segs []string) { cut(segs[2], 50)(t, dir) }, []string{s, s, StateTorn}},
 		{"empty", func(t *testing.T, dir string, segs []string) { cut(segs[0], 0)(t, dir) }, []string{StateTorn, s, s}},
 		{"zeros, as of a write that never came to the disk", func(t *testing.T, dir string, segs []string) { spoil(segs[2], func(b []byte) { clear(b) })(t, dir) }, []string{s, s, StateTorn}},
@@ -80,6 +93,57 @@ func TestSegmentStates(t *testing.T) {
 			}
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestKilledLives: the newest segment of a life that was killed is unclosed, with the number
+// of its last record, and what a power cut left of one is torn.
+func TestKilledLives(t *testing.T) {
+	from := t.TempDir()
+	b := mustOpen(t, from, Options{SyncGap: -1})
+	w := newWriter(b.Begin())
+	put(t, b, w.seal(3, text(300, 'x')))
+	put(t, b, w.seal(4, text(300, 'x')))
+	for _, tt := range []struct {
+		name  string
+		grown int64 // by so much the file's size came to the disk, and the bytes did not
+		state string
+		last  uint64
+	}{
+		{"kill", 0, StateUnclosed, 7},
+		{"power cut", 500, StateTorn, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Segments(dir)
+			if err != nil || len(l.Segments) != 1 || l.Segments[0].State != StateOpen {
+				t.Fatalf("%+v, %v", l, err)
+			}
+			if err := os.Truncate(filepath.Join(dir, l.Segments[0].Name), l.Segments[0].Bytes+tt.grown); err != nil {
+				t.Fatal(err)
+			}
+			b := mustOpen(t, dir, Options{SyncGap: -1})
+			w := newWriter(b.Begin())
+			put(t, b, w.seal(5, text(300, 'x')))
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if l, err = Segments(dir); err != nil || len(l.Segments) != 2 {
+				t.Fatalf("%+v, %v", l, err)
+			}
+			if s := l.Segments[0]; s.State != tt.state || s.Last != tt.last {
+				t.Errorf("%s with last record %d, want %s with %d", s.State, s.Last, tt.state, tt.last)
+			}
+			if s := l.Segments[1]; s.State != StateSealed || s.Last != 12 {
+				t.Errorf("the next one is %s with last record %d", s.State, s.Last)
 			}
 		})
 	}
