@@ -57,7 +57,7 @@ type Codec uint8
 const (
 	None Codec = 0 // plain lines
 	Gzip Codec = 1 // one gzip member
-	Zstd Codec = 2 // one zstd frame, window at most 8 MiB, with its content checksum
+	Zstd Codec = 2 // one zstd frame, window at most WindowSize, without a content checksum
 )
 
 // String returns the name that SPILLWAY_COMPRESSION uses.
