@@ -415,6 +415,7 @@ func (r *slotReader) name(i byte) string {
 type cursor struct {
 	f          File
 	named      bool   // the file's name is durable, as far as this life knows
+	fresh      bool   // this life created the file, and one of the slots is empty
 	slot       int    // which slot holds the newest durable position
 	generation uint64 // of that slot
 	failures   int    // saves that failed in a row, not for want of room
@@ -423,8 +424,7 @@ type cursor struct {
 }
 
 // read returns the newest valid slot. certain is false if there is none, or if
-// the other slot holds something that is not valid: then a newer position may
-// have been there. Nothing of that is an error, a cursor is a help; but what a newer
+// the other slot is not valid, or empty: then a newer position may have been there. Nothing of that is an error, a cursor is a help; but what a newer
 // version saved must not be forgotten: then newer is set, and nothing is to be written.
 func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 	f, err := dir.Open(cursorFile, false)
@@ -446,7 +446,7 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 		case err == nil && (!ok || q.generation > p.generation):
 			p, ok = q, true
 			c.slot, c.generation = i, q.generation
-		case err != nil && slices.ContainsFunc(slot, func(c byte) bool { return c != 0 }):
+		case err != nil:
 			certain = false
 		}
 	}
@@ -464,8 +464,10 @@ func (c *cursor) save(dir FS, p *position) error {
 		return err
 	}
 	err := c.write(p)
-	if err == nil && c.failed {
-		err = c.write(p) // a slot that could not be read may hold a higher generation
+	if err == nil && (c.failed || c.fresh) {
+		// A slot that could not be read may hold a higher generation; and an empty one is
+		// always one that the disk has forgotten.
+		err = c.write(p)
 	}
 	if err == nil && !c.named {
 		err = dir.SyncDir() // an earlier life may have created it and gone before this
@@ -479,7 +481,7 @@ func (c *cursor) save(dir FS, p *position) error {
 		return fmt.Errorf("save cursor: %w", err)
 	}
 	c.failures = 0
-	c.named, c.failed = true, false
+	c.named, c.fresh, c.failed = true, false, false
 	return nil
 }
 
@@ -511,7 +513,7 @@ func (c *cursor) open(dir FS) error {
 	}
 	f, err := dir.Open(cursorFile, true)
 	if errors.Is(err, fs.ErrNotExist) {
-		c.named = false
+		c.named, c.fresh = false, true
 		f, err = dir.Create(cursorFile)
 		if err == nil {
 			// Both slots have their blocks from now on: also a disk that is full by then takes the

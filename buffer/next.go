@@ -253,8 +253,9 @@ func hour(ns int64) int64 {
 	return ns / h
 }
 
-// dropPlan forgets a plan that can't be repeated. mu is held.
+// dropPlan forgets a plan that can't be repeated: its output may have carried it out. mu is held.
 func (b *Buffer) dropPlan() {
+	b.pos.doubt(b.pos.plan.Output, Range{b.pos.plan.First, b.pos.plan.Last})
 	b.pos.plan = Plan{}
 	b.soil()
 }

@@ -52,7 +52,7 @@ type ending struct {
 }
 
 // lookBack is how many segments before the newest are searched for the last valid
-// batch, if the newest holds none.
+// batch, if the newest holds none. Of the cursor's epoch more are, until one has anything.
 const lookBack = 3
 
 // unreadable is how many numbers are left out for a segment or a cursor that gave
@@ -116,12 +116,15 @@ func (b *Buffer) recover() error {
 		failed = newest.failed
 		from = max(newest.seg.first, newest.seen+1)
 		known := newest.seen > 0
-		for i := n - 2; i >= max(0, n-1-lookBack) && best.last == 0; i-- {
+		for i := n - 2; i >= 0; i-- {
+			if !(best.last == 0 && i >= n-1-lookBack) && (known || b.segs[i].epoch != p.epoch) {
+				break
+			}
 			e := b.ending(b.segs[i])
 			if e.newer != nil {
 				return e.newer
 			}
-			if e.last > 0 {
+			if e.last > 0 && best.last == 0 {
 				best = e
 				best.last = min(e.last, newest.seg.first-1)
 			}
@@ -431,6 +434,7 @@ func (b *Buffer) aim(certain bool) {
 	b.tail = tail{next: next}
 	defer b.reckon()
 	if len(b.segs) == 0 {
+		b.tail.next = b.start.Next // what was before is told, and its numbers are not of this epoch
 		return
 	}
 	i := 0

@@ -1,0 +1,186 @@
+package buffer
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+	"time"
+
+	"spillway/buffer/batch"
+)
+
+// Tests of directories of which a disk, or a person, forgot a part.
+
+// TestAllSegmentsGone: what the cursor says was stored is told once, in its own epoch. The
+// numbers of the epoch that begins then are not those of the one before.
+func TestAllSegmentsGone(t *testing.T) {
+	for _, closed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("closed %v", closed), func(t *testing.T) {
+			o := Options{SegmentBytes: 1500, KeepAcked: -1}
+			b, d := simulated(t, o)
+			before := b.Begin()
+			w := newWriter(before)
+			for i := range 12 {
+				put(t, b, w.seal(10, text(400, byte(i))))
+			}
+			drain(t, b, 1)
+			end(t, b, closed)
+			d.kill()
+			for _, name := range d.segments() {
+				d.set(name, nil)
+			}
+			b = again(t, d, o)
+			put(t, b, newWriter(b.Begin()).seal(10, text(400, 'x')))
+			if run := next(t, b, due); run.First() != 121 {
+				t.Errorf("record %d comes", run.First())
+			}
+			gaps := b.Gaps()
+			if len(gaps) != 1 || gaps[0].Epoch != before.Epoch || gaps[0].First != 11 || gaps[0].Count != 110 || gaps[0].Reason != ReasonMissing {
+				t.Errorf("%+v", gaps)
+			}
+		})
+	}
+}
+
+// end closes b, or only saves its cursor.
+func end(t *testing.T, b *Buffer, closed bool) {
+	t.Helper()
+	err := error(nil)
+	if closed {
+		err = b.Close()
+	} else {
+		b.w.Lock()
+		err = b.saveCursor()
+		b.w.Unlock()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNewestSlotForgotten: where the disk forgot the newest slot of the cursor, the older one
+// does not prove that what was delivered and removed since is missing.
+func TestNewestSlotForgotten(t *testing.T) {
+	for _, closed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("closed %v", closed), func(t *testing.T) {
+			o := Options{SegmentBytes: 1500, KeepAcked: -1}
+			b, d := simulated(t, o)
+			w := newWriter(b.Begin())
+			for i := range 12 {
+				put(t, b, w.seal(10, text(400, byte(i))))
+			}
+			drain(t, b, 12)
+			b.Maintain(b.o.Now().Add(time.Hour))
+			if closed {
+				end(t, b, true)
+			}
+			d.kill()
+			data, at := bytes.Clone(d.names[cursorFile].data), 0
+			if newest(data) == le.Uint64(data[slotSize+16:]) {
+				at = slotSize
+			}
+			clear(data[at : at+slotSize])
+			d.put(cursorFile, data)
+			b = again(t, d, o)
+			st := b.Begin()
+			if st.Previous == nil || st.Next != 121 {
+				t.Errorf("%+v", st)
+			}
+			for {
+				run, err := b.Next(ended(t), batch.Limits{})
+				if err != nil {
+					break
+				}
+				if err := b.Commit(run.Last(), "hub"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if gaps := b.Gaps(); len(gaps) > 0 {
+				t.Errorf("all was delivered, and told is %+v", gaps)
+			}
+		})
+	}
+}
+
+// TestFirstSave: from the first save on both slots are valid, so that an empty one has been
+// forgotten.
+func TestFirstSave(t *testing.T) {
+	b, d := simulated(t, Options{})
+	b.Begin()
+	d.kill()
+	var c cursor
+	if p, ok, certain := c.read(d); !ok || !certain || p.generation != 2 {
+		t.Errorf("generation %d, %v, certain %v", p.generation, ok, certain)
+	}
+	for at := 0; at < 2*slotSize; at += slotSize {
+		data := bytes.Clone(d.names[cursorFile].data)
+		clear(data[at : at+slotSize])
+		d.put(cursorFile, data)
+		if _, ok, certain := c.read(d); ok != (at == 0) || certain {
+			t.Errorf("the slot at %d is empty: %v, certain %v", at, ok, certain)
+		}
+	}
+}
+
+// TestManyZeroedSegments: however many segments at the end of an epoch a disk forgot, all of
+// them are told.
+func TestManyZeroedSegments(t *testing.T) {
+	for n := 1; n <= 8; n++ {
+		o := Options{SegmentBytes: 1500, KeepAcked: -1}
+		b, d := simulated(t, o)
+		w := newWriter(b.Begin())
+		for i := range 24 {
+			put(t, b, w.seal(10, text(400, byte(i))))
+		}
+		end(t, b, true)
+		d.kill()
+		segs := d.segments()
+		if len(segs) != 8 {
+			t.Fatalf("%d segments", len(segs))
+		}
+		for _, s := range segs[len(segs)-n:] {
+			d.put(s, make([]byte, len(d.names[s].data)))
+		}
+		b = again(t, d, o)
+		put(t, b, newWriter(b.Begin()).seal(10, text(400, 'x')))
+		var come, told uint64
+		for {
+			run, err := b.Next(ended(t), batch.Limits{})
+			if err != nil {
+				break
+			}
+			come += run.Count()
+			if err := b.Commit(run.Last(), "hub"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, g := range b.Gaps() {
+			told += g.Count
+		}
+		if come+told != 250 {
+			t.Errorf("%d zeroed: %d records came and %d were told, of 250: %+v", n, come, told, b.Gaps())
+		}
+	}
+}
+
+// TestPlanThatIsDamagedIsInDoubt: a plan that can't be repeated may have been carried out.
+func TestPlanThatIsDamagedIsInDoubt(t *testing.T) {
+	b, d := simulated(t, Options{SegmentBytes: 1500, KeepAcked: -1})
+	w := newWriter(b.Begin())
+	for i := range 12 {
+		put(t, b, w.seal(10, text(400, byte(i))))
+	}
+	run := next(t, b, batch.Limits{Batches: 6})
+	p := Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: "k"}
+	if err := b.SetPlan(p); err != nil {
+		t.Fatal(err)
+	}
+	name := d.segments()[1]
+	data := bytes.Clone(d.names[name].data)
+	data[segmentHeaderSize+batch.HeaderSize+20] ^= 1
+	d.put(name, data)
+	run = next(t, b, batch.Limits{Batches: 6})
+	if got := b.Doubts(); run.Key != "" || run.Attempt != 2 || len(got) != 1 || got[0] != (Doubt{"s3", Range{p.First, p.Last}}) {
+		t.Errorf("key %q, attempt %d, doubts %+v", run.Key, run.Attempt, got)
+	}
+}
