@@ -314,7 +314,7 @@ type walker struct {
 	segs    []*segment
 	at      int                     // of segs, which one is walked through
 	vouched int                     // of its epoch, the last one that was durable before the next was begun; -1: none, -2: not looked for
-	orderly batch.Epoch             // the cursor says that its last life ended in order; 0: it does not
+	ended   stored                  // what the cursor vouches for, if the last life ended in order
 	files   func(*segment) []string // where a segment lies; nil: under its name
 
 	hurt      bool                           // there is damage behind the last batch
@@ -384,9 +384,7 @@ func (w *walker) walk(dir string) error {
 	}
 	if cursor {
 		w.committed, w.passed = p.committed, p.passed
-		if p.closed {
-			w.orderly = p.epoch
-		}
+		w.ended = p.ended()
 	}
 	files, err := d.List("")
 	if err != nil {
@@ -437,21 +435,37 @@ func (w *walker) follow(segs []*segment, i int) {
 	}
 }
 
-// stood is the number below which everything was durable when the next segment was begun; 0:
-// that is not known. group and interval sync a segment first, never does not, and no header
-// names the policy. What a life has written shows it all the same, see vouch; and an epoch
-// goes on in another life only if the one before ended in order, which makes all of it durable.
-func (w *walker) stood(d FS) uint64 {
-	if w.follower == 0 {
-		return 0
+// ended returns what p vouches for if the last life ended in order, else nothing.
+func (p *position) ended() (s stored) {
+	if p.closed {
+		s = stored{p.epoch, p.next, true}
 	}
-	if w.vouched == -2 {
+	if last := s.next - 1; p.passed.holds(Range{last, last}) {
+		s.next = p.passed.First // the rest was dropped, from memory perhaps
+	}
+	return s
+}
+
+// stood returns which numbers are known to have been durable where the next batch is expected,
+// if anything of the segment has to be: those from first on that are below next.
+//
+// Those below the first of the next segment were, under group and interval, which sync a
+// segment first; never does not, and no header names the policy. What a life has written shows
+// it all the same, see vouch; and an epoch goes on in another life only if the one before ended in
+// order, which makes all of it durable.
+func (w *walker) stood(d FS) (first, next uint64) {
+	switch {
+	case w.follower == 0 && w.ended.epoch == w.epoch:
+		return max(w.next, w.committed+1), w.ended.next // what was delivered may have been in memory only
+	case w.follower == 0:
+		return w.next, 0
+	case w.vouched == -2:
 		w.vouched = w.vouch(d)
 	}
 	if w.at > w.vouched {
-		return 0
+		return w.next, 0
 	}
-	return w.follower
+	return w.next, w.follower
 }
 
 // vouch returns the last segment of the epoch that was durable before the next was begun, as
@@ -461,7 +475,7 @@ func (w *walker) vouch(d FS) int {
 	for end+1 < len(w.segs) && w.segs[end+1].epoch == epoch {
 		end++
 	}
-	if w.orderly == epoch {
+	if w.ended.epoch == epoch {
 		return end
 	}
 	newest, life := -1, uint32(0) // the last of which it is known in which life it was written
@@ -610,7 +624,7 @@ func (w *walker) step(d FS, s *segment, p *piece) {
 	case KindDamage:
 		if p.promise < 0 {
 			rest := scanner{r: p.f, off: e.End, end: p.scan.end, salt: s.salt}
-			p.promise = rest.promise(w.next, w.stood(d))
+			p.promise = rest.promise(w.stood(d))
 		}
 		w.damage(s, p, &e)
 	case KindBatch:

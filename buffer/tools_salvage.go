@@ -135,7 +135,7 @@ type salvage struct {
 	joints map[batch.Epoch][]joint
 	cursor position // of the new directory
 	next   uint64   // as the cursor that was taken over says, of its epoch; 0: none was
-	closed bool     // that one says that the last life ended in order
+	ended  stored   // what that one vouches for
 
 	live, aside []*origin // by their numbers
 }
@@ -218,7 +218,7 @@ func (s *salvage) survey(dir string) error {
 	case !readable:
 		s.sum.Position = PositionNone
 	case known[p.epoch] || began:
-		s.sum.Position, s.cursor, s.next, s.closed = PositionTaken, p, p.next, p.closed
+		s.sum.Position, s.cursor, s.next, s.ended = PositionTaken, p, p.next, p.ended()
 		found = max(found, p.committed, max(p.next, 1)-1)
 	default:
 		s.sum.Position = PositionForeign
@@ -519,10 +519,7 @@ func (s *salvage) save() error {
 	if err := c.save(s.to, &s.cursor); err != nil {
 		return err
 	}
-	w := walker{committed: s.cursor.committed, passed: s.cursor.passed}
-	if s.closed {
-		w.orderly = s.cursor.epoch
-	}
+	w := walker{committed: s.cursor.committed, passed: s.cursor.passed, ended: s.ended}
 	last, seal, err := s.line(&w, "", s.live)
 	if err != nil {
 		return err
