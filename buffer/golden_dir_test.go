@@ -2,30 +2,42 @@ package buffer
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"spillway/buffer/batch"
 )
 
-// testdata/v1 is a whole directory as version 1 wrote it: segments of each codec, full
-// ones with a footer and one that was cut off, a cursor with something of everything, a
-// file in rejected/. testdata/v1.txt is what must be read from it, for ever and on every
-// architecture; test/arch runs these tests on others.
-const goldenDir, goldenText = "testdata/v1", "v1.txt"
+// goldens are directories as version 1 wrote them, in testdata. Beside each lies, as .txt,
+// what must be read from it, for ever and on every architecture; test/arch runs these tests
+// on others.
+var goldens = []struct {
+	name  string
+	write func(t *testing.T, dir string)
+}{
+	// Segments of each codec, full ones with a footer and one that was cut off, a cursor with
+	// something of everything, files in rejected/.
+	{"v1", writeGolden},
+	// Segments that came to the disk out of memory, between two that did not.
+	{"v1-ring", writeGoldenRing},
+}
 
 // goldenBatches are the batches of testdata/v1, in order: what was compressed once is
 // taken as it is, whatever compressors write now.
 func goldenBatches(t *testing.T) (all []*batch.Batch) {
 	t.Helper()
 	if !*update {
-		for _, name := range goldenSegments(t, goldenDir) {
-			data, err := os.ReadFile(filepath.Join(goldenDir, name))
+		const dir = "testdata/v1"
+		for _, name := range goldenSegments(t, dir) {
+			data, err := os.ReadFile(filepath.Join(dir, name))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -70,11 +82,11 @@ func goldenBatches(t *testing.T) (all []*batch.Batch) {
 	return all
 }
 
-// goldenSegments are the names of the segments in dir, oldest first.
+// goldenSegments are the names of the segments in dir, oldest first; none if it is not there.
 func goldenSegments(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
@@ -149,6 +161,50 @@ func writeGolden(t *testing.T, dir string) {
 	check(os.Truncate(cut, info.Size()-20))
 }
 
+// uncreatable is a directory in which no file can be created while yes is set.
+type uncreatable struct {
+	FS
+	yes bool
+}
+
+func (u *uncreatable) Create(name string) (File, error) {
+	if u.yes {
+		return nil, syscall.EIO
+	}
+	return u.FS.Create(name)
+}
+
+// writeGoldenRing writes what is in testdata/v1-ring to dir.
+func writeGoldenRing(t *testing.T, dir string) {
+	t.Helper()
+	now := time.Unix(1_800_000_100, 0)
+	o := Options{SegmentBytes: 700, Memory: 8 * 700, MinFree: -1, SyncGap: -1, random: rand.New(rand.NewPCG(1, 11)).Uint64, Now: func() time.Time { return now }}
+	b := mustOpen(t, dir, o)
+	disk := &uncreatable{FS: b.fs}
+	b.fs = disk
+	st := b.Begin()
+	w := batch.Sealer{Epoch: st.Epoch, Prev: st.Seal}
+	all := goldenBatches(t)
+	for _, x := range all {
+		w.Seal(x)
+	}
+	put(t, b, all[:3]...) // fills the segment
+	disk.yes = true
+	if err := b.Append(t.Context(), all[3:7]...); !errors.Is(err, ErrMemory) {
+		t.Fatal(err)
+	}
+	take(t, b, "hub", "hub", "hub", "archive") // the last of them out of memory
+	disk.yes = false
+	now = now.Add(2 * time.Second)
+	put(t, b, all[7])
+	if s := b.Stats(); s.Degraded || s.MemoryRecords == 0 {
+		t.Fatalf("%+v", s)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // plant writes files to dir with the modes that a buffer gives them.
 func plant(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
@@ -168,24 +224,28 @@ func plant(t *testing.T, dir string, files map[string]string) {
 
 // TestGoldenDirectoryWritten: the same batches, salts and clock give the same bytes.
 func TestGoldenDirectoryWritten(t *testing.T) {
-	dir := t.TempDir()
-	writeGolden(t, dir)
-	got := tree(t, dir)
-	if *update {
-		if err := os.RemoveAll(goldenDir); err != nil {
-			t.Fatal(err)
-		}
-		plant(t, mkdir(t, goldenDir), got)
-	}
-	want := tree(t, goldenDir)
-	for name, data := range want {
-		if got[name] != data {
-			t.Errorf("%s: the format has changed:\ngot  %x\nwant %x", name, got[name], data)
-		}
-		delete(got, name)
-	}
-	for name := range got {
-		t.Errorf("%s was not there before", name)
+	for _, g := range goldens {
+		t.Run(g.name, func(t *testing.T) {
+			dir := t.TempDir()
+			g.write(t, dir)
+			got := tree(t, dir)
+			path := filepath.Join("testdata", g.name)
+			if *update {
+				if err := os.RemoveAll(path); err != nil {
+					t.Fatal(err)
+				}
+				plant(t, mkdir(t, path), got)
+			}
+			for name, data := range tree(t, path) {
+				if got[name] != data {
+					t.Errorf("%s: the format has changed:\ngot  %x\nwant %x", name, got[name], data)
+				}
+				delete(got, name)
+			}
+			for name := range got {
+				t.Errorf("%s was not there before", name)
+			}
+		})
 	}
 }
 
@@ -197,10 +257,20 @@ func mkdir(t *testing.T, dir string) string {
 	return dir
 }
 
-// TestGoldenDirectoryRead: what is read from the directory that version 1 wrote.
+// TestGoldenDirectoryRead: what is read from the directories that version 1 wrote.
 func TestGoldenDirectoryRead(t *testing.T) {
-	dir := t.TempDir()
-	plant(t, dir, tree(t, goldenDir))
+	for _, g := range goldens {
+		t.Run(g.name, func(t *testing.T) {
+			dir := t.TempDir()
+			plant(t, dir, tree(t, filepath.Join("testdata", g.name)))
+			golden(t, g.name+".txt", readGolden(t, dir))
+		})
+	}
+}
+
+// readGolden says what can be read from dir, and delivers all of it.
+func readGolden(t *testing.T, dir string) []byte {
+	t.Helper()
 	var doc strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&doc, format+"\n", args...) }
 
@@ -233,6 +303,9 @@ func TestGoldenDirectoryRead(t *testing.T) {
 	p, ok, err := ReadPosition(dir)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
+	}
+	if p.Plan == nil {
+		p.Plan = &Plan{}
 	}
 	say("cursor: committed %d next %d plan %+v acked %v hand-overs %v in doubt %v lost %v", p.Committed, p.Next, *p.Plan, p.Acked, p.HandOvers, p.Doubts, p.Lost)
 	gap := func(g Gap) {
@@ -273,5 +346,5 @@ func TestGoldenDirectoryRead(t *testing.T) {
 	for _, g := range b.Gaps() {
 		gap(g)
 	}
-	golden(t, goldenText, []byte(doc.String()))
+	return []byte(doc.String())
 }

@@ -55,8 +55,11 @@ func command(t *testing.T, emulator, bin string, args ...string) *exec.Cmd {
 	return exec.CommandContext(t.Context(), path, append([]string{bin}, args...)...)
 }
 
-// TestGolden runs the tests of the golden files on each architecture: the directory that
-// version 1 wrote is read to the letter, and written again to the byte.
+// goldens are the directories in buffer/testdata that version 1 wrote.
+var goldens = []string{"v1", "v1-ring"}
+
+// TestGolden runs the tests of the golden files on each architecture: what version 1
+// wrote is read to the letter, and written again to the byte.
 func TestGolden(t *testing.T) {
 	for _, a := range arches {
 		t.Run(a.name, func(t *testing.T) {
@@ -68,7 +71,11 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
-			for _, name := range []string{"TestGoldenDirectoryRead", "TestGoldenDirectoryWritten", "TestGoldenCursor", "TestGoldenSegment"} {
+			names := []string{"TestGoldenCursor", "TestGoldenSegment"}
+			for _, name := range goldens {
+				names = append(names, "TestGoldenDirectoryRead/"+name, "TestGoldenDirectoryWritten/"+name)
+			}
+			for _, name := range names {
 				if !bytes.Contains(out, []byte("--- PASS: "+name+" ")) {
 					t.Errorf("%s did not run:\n%s", name, out)
 				}
@@ -77,7 +84,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestTools runs `spillway buffer` on the same directory: each architecture says what
+// TestTools runs `spillway buffer` on the same directories: each architecture says what
 // this one says.
 func TestTools(t *testing.T) {
 	want := map[string]string{}
@@ -85,28 +92,30 @@ func TestTools(t *testing.T) {
 		t.Run(a.name, func(t *testing.T) {
 			bin := filepath.Join(t.TempDir(), "spillway")
 			build(t, a.name, "build", "-ldflags=-s -w", "-tags=no_s3,no_jetstream", "-o", bin, "./edge")
-			dir := filepath.Join(t.TempDir(), "main")
-			if err := os.CopyFS(dir, os.DirFS(filepath.Join(root(t), "buffer/testdata/v1"))); err != nil {
-				t.Fatal(err)
+			for _, golden := range goldens {
+				dir := filepath.Join(t.TempDir(), "main")
+				if err := os.CopyFS(dir, os.DirFS(filepath.Join(root(t), "buffer/testdata", golden))); err != nil {
+					t.Fatal(err)
+				}
+				for _, args := range []string{"verify", "verify --deep", "cat", "ls"} {
+					cmd := command(t, a.emulator, bin, append(strings.Fields("buffer "+args), dir)...)
+					out, err := cmd.CombinedOutput()
+					got := strings.ReplaceAll(string(out), dir, "DIR")
+					if err != nil {
+						got += err.Error()
+					}
+					name := "buffer " + args + " " + golden
+					if a.name == runtime.GOARCH {
+						want[name] = got
+					}
+					if got != want[name] {
+						t.Errorf("%s:\n%s\non %s:\n%s", name, got, runtime.GOARCH, want[name])
+					}
+				}
 			}
-			for _, args := range [][]string{{"verify"}, {"verify", "--deep"}, {"cat"}, {"ls"}} {
-				cmd := command(t, a.emulator, bin, append(append([]string{"buffer"}, args...), dir)...)
-				out, err := cmd.CombinedOutput()
-				got := strings.ReplaceAll(string(out), dir, "DIR")
-				if err != nil {
-					got += err.Error()
-				}
-				name := strings.Join(args, " ")
-				if a.name == runtime.GOARCH {
-					want[name] = got
-				}
-				if got != want[name] {
-					t.Errorf("buffer %s:\n%s\non %s:\n%s", name, got, runtime.GOARCH, want[name])
-				}
-			}
-			for name, part := range map[string]string{"cat": `{"message":"line 19","host":{"name":"plant-7"}}`, "verify": "torn", "ls": "sealed"} {
-				if !strings.Contains(want[name], part) {
-					t.Errorf("buffer %s does not say %q:\n%s", name, part, want[name])
+			for name, part := range map[string]string{"cat v1": `{"message":"line 19","host":{"name":"plant-7"}}`, "verify v1": "torn", "ls v1": "sealed", "verify v1-ring": "no damage"} {
+				if !strings.Contains(want["buffer "+name], part) {
+					t.Errorf("buffer %s does not say %q:\n%s", name, part, want["buffer "+name])
 				}
 			}
 		})
