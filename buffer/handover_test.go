@@ -552,6 +552,31 @@ func TestRejectTwice(t *testing.T) {
 	}
 }
 
+// TestRejectLess: a shorter run does not take the place of a longer one that was rejected
+// before, of which the line may have nothing any more.
+func TestRejectLess(t *testing.T) {
+	b, d := simulated(t, Options{})
+	fill(t, b, newWriter(b.Begin()), 2)
+	for _, n := range []int{2, 1, 2} {
+		run := next(t, b, batch.Limits{Batches: n})
+		if err := b.Reject(&run, "nobody takes it"); err != nil {
+			t.Fatal(err)
+		}
+		most := int64(0)
+		files, _ := d.List(rejected)
+		for _, f := range files {
+			most = max(most, f.Size)
+		}
+		if want := segmentHeaderSize + 2*batch.HeaderSize + footerSize; most <= int64(want) {
+			t.Fatalf("after %d batches: %v", n, files)
+		}
+		b = again(t, d, Options{})
+	}
+	if files, _ := d.List(rejected); len(files) != 1 {
+		t.Fatalf("%v", files)
+	}
+}
+
 // TestRejectLimits: nothing is kept if the limit says so, and a full disk is made
 // room on by what is delivered.
 func TestRejectLimits(t *testing.T) {

@@ -97,7 +97,7 @@ func (b *Buffer) keepAside(run *batch.Run, floor uint64) error {
 	if err != nil {
 		return err
 	}
-	b.trimAside(run, name)
+	b.trimAside(run, name, n)
 	return nil
 }
 
@@ -190,8 +190,9 @@ func (w *segmentWriter) end() error {
 }
 
 // trimAside removes files of rejected/: what an earlier try left of run, which is in
-// name now, and the oldest above the limit. If it fails, the next one tries again.
-func (b *Buffer) trimAside(run *batch.Run, name string) {
+// name now and has n bytes, and the oldest above the limit. A longer try holds more than run, of
+// which the line may have nothing any more. If it fails, the next one tries again.
+func (b *Buffer) trimAside(run *batch.Run, name string, n int64) {
 	files, err := b.fs.List(rejected)
 	if err != nil {
 		return
@@ -199,7 +200,7 @@ func (b *Buffer) trimAside(run *batch.Run, name string) {
 	var sum int64
 	files = slices.DeleteFunc(files, func(f FileInfo) bool {
 		s, ok := parseName(f.Name)
-		if ok && s.first == run.First() && s.epoch == run.Epoch && f.Name != name {
+		if ok && s.first == run.First() && s.epoch == run.Epoch && f.Name != name && f.Size <= n {
 			b.fs.Remove(rejected + "/" + f.Name)
 			return true
 		}

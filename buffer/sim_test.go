@@ -78,6 +78,7 @@ type sent struct {
 	unsure      bool // with refused: Reject failed, or could not keep it
 	once        bool // Reject was called for it
 	passed      bool // Commit or Reject was called for it, or nobody knows that it was dropped: the position may lie behind it
+	taken       bool // Commit was called for it
 	adrift      bool // Next returned it in a life that could make neither it nor the cursor durable
 }
 
@@ -464,7 +465,8 @@ func (w *world) take(h handling) {
 		w.acked[output][n] = true
 	}
 	for _, s := range w.of(&run) {
-		s.passed = s.passed || s.last <= last
+		s.taken = s.taken || s.last <= last
+		s.passed = s.passed || s.taken
 	}
 	if err := w.b.Commit(last, output); err != nil {
 		w.fail("commit: %v", err)
@@ -814,6 +816,8 @@ func (w *world) collect() {
 			// The disk was so full that delivered segments, and those that were dropped, made
 			// room without a note.
 			dropped = dropped || w.short && g.Reason == ReasonMissing && (s.delivered || w.o.Full == DropOldest)
+			// A gap that was told before has grown: there were too many for another one.
+			dropped = dropped || w.many && slices.ContainsFunc(w.exact, func(x exactGap) bool { return x.First == g.First && x.Last < s.first })
 			// Without the cursor, a file that was given up may lie where they were.
 			dropped = dropped || w.worn && g.Reason == ReasonTorn && (s.delivered || s.told)
 			if s.promised && !dropped && !s.hit {
@@ -874,9 +878,12 @@ func (w *world) undone() {
 		}
 		return kept[s.id]
 	}
+	// A segment's floor may say what Commit was called for, or what a record tells; or an older
+	// cursor was read.
+	reset := func(s *sent) { s.refused, s.passed = false, s.passed && (s.taken || s.inBand || w.worn) }
 	for _, s := range w.all {
 		if s.refused && again(s) {
-			s.refused, s.passed = false, s.passed && w.worn // an older cursor may have been read
+			reset(s)
 		}
 	}
 	w.exact = slices.DeleteFunc(w.exact, func(x exactGap) bool {
@@ -886,7 +893,8 @@ func (w *world) undone() {
 		back := false
 		for _, s := range w.all {
 			if x.holds(Range{s.first, s.last}) && again(s) {
-				s.told, s.passed, back = s.told && w.worn, s.passed && w.worn, true
+				reset(s)
+				s.told, back = s.told && w.worn, true
 			}
 		}
 		return back
@@ -1123,7 +1131,8 @@ func (w *world) cut() {
 	w.maybe = w.maybe || w.o.Sync == SyncNever // what it covers may be gone
 	for _, s := range w.all {
 		s.stored = s.stored && (s.promised || s.delivered) // of the rest nothing is known
-		s.refused = s.refused && w.o.Sync != SyncNever
+		// A life that follows a failed sync and a kill hands out what is not durable.
+		s.refused = s.refused && w.o.Sync != SyncNever && !(w.unsynced && !s.promised)
 	}
 }
 
