@@ -96,6 +96,20 @@ var damages = map[string]func(t *testing.T, dir string, segs []string){
 		clear(b[:512])
 		write(t, dir, segs[1], b)
 	},
+	"a segment is zeros: the disk has forgotten it":    func(t *testing.T, dir string, segs []string) { zero(t, dir, segs[1]) },
+	"the newest segment is zeros":                      func(t *testing.T, dir string, segs []string) { zero(t, dir, segs[2]) },
+	"the newest segment is zeros, and the cursor gone": func(t *testing.T, dir string, segs []string) { zero(t, dir, segs[2]); remove(t, dir, "cursor") },
+	"a segment is zeros, and the rest is delivered": func(t *testing.T, dir string, segs []string) {
+		zero(t, dir, segs[1])
+		for range 3 { // what is before it, and behind it
+			if err := deliver(dir, 4); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := buffer.Trim(dir, buffer.Cut{Delivered: true}); err != nil {
+			t.Fatal(err)
+		}
+	},
 	"a segment is deleted":                 func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]) },
 	"a segment is a directory":             func(t *testing.T, dir string, segs []string) { remove(t, dir, segs[1]); mkdir(t, dir, segs[1]) },
 	"files of others are in it":            func(t *testing.T, dir string, _ []string) { write(t, dir, "notes.txt", []byte("mine\n")) },
@@ -138,6 +152,11 @@ func remove(t *testing.T, dir string, names ...string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func zero(t *testing.T, dir, name string) {
+	t.Helper()
+	write(t, dir, name, make([]byte, len(read(t, dir, name))))
 }
 
 func mkdir(t *testing.T, dir, name string) {
