@@ -113,7 +113,7 @@ func TestTools(t *testing.T) {
 					}
 				}
 			}
-			for name, part := range map[string]string{"cat v1": `{"message":"line 19","host":{"name":"plant-7"}}`, "verify v1": "torn", "ls v1": "sealed", "verify v1-ring": "no damage"} {
+			for name, part := range map[string]string{"cat v1": `{"message":"line 19","host":{"name":"plant-7"}}`, "verify v1": "torn", "ls v1": "sealed", "verify v1-ring": "clean"} {
 				if !strings.Contains(want["buffer "+name], part) {
 					t.Errorf("buffer %s does not say %q:\n%s", name, part, want["buffer "+name])
 				}
