@@ -184,3 +184,30 @@ func TestPlanThatIsDamagedIsInDoubt(t *testing.T) {
 		t.Errorf("key %q, attempt %d, doubts %+v", run.Key, run.Attempt, got)
 	}
 }
+
+// TestNeverIsTorn: under SyncNever neither a footer nor the segment behind proves that anything was
+// durable, unless the life ended in order.
+func TestNeverIsTorn(t *testing.T) {
+	for closed, want := range map[bool]string{false: ReasonTorn, true: ReasonDamaged} {
+		t.Run(want, func(t *testing.T) {
+			o := Options{SegmentBytes: 1500, KeepAcked: -1, Sync: SyncNever}
+			b, d := simulated(t, o)
+			w := newWriter(b.Begin())
+			for i := range 12 {
+				put(t, b, w.seal(10, text(400, byte(i))))
+			}
+			end(t, b, closed)
+			d.kill()
+			name := d.segments()[1]
+			data := bytes.Clone(d.names[name].data)
+			clear(data[segmentHeaderSize+batch.HeaderSize+100:][:100]) // its footer is intact
+			d.put(name, data)
+			b = again(t, d, o)
+			b.Begin()
+			drain(t, b, 11)
+			if g := b.Gaps(); len(g) != 1 || g[0].Reason != want || g[0].Count != 10 {
+				t.Errorf("%+v", g)
+			}
+		})
+	}
+}

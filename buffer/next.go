@@ -664,7 +664,7 @@ func (b *Buffer) judge(seg *segment, f File, off int64, first uint64) {
 	case i < len(b.segs) && b.segs[i].epoch == seg.epoch:
 		next = b.segs[i].first
 		if b.o.Sync == SyncNever && !(stored.orderly && stored.epoch == seg.epoch) {
-			first = next // a segment begins though the one before it is not durable
+			next = 0 // a segment begins though the one before it is not durable
 		}
 	case stored.epoch == seg.epoch:
 		next = stored.next
