@@ -182,6 +182,7 @@ type segment struct {
 	last    uint64  // no number in it is higher; first-1: none
 	doneAt  int64   // when everything in it was delivered, unix ns
 	promise int64   // bytes below this were durable once; -1: not looked at
+	durable uint64  // numbers below this were durable once; known with promise
 	ours    bool    // written in this life
 	damaged bool    // corrupt, not merely torn
 	newer   bool    // not all of it can be read by this version: it stays
@@ -782,7 +783,7 @@ func (b *Buffer) newSegment(first *batch.Batch, before batch.Seal) *segment {
 	seg := &segment{ordinal: b.ordinal, epoch: b.start.Epoch, first: first.First, last: first.First - 1, salt: salt, agent: b.o.Agent, ours: true}
 	b.ordinal++ // never again, not even if this fails
 	h := segmentHeader{Opens: b.opens, Epoch: seg.epoch, Ordinal: seg.ordinal, First: seg.first, Created: b.o.Now().UnixNano(),
-		Salt: salt, Floor: max(b.floorNow(), b.acked), Before: before}
+		Salt: salt, Floor: max(b.floorNow(), b.acked), Before: before, Durable: !b.hasLazy()}
 	b.synced, b.off = 0, 0
 	b.activeSince = b.o.Now()
 	b.foot = Footer{Salt: salt, FirstTime: first.FirstTime}
@@ -918,6 +919,11 @@ func (b *Buffer) settle() {
 	}
 }
 
+// hasLazy reports whether SyncNever has left anything to the kernel. w is held.
+func (b *Buffer) hasLazy() bool {
+	return slices.ContainsFunc(b.segs, func(s *segment) bool { return s.lazy })
+}
+
 // syncLazy makes durable what SyncNever has left to the kernel, but for the active
 // segment. w is held.
 func (b *Buffer) syncLazy() error {
@@ -960,6 +966,7 @@ func (b *Buffer) saveCursor() error {
 	b.mu.Lock()
 	p := b.pos
 	p.next, p.seal, p.epoch = b.next, b.seal, b.start.Epoch
+	p.durable = len(b.unsynced) == 0 && !b.hasLazy()
 	if b.ring.degraded && (b.stranded || b.inMemory() > 0) || !slices.ContainsFunc(b.segs, func(s *segment) bool { return s.epoch == p.epoch && s.mem == nil }) {
 		// What this life stored last is in memory only: with a seal the cursor would vouch for it, and
 		// without a segment of its epoch be another buffer's.
@@ -1041,6 +1048,7 @@ func (b *Buffer) Close() error {
 		if ferr == nil {
 			ferr = b.activeFile.Sync()
 		}
+		b.active.lazy = b.active.lazy && ferr != nil
 		err = errors.Join(err, ferr, b.activeFile.Close())
 		b.active = nil
 	}

@@ -27,6 +27,8 @@ const (
 	maxTold     = 2
 	gapSize     = 113
 	nameNone    = 255
+	slotClosed  = 1 // flags
+	slotDurable = 2
 )
 
 // Range is the records First to Last, both included.
@@ -112,7 +114,8 @@ type position struct {
 	seal       batch.Seal  // of the batch before next
 	plan       Plan
 	passed     Range // dropped behind a planned range: a hole that is told already
-	closed     bool  // Close saved it, and everything before next was durable
+	closed     bool  // Close saved it: the life ended in order
+	durable    bool  // everything of epoch before next was durable when it was saved
 	drops      [8]uint64
 	acks       []handed // by output, newest last
 	doubts     []Doubt  // newest last; output "": any, an earlier life did not end with Close
@@ -173,7 +176,7 @@ func (p *position) names() []string {
 //	 96 16  passed: first, last (0, 0: none)
 //	112 64  records lost: full_oldest, damaged, torn, missing, skipped, rejected, trimmed, expired
 //	176  1  plan: output (index of a name; 255: none)
-//	177  1  1: saved by Close
+//	177  1  flags: 1 saved by Close, 2 all of the epoch before next was durable
 //	178  1  gaps told by records that are not delivered T (2)
 //	179  5  zero
 //	184     N × (length u8, name)
@@ -218,7 +221,10 @@ func appendSlot(dst []byte, p *position) []byte {
 	}
 	b[176], b[178] = index(p.plan.Output), byte(len(p.told))
 	if p.closed {
-		b[177] = 1
+		b[177] |= slotClosed
+	}
+	if p.durable {
+		b[177] |= slotDurable
 	}
 	for _, s := range names {
 		dst = append(dst, byte(len(s)))
@@ -319,7 +325,7 @@ func parseSlot(b []byte) (p position, err error) {
 	p = position{
 		generation: le.Uint64(b[16:]), committed: le.Uint64(b[24:]), next: le.Uint64(b[32:]), epoch: batch.Epoch(le.Uint64(b[40:])),
 		seal: batch.Seal(b[48:80]), plan: Plan{First: le.Uint64(b[80:]), Last: le.Uint64(b[88:])},
-		passed: Range{le.Uint64(b[96:]), le.Uint64(b[104:])}, closed: b[177] == 1,
+		passed: Range{le.Uint64(b[96:]), le.Uint64(b[104:])}, closed: b[177]&slotClosed != 0, durable: b[177]&slotDurable != 0,
 	}
 	for i := range p.drops {
 		p.drops[i] = le.Uint64(b[112+8*i:])

@@ -23,6 +23,7 @@ const (
 	kindBatch   = 2
 	kindFooter  = 3
 	flagAside   = 1 // of a segment header
+	flagDurable = 2
 
 	segmentHeaderSize = 112
 	footerSize        = 80
@@ -85,6 +86,7 @@ type segmentHeader struct {
 	Floor   uint64     // every record up to this one was delivered or told as lost when the segment was created
 	Before  batch.Seal // the seal before the segment's first batch; zero at the start of an epoch
 	Aside   bool       // written by Reject: what comes before and behind it lies elsewhere
+	Durable bool       // every batch of its epoch before it was durable when it was begun
 }
 
 // appendSegmentHeader appends the header in its 112 bytes, little-endian:
@@ -93,7 +95,7 @@ type segmentHeader struct {
 //	  4  4  length of what follows, 104
 //	  8  1  version, 1
 //	  9  1  kind, 1
-//	 10  2  flags: 1 kept aside by Reject
+//	 10  2  flags: 1 kept aside by Reject, 2 all of its epoch before it was durable when it was begun
 //	 12  4  opens
 //	 16  8  epoch
 //	 24  8  zero
@@ -113,7 +115,10 @@ func appendSegmentHeader(dst []byte, h *segmentHeader) []byte {
 	le.PutUint32(b[4:], segmentHeaderSize-8)
 	b[8], b[9] = version1, kindSegment
 	if h.Aside {
-		b[10] = flagAside
+		b[10] |= flagAside
+	}
+	if h.Durable {
+		b[10] |= flagDurable
 	}
 	le.PutUint32(b[12:], h.Opens)
 	le.PutUint64(b[16:], uint64(h.Epoch))
@@ -142,7 +147,7 @@ func parseSegmentHeader(b []byte) (h segmentHeader, err error) {
 	}
 	return segmentHeader{
 		Opens: le.Uint32(b[12:]), Epoch: batch.Epoch(le.Uint64(b[16:])), Ordinal: le.Uint64(b[32:]), First: le.Uint64(b[40:]),
-		Created: int64(le.Uint64(b[48:])), Salt: le.Uint64(b[56:]), Floor: le.Uint64(b[64:]), Before: batch.Seal(b[72:104]), Aside: b[10]&flagAside != 0,
+		Created: int64(le.Uint64(b[48:])), Salt: le.Uint64(b[56:]), Floor: le.Uint64(b[64:]), Before: batch.Seal(b[72:104]), Aside: b[10]&flagAside != 0, Durable: b[10]&flagDurable != 0,
 	}, nil
 }
 

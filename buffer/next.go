@@ -321,7 +321,7 @@ func (b *Buffer) extend() (bool, error) {
 		b.mu.Unlock()
 		return false, nil
 	}
-	seg, off, end, next := t.seg, t.off, t.seg.end, t.next
+	seg, off, end := t.seg, t.off, t.seg.end
 	b.mu.Unlock()
 
 	f, err := b.open(seg)
@@ -363,7 +363,7 @@ func (b *Buffer) extend() (bool, error) {
 		return false, fmt.Errorf("read buffer: %s: byte %d: %w", seg.name(), e.Off, e.Err)
 	}
 	if ok && e.Kind == KindDamage {
-		b.judge(seg, f, e.End, next)
+		b.judge(seg, f, e.End)
 	}
 
 	b.mu.Lock()
@@ -433,7 +433,7 @@ func (b *Buffer) apply(e *Extent) {
 			t.lost = max(t.lost, min(e.Footer.Last, t.seg.last))
 		}
 	case KindDamage:
-		b.hurt(t.seg, e.Off, e.End-e.Off)
+		b.hurt(t.seg, e.Off, e.End-e.Off, t.next)
 		if e.Batch.Count > 0 {
 			t.lost = max(t.lost, e.Batch.Last())
 			t.join, t.joinOf = e.Batch.Seal, e.Batch.Last()
@@ -469,10 +469,10 @@ func (b *Buffer) apply(e *Extent) {
 	}
 }
 
-// hurt takes note of n damaged bytes at off of seg, at the tail. mu is held.
-func (b *Buffer) hurt(seg *segment, off, n int64) damage {
+// hurt takes note of n damaged bytes at off of seg, in the place of record first. mu is held.
+func (b *Buffer) hurt(seg *segment, off, n int64, first uint64) damage {
 	d := torn
-	if off < seg.promise {
+	if off < seg.promise || first < seg.durable {
 		d = corrupt
 		seg.damaged = true
 		b.stats.corrupt += uint64(n)
@@ -574,7 +574,7 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 	if n == len(p) && batch.CRC32C(p) == e.h.CRC {
 		return true, nil
 	}
-	b.judge(e.seg, f, e.off+int64(e.h.Length), e.h.First)
+	b.judge(e.seg, f, e.off+int64(e.h.Length))
 	return false, nil
 }
 
@@ -654,44 +654,59 @@ func (b *Buffer) reads(name string, off int64) bool {
 	return n > 0 && (err == nil || err == io.EOF)
 }
 
-// judge finds out what of a segment with damage before off was durable once. What lies behind
-// the first damage can tell, and first: the number that should have come in its place.
-func (b *Buffer) judge(seg *segment, f File, off int64, first uint64) {
+// judge finds out what of a segment with damage before off was durable once: synced offsets
+// behind the damage say it of bytes, a later segment of its epoch, or the cursor that was found,
+// of numbers.
+func (b *Buffer) judge(seg *segment, f File, off int64) {
 	b.mu.Lock()
-	promise, end, next := seg.promise, seg.end, uint64(0)
-	stored, passed := b.durable, b.pos.passed
-	switch i := b.find(seg.ordinal + 1); {
-	case i < len(b.segs) && b.segs[i].epoch == seg.epoch:
-		next = b.segs[i].first
-		if b.o.Sync == SyncNever && !(stored.orderly && stored.epoch == seg.epoch) {
-			next = 0 // a segment begins though the one before it is not durable
-		}
-	case stored.epoch == seg.epoch:
-		next = stored.next
+	promise, end := seg.promise, seg.end
+	b.mu.Unlock()
+	if seg.ours {
+		promise = end // in this life, readers see only what is safe
+	} else if promise < 0 {
+		rest := scanner{r: f, off: off, end: end, salt: seg.salt}
+		promise = rest.promise()
+	}
+	durable := b.durableIn(seg)
+	b.mu.Lock()
+	seg.promise, seg.durable = promise, durable
+	b.mu.Unlock()
+}
+
+// durableIn returns the number below which every record of seg was durable once, as far as
+// anything but seg says it, else 0.
+func (b *Buffer) durableIn(seg *segment) uint64 {
+	b.mu.Lock()
+	i, stored, passed := b.find(seg.ordinal+1), b.durable, b.pos.passed
+	var behind []*segment
+	for ; i < len(b.segs) && b.segs[i].epoch == seg.epoch; i++ {
+		behind = append(behind, b.segs[i])
 	}
 	b.mu.Unlock()
+	next := uint64(0)
+	if stored.epoch == seg.epoch {
+		next = stored.next
+	}
+	for _, s := range behind {
+		if h, _ := b.header(s); s.ours || h.Durable {
+			next = max(next, s.first)
+			break
+		}
+	}
+	if len(behind) > 0 {
+		next = min(next, behind[0].first) // from there on seg may be given up
+	}
 	if passed.holds(Range{next - 1, next - 1}) {
 		next = passed.First // the rest was dropped, from memory perhaps
 	}
-	switch {
-	case seg.ours:
-		promise = end // in this life, readers see only what is safe
-	case promise >= 0 && first < next:
-		promise = max(promise, off)
-	case promise < 0:
-		rest := scanner{r: f, off: off, end: end, salt: seg.salt}
-		promise = rest.promise(first, next)
-	}
-	b.mu.Lock()
-	seg.promise = promise
-	b.mu.Unlock()
+	return next
 }
 
 // spoil takes entry i, whose payload is bad, out of the index. mu is held.
 func (b *Buffer) spoil(i int) {
 	e := b.index[i]
 	was := b.tail.damage
-	d := b.hurt(e.seg, e.off, int64(e.h.Length))
+	d := b.hurt(e.seg, e.off, int64(e.h.Length), e.h.First)
 	b.tail.damage = was
 	b.cut(i, max(d, e.damage))
 }

@@ -186,7 +186,7 @@ func (b *Buffer) recover() error {
 		b.pos.gaps = append(again, b.pos.gaps...)
 	}
 	if ours && p.seal != (batch.Seal{}) && !newest.failed && (newest.seg == nil || newest.seg.epoch == p.epoch) {
-		b.missing(p, best, newest.hurt, from, orderly)
+		b.missing(p, best, newest.hurt, from)
 	}
 	if !orderly && b.next-1 > b.pos.committed {
 		b.pos.doubt("", Range{b.pos.committed + 1, b.next - 1}) // what had been handed out is not known
@@ -200,16 +200,16 @@ func (b *Buffer) recover() error {
 // shows: nothing behind it will. best is the last batch there. Dropped numbers, and
 // delivered ones that were in memory only, are not missing. hurt says that the newest
 // segment is damaged.
-func (b *Buffer) missing(p position, best ending, hurt bool, from uint64, orderly bool) {
+func (b *Buffer) missing(p position, best ending, hurt bool, from uint64) {
 	reason := ReasonMissing
 	switch {
-	case b.o.Sync != SyncGroup && !orderly: // the cursor says what was written, which may not have been synced
+	case !p.durable: // the cursor says what was written
 		reason = ReasonTorn
 	case hurt:
 		reason = ReasonDamaged
 	}
-	if reason != ReasonTorn {
-		b.durable = stored{p.epoch, p.next, orderly}
+	if p.durable {
+		b.durable = stored{p.epoch, p.next}
 	}
 	last := p.next - 1
 	from = max(from, p.committed+1)
@@ -235,11 +235,11 @@ func (b *Buffer) missing(p position, best ending, hurt bool, from uint64, orderl
 	b.addGap(g)
 }
 
-// stored is what a cursor says that was durable when it was saved.
+// stored is what a cursor says that was durable when it was saved: every number of epoch
+// below next.
 type stored struct {
-	epoch   batch.Epoch
-	next    uint64 // every number below it
-	orderly bool   // and the life ended in order: so was all that this epoch has
+	epoch batch.Epoch
+	next  uint64
 }
 
 // list fills b.segs.

@@ -282,33 +282,13 @@ func readAt(r io.ReaderAt, p []byte, off int64) (n int, err error) {
 
 // promise returns the offset below which every byte of the segment was durable
 // once, as far as what follows off tells: damage below it is corruption, damage
-// above it a write that was cut off. Numbers below next are known to have been
-// stored, 0 if none are: the next segment of the same epoch begins with it, or a cursor says so.
-// That was when this one was durable up to its footer, unless it was given up and its end
-// written again; so damage in the place of a number from first on that is below next, and not
-// behind the damage, was durable too.
-func (s *scanner) promise(first, next uint64) (below int64) {
+// above it a write that was cut off.
+func (s *scanner) promise() (below int64) {
 	s.payloads = false
-	for {
-		e, ok := s.next()
-		switch {
-		case !ok && first < next:
-			return s.end
-		case !ok:
-			return below
-		case e.Kind == KindBatch:
-			below = max(below, int64(e.Batch.SyncedOff))
-			if e.Batch.First < next && first < next {
-				below = max(below, e.End)
-				first = max(first, e.Batch.Last()+1)
-			}
-		case e.Kind == KindFooter:
-			below = max(below, int64(e.Footer.SyncedOff))
-			if e.Footer.Last < next {
-				below = max(below, e.Footer.End)
-			}
-		}
+	for e, ok := s.next(); ok; e, ok = s.next() {
+		below = max(below, int64(e.Batch.SyncedOff), int64(e.Footer.SyncedOff))
 	}
+	return below
 }
 
 // Scan returns the extents of a segment of size bytes in their order, payloads

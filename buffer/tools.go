@@ -313,8 +313,8 @@ type walker struct {
 
 	segs    []*segment
 	at      int                     // of segs, which one is walked through
-	vouched int                     // of its epoch, the last one that was durable before the next was begun; -1: none, -2: not looked for
-	ended   stored                  // what the cursor vouches for, if the last life ended in order
+	vouched int                     // of its epoch, the last one that says that all before it was durable; -1: none, -2: not looked for
+	saved   stored                  // what the cursor says that was durable
 	files   func(*segment) []string // where a segment lies; nil: under its name
 
 	hurt      bool                           // there is damage behind the last batch
@@ -384,7 +384,7 @@ func (w *walker) walk(dir string) error {
 	}
 	if cursor {
 		w.committed, w.passed = p.committed, p.passed
-		w.ended = p.ended()
+		w.saved = p.stored()
 	}
 	files, err := d.List("")
 	if err != nil {
@@ -435,10 +435,10 @@ func (w *walker) follow(segs []*segment, i int) {
 	}
 }
 
-// ended returns what p vouches for if the last life ended in order, else nothing.
-func (p *position) ended() (s stored) {
-	if p.closed {
-		s = stored{p.epoch, p.next, true}
+// stored returns what p says that was durable when it was saved.
+func (p *position) stored() (s stored) {
+	if p.durable {
+		s = stored{p.epoch, p.next}
 	}
 	if last := s.next - 1; p.passed.holds(Range{last, last}) {
 		s.next = p.passed.First // the rest was dropped, from memory perhaps
@@ -446,81 +446,50 @@ func (p *position) ended() (s stored) {
 	return s
 }
 
-// stood returns which numbers are known to have been durable where the next batch is expected,
-// if anything of the segment has to be: those from first on that are below next.
-//
-// Those below the first of the next segment were, under group and interval, which sync a
-// segment first; never does not, and no header names the policy. What a life has written shows
-// it all the same, see vouch; and an epoch goes on in another life only if the one before ended in
-// order, which makes all of it durable.
-func (w *walker) stood(d FS) (first, next uint64) {
-	switch {
-	case w.follower == 0 && w.ended.epoch == w.epoch:
-		return max(w.next, w.committed+1), w.ended.next // what was delivered may have been in memory only
-	case w.follower == 0:
-		return w.next, 0
-	case w.vouched == -2:
+// durable returns the number below which every record of the segment was durable once, as far as
+// what lies behind it says: a later segment of its epoch, or the cursor. Else 0.
+func (w *walker) durable(d FS) (next uint64) {
+	if w.saved.epoch == w.epoch {
+		next = w.saved.next
+	}
+	if w.follower == 0 {
+		return next
+	}
+	if w.vouched == -2 {
 		w.vouched = w.vouch(d)
 	}
-	if w.at > w.vouched {
-		return w.next, 0
+	if w.at < w.vouched {
+		return w.follower
 	}
-	return w.next, w.follower
+	return min(next, w.follower)
 }
 
-// vouch returns the last segment of the epoch that was durable before the next was begun, as
-// far as the epoch shows, or -1. It goes back from the epoch's end until one shows it.
+// vouch returns the last segment of the epoch whose header says that all before it was durable, or
+// -1.
 func (w *walker) vouch(d FS) int {
-	epoch, end := w.segs[w.at].epoch, w.at
-	for end+1 < len(w.segs) && w.segs[end+1].epoch == epoch {
-		end++
+	i := w.at
+	for i+1 < len(w.segs) && w.segs[i+1].epoch == w.epoch {
+		i++
 	}
-	if w.ended.epoch == epoch {
-		return end
-	}
-	newest, life := -1, uint32(0) // the last of which it is known in which life it was written
-	for i := end; i >= 0 && w.segs[i].epoch == epoch; i-- {
-		opens, synced := w.life(d, w.segs[i])
-		if newest < 0 && opens > 0 {
-			newest, life = i, opens
+	for ; i > w.at; i-- {
+		s := w.segs[i]
+		names := []string{s.name()}
+		if w.files != nil {
+			names = w.files(s)
 		}
-		switch {
-		case opens > 0 && opens == life && synced:
-			return newest
-		case opens > 0 && opens < life || synced:
-			return i
+		for _, name := range names {
+			f, err := d.Open(name, false)
+			if err != nil {
+				continue
+			}
+			h, err := readSegmentHeader(f)
+			f.Close()
+			if err == nil && h.Salt == s.salt && h.Durable {
+				return i
+			}
 		}
 	}
 	return -1
-}
-
-// life returns the life that wrote s, as its header counts them, or 0, and whether s shows that it
-// was one that synced its segments: never writes no synced offset, but for footers of segments that were
-// in memory first, where it is the footer's own.
-func (w *walker) life(d FS, s *segment) (opens uint32, synced bool) {
-	names := []string{s.name()}
-	if w.files != nil {
-		names = w.files(s)
-	}
-	for _, name := range names {
-		f, err := d.Open(name, false)
-		if err != nil {
-			continue
-		}
-		scan := scanner{r: f, end: s.size, salt: s.salt}
-		for e, ok := scan.next(); ok && !synced; e, ok = scan.next() {
-			switch e.Kind {
-			case KindHeader:
-				opens = e.header.Opens
-			case KindBatch:
-				synced = e.Batch.SyncedOff > 0
-			case KindFooter:
-				synced = e.Footer.SyncedOff > 0 && int64(e.Footer.SyncedOff) < e.Off
-			}
-		}
-		f.Close()
-	}
-	return opens, synced
 }
 
 // copies walks through s, which lies in these files of d: one, or several copies.
@@ -580,7 +549,8 @@ type piece struct {
 	scan    scanner
 	ahead   *Extent // a batch that is not walked over yet
 	done    bool
-	promise int64 // bytes below this were durable once; -1: not looked at
+	promise int64  // bytes below this were durable once; -1: not looked at
+	durable uint64 // numbers below this too; known with promise
 }
 
 var errMisplaced = errors.New("it is another segment under this one's name: salvage finds out which")
@@ -624,7 +594,7 @@ func (w *walker) step(d FS, s *segment, p *piece) {
 	case KindDamage:
 		if p.promise < 0 {
 			rest := scanner{r: p.f, off: e.End, end: p.scan.end, salt: s.salt}
-			p.promise = rest.promise(w.stood(d))
+			p.promise, p.durable = rest.promise(), w.durable(d)
 		}
 		w.damage(s, p, &e)
 	case KindBatch:
@@ -699,6 +669,10 @@ func (w *walker) damage(s *segment, p *piece, e *Extent) {
 	if e.Batch.Count > 0 {
 		f.First, f.Last = e.Batch.First, e.Batch.Last()
 	}
+	first := w.next
+	if w.follower == 0 {
+		first = max(first, w.committed+1) // what was delivered may have been in memory only
+	}
 	misplaced := e.Off == 0 && p.misplaced()
 	if misplaced {
 		f.Err = errMisplaced
@@ -706,7 +680,7 @@ func (w *walker) damage(s *segment, p *piece, e *Extent) {
 	switch {
 	case errors.Is(e.Err, ErrVersion):
 		f.What = "version"
-	case e.Off < p.promise || misplaced:
+	case e.Off < p.promise || first < p.durable || misplaced:
 		f.What = "damaged"
 		w.report.Damaged += e.End - e.Off
 	default:

@@ -135,7 +135,7 @@ type salvage struct {
 	joints map[batch.Epoch][]joint
 	cursor position // of the new directory
 	next   uint64   // as the cursor that was taken over says, of its epoch; 0: none was
-	ended  stored   // what that one vouches for
+	saved  stored   // what that one says that was durable
 
 	live, aside []*origin // by their numbers
 }
@@ -218,7 +218,7 @@ func (s *salvage) survey(dir string) error {
 	case !readable:
 		s.sum.Position = PositionNone
 	case known[p.epoch] || began:
-		s.sum.Position, s.cursor, s.next, s.ended = PositionTaken, p, p.next, p.ended()
+		s.sum.Position, s.cursor, s.next, s.saved = PositionTaken, p, p.next, p.stored()
 		found = max(found, p.committed, max(p.next, 1)-1)
 	default:
 		s.sum.Position = PositionForeign
@@ -519,7 +519,7 @@ func (s *salvage) save() error {
 	if err := c.save(s.to, &s.cursor); err != nil {
 		return err
 	}
-	w := walker{committed: s.cursor.committed, passed: s.cursor.passed, ended: s.ended}
+	w := walker{committed: s.cursor.committed, passed: s.cursor.passed, saved: s.saved}
 	last, seal, err := s.line(&w, "", s.live)
 	if err != nil {
 		return err
@@ -601,7 +601,7 @@ func (s *salvage) line(w *walker, sub string, all []*origin) (last uint64, seal 
 			o := by[seg]
 			ordinal++
 			h := segmentHeader{Opens: o.head.Opens, Epoch: o.epoch, Ordinal: ordinal, First: o.first, Created: o.head.Created, Salt: o.salt,
-				Floor: o.head.Floor, Before: o.head.Before, Aside: sub == rejected}
+				Floor: o.head.Floor, Before: o.head.Before, Aside: sub == rejected, Durable: o.head.Durable}
 			if h.Aside {
 				h.Ordinal = h.First
 			}
