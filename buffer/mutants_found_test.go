@@ -2,8 +2,10 @@ package buffer
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -348,4 +350,138 @@ func TestHandedOutOfMemory(t *testing.T) {
 		t.Fatalf("position %d, and nothing was acknowledged", n)
 	}
 	drain(t, b, 2)
+}
+
+// newerBatch makes the first batch header of a segment one of a newer version, longer than this
+// version's.
+func newerBatch(d *simDisk, name string) {
+	data := d.names[name].data
+	d.put(name, slices.Concat(data[:segmentHeaderSize], newerHeader(data[segmentHeaderSize:], batch.HeaderSize, 8)))
+}
+
+// TestBeforeNewer: a run ends before what a newer version wrote.
+func TestBeforeNewer(t *testing.T) {
+	d := fourSegments(t, Options{})
+	newerBatch(d, d.segments()[1])
+	b := again(t, d, Options{})
+	b.Begin()
+	if run := next(t, b, batch.Limits{}); run.First() != 11 || run.Last() != 30 {
+		t.Fatalf("records %d to %d", run.First(), run.Last())
+	}
+}
+
+// TestPlanAcrossNewer: a planned object is not written again with a part of its records, where the
+// rest is of a newer version.
+func TestPlanAcrossNewer(t *testing.T) {
+	d := fourSegments(t, Options{})
+	b := again(t, d, Options{})
+	b.Begin()
+	run := next(t, b, batch.Limits{Batches: 4})
+	if err := b.SetPlan(Plan{Output: "archive", First: run.First(), Last: run.Last(), Key: "k"}); err != nil || run.Last() != 50 {
+		t.Fatal(err, run.Last())
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	newerBatch(d, d.segments()[1])
+	b = again(t, d, Options{})
+	b.Begin()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if run, err := b.Next(ctx, batch.Limits{}); !errors.Is(err, ErrVersion) {
+		t.Fatalf("records %d to %d under key %q: %v", run.First(), run.Last(), run.Key, err)
+	}
+	if p := b.pos.plan; p.Last != 50 {
+		t.Fatalf("the plan is forgotten: %+v", p)
+	}
+}
+
+// TestNewerBehindDamage: the search for what is intact behind damage ends at what a newer
+// version wrote.
+func TestNewerBehindDamage(t *testing.T) {
+	d := fourSegments(t, Options{})
+	name := d.segments()[1]
+	data := bytes.Clone(d.names[name].data)
+	second := segmentHeaderSize + batch.HeaderSize + 400
+	data = slices.Concat(data[:second], newerHeader(data[second:], batch.HeaderSize, 8))
+	clear(data[segmentHeaderSize : segmentHeaderSize+batch.HeaderSize])
+	var newer []int64
+	for e := range Scan(bytes.NewReader(data), int64(len(data)), name) {
+		if errors.Is(e.Err, ErrVersion) {
+			newer = append(newer, e.Off)
+		}
+	}
+	if !slices.Equal(newer, []int64{int64(second)}) {
+		t.Fatalf("a newer version begins at %d, told at %d", second, newer)
+	}
+	// Of a longer header of a segment no byte is taken for what is behind it.
+	data = newerHeader(d.names[name].data, segmentHeaderSize, 8)
+	for e := range Scan(bytes.NewReader(data), int64(len(data)), name) {
+		if e.End != segmentHeaderSize+8 || !errors.Is(e.Err, ErrVersion) {
+			t.Fatalf("bytes %d to %d: %v", e.Off, e.End, e.Err)
+		}
+		break
+	}
+}
+
+// TestLongerHeaderAndFooter: footer and cursor say all that opening asks, and the longer header of
+// a newer version is looked at all the same.
+func TestLongerHeaderAndFooter(t *testing.T) {
+	d := fourSegments(t, Options{})
+	name := d.segments()[3]
+	data := newerHeader(d.names[name].data, segmentHeaderSize, 8)
+	end := int64(len(data) - footerSize)
+	foot, ok := parseFooter(data[end:], end-8)
+	if !ok {
+		t.Fatal("no footer")
+	}
+	foot.End = end
+	d.put(name, appendFooter(data[:end], &foot))
+	if _, err := Open("sim", Options{Agent: "gw-1", FS: d}); !errors.Is(err, ErrVersion) {
+		t.Fatalf("opened: %v", err)
+	}
+}
+
+// TestNewerOutOfOrder: numbers that go down, which only a hand brings about, are looked for in
+// what a newer version wrote, in vain.
+func TestNewerOutOfOrder(t *testing.T) {
+	d := fourSegments(t, Options{})
+	names := d.segments()
+	s, _ := parseName(names[2])
+	s.ordinal = 0
+	first, _ := parseName(names[0])
+	first.ordinal = 2
+	newerBatch(d, names[2])
+	d.names[s.name()], d.names[first.name()] = d.names[names[2]], d.names[names[0]]
+	delete(d.names, names[2])
+	delete(d.names, names[0])
+	if _, err := Open("sim", Options{Agent: "gw-1", FS: d}); !errors.Is(err, ErrVersion) {
+		t.Fatalf("opened: %v", err)
+	}
+}
+
+// TestForgottenEpochs: where nothing is left of the segments of two epochs, the cursor vouches
+// for the numbers of its own.
+func TestForgottenEpochs(t *testing.T) {
+	o := Options{SegmentBytes: 1, KeepAcked: -1}
+	b, d := simulated(t, o)
+	fill(t, b, newWriter(b.Begin()), 2)
+	b = again(t, d, o)
+	st := b.Begin()
+	fill(t, b, newWriter(st), 1)
+	end(t, b, false)
+	d.kill()
+	for _, name := range d.segments() {
+		d.put(name, make([]byte, len(d.names[name].data)))
+	}
+	b = again(t, d, o)
+	var told []Gap
+	for _, g := range b.pos.gaps {
+		if g.Epoch == st.Epoch {
+			told = append(told, g)
+		}
+	}
+	if len(told) != 1 || told[0].First != st.Next || told[0].Count != 10 {
+		t.Fatalf("record %d to %d are lost of epoch %s: %+v", st.Next, st.Next+9, st.Epoch, b.pos.gaps)
+	}
 }
