@@ -504,6 +504,54 @@ func TestDropTheHeadBehindAPlan(t *testing.T) {
 	}
 }
 
+// TestDropWhatWasGivenUp drops a segment at the end of an epoch, with a batch in it that was
+// given up and never stored: its numbers are those of the next epoch, of which none is lost.
+func TestDropWhatWasGivenUp(t *testing.T) {
+	o := Options{MaxBytes: 10 << 10, SegmentBytes: 4096, Full: DropOldest, KeepAcked: -1}
+	b, d := simulated(t, o)
+	w := newWriter(b.Begin())
+	put(t, b, w.seal(10, text(2000, 'a')))
+	d.fail = func(op string, _ int, _ string) error {
+		if op == "sync" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	if err := b.Append(t.Context(), w.seal(10, text(1000, 'b'))); err == nil {
+		t.Fatal("stored")
+	}
+	d.fail = nil
+	s, _ := parseName(d.segments()[0])
+	s.ordinal, s.first, s.salt = s.ordinal+1, 11, s.salt+1
+	d.put(s.name(), make([]byte, 2000)) // the second try, cut off
+	b = again(t, d, o)
+	st := b.Begin()
+	if st.Next != 11 || st.Previous == nil {
+		t.Fatalf("%+v", st)
+	}
+	w = newWriter(st)
+	put(t, b, w.seal(10, text(2000, 'c')))
+	run := next(t, b, batch.Limits{Batches: 1})
+	if err := b.SetPlan(Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	for b.Stats().SegmentsRemoved == 0 { // the second goes, which has nothing
+		put(t, b, w.seal(1, text(1000, 'd')))
+	}
+	if err := b.SetPlan(Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	for b.Stats().SegmentsRemoved == 1 { // and the first
+		put(t, b, w.seal(1, text(1000, 'd')))
+	}
+	if g := b.Gaps(); len(g) != 1 || g[0].First != 1 || g[0].Last != 10 || g[0].Epoch == st.Epoch {
+		t.Errorf("told as lost: %+v", g)
+	}
+	if run := next(t, b, batch.Limits{}); run.First() != 11 || run.Epoch != st.Epoch {
+		t.Errorf("record %d of epoch %v comes, want 11 of %v", run.First(), run.Epoch, st.Epoch)
+	}
+}
+
 // Segments that went before what is planned are gone, not lost: verify knows.
 func TestVerifyAfterDropBehindAPlan(t *testing.T) {
 	dir := t.TempDir()

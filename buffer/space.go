@@ -619,7 +619,7 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 	}
 	if next.epoch != s.epoch {
 		if e := b.ending(s); !e.failed { // else too many are told, rather than none
-			last = e.last // numbers need not join here
+			last = min(e.last, s.last) // numbers need not join here, and what is above s.last was given up
 		}
 	}
 	behind, ok := b.batchBehind(next, 0, 0)
