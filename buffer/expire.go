@@ -63,9 +63,9 @@ func (a *ageing) age() time.Duration {
 
 // outdate removes the oldest segment with undelivered records if its newest record is
 // older than MaxAge, and notes the hole with ReasonExpired. Of all segments the newest
-// with a batch in it stays, as do those of the plan. One call reads and removes one
-// segment at most, so that Append does not wait for long; it returns when it wants to be
-// called again. w is held.
+// with a batch in it stays, as do those of the plan, and one of a newer version with all
+// behind it. One call reads and removes one segment at most, so that Append does not wait
+// for long; it returns when it wants to be called again. w is held.
 //
 // A clock must not be able to make it lose what is not old (a host without a battery
 // begins in 1970): nothing expires while the clock is not synchronised, nor for ten minutes
@@ -83,7 +83,7 @@ func (b *Buffer) outdate(now time.Time) (next time.Time) {
 	stay := b.mustStay()
 	b.mu.Lock()
 	var s *segment
-	if i := b.oldest(); i < len(b.segs) && b.segs[i].ordinal < stay {
+	if i := b.oldest(); i < len(b.segs) && b.segs[i].ordinal < stay && !b.segs[i].newer {
 		s = b.segs[i]
 	}
 	b.mu.Unlock()

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"spillway/buffer/batch"
 )
@@ -177,6 +179,167 @@ func TestNewerInTheMiddle(t *testing.T) {
 			if g := b.Gaps(); len(g) != 0 {
 				t.Errorf("told as lost: %+v", g)
 			}
+		})
+	}
+}
+
+// newerSecond is fourSegments whose second segment, records 31 to 60, is one of a newer
+// version, opened again. back makes it one of this version, as that version would read it.
+func newerSecond(t *testing.T, o Options) (b *Buffer, d *simDisk, name string, back func()) {
+	t.Helper()
+	d = fourSegments(t, Options{})
+	name = d.segments()[1]
+	before := bytes.Clone(d.names[name].data)
+	d.put(name, newerHeader(bytes.Clone(before), segmentHeaderSize, 8))
+	o.Agent, o.FS, o.SegmentBytes, o.KeepAcked, o.SyncGap, o.MinFree = "gw-1", d, 1500, -1, -1, -1
+	b, err := Open("sim", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, d, name, func() { d.put(name, before) }
+}
+
+// accounted checks that every record from first to last comes out of b or is told as lost, and
+// none is both.
+func accounted(t *testing.T, b *Buffer, first, last uint64) {
+	t.Helper()
+	is := map[uint64]int{}
+	for {
+		run, err := b.Next(ended(t), batch.Limits{})
+		if err != nil {
+			break
+		}
+		for n := run.First(); n <= run.Last(); n++ {
+			is[n]++
+		}
+		if err := b.Commit(run.Last(), "out"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, g := range b.Gaps() {
+		for n := g.First; n <= g.Last; n++ {
+			is[n]++
+		}
+	}
+	for n := first; n <= last; n++ {
+		if is[n] != 1 {
+			t.Fatalf("record %d came or was told %d times; told: %+v", n, is[n], b.Gaps())
+		}
+	}
+}
+
+// TestNewerIsNotDropped: where the oldest make room, a segment of a newer version stays, and
+// what is behind it, whether the reader has come to it or not; then the buffer is full. When
+// that version has come, all of it is delivered.
+func TestNewerIsNotDropped(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		take         int // batches, of the two before it
+		met, planned bool
+	}{
+		{"the reader is elsewhere", 0, false, false},
+		{"the reader is elsewhere, behind a plan", 1, false, true},
+		{"the reader has met it", 2, true, false},
+		{"the reader has met it, behind a plan", 2, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := Options{Full: DropOldest, MaxBytes: 4 * 1800}
+			b, d, name, back := newerSecond(t, o)
+			w := newWriter(b.Begin())
+			newer := bytes.Clone(d.names[name].data)
+			if c.take > 0 {
+				l := batch.Limits{Batches: c.take}
+				if c.met {
+					l.Batches++
+				}
+				run := next(t, b, l)
+				if len(run.Batches) != c.take {
+					t.Fatalf("%d batches", len(run.Batches))
+				}
+				if c.planned {
+					if err := b.SetPlan(Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: "k"}); err != nil {
+						t.Fatal(err)
+					}
+				} else if err := b.Commit(run.Last(), "out"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			first := b.Stats().Committed + 1
+			var last uint64
+			var full error
+			for i := 0; full == nil; i++ {
+				x := w.seal(10, text(400, byte(i)))
+				if full = b.Append(t.Context(), x); full == nil {
+					last = x.Last()
+				}
+				if n := b.Stats().Bytes; n > o.MaxBytes+segmentHeaderSize+footerSize {
+					t.Fatalf("a buffer of %d bytes holds %d", o.MaxBytes, n)
+				}
+				if i > 100 {
+					t.Fatalf("not full after %d batches; told: %+v", i, b.Gaps())
+				}
+			}
+			if !errors.Is(full, ErrFull) || !strings.Contains(full.Error(), name) {
+				t.Errorf("full, because %v", full)
+			}
+			if b.Fits(0, batch.HeaderSize+400, 0) {
+				t.Error("what Append does not take fits")
+			}
+			if got := d.names[name]; got == nil || !bytes.Equal(got.data, newer) {
+				t.Fatal("the segment is gone, or was changed")
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			back()
+			b = again(t, d, Options{SegmentBytes: 1500, KeepAcked: -1})
+			b.Begin()
+			accounted(t, b, first, last)
+		})
+	}
+}
+
+// TestNewerDoesNotExpire: a segment of a newer version stays whatever its age, and Maintain
+// does not try again and again.
+func TestNewerDoesNotExpire(t *testing.T) {
+	for _, read := range []bool{false, true} {
+		t.Run(fmt.Sprint("read: ", read), func(t *testing.T) {
+			now, up := time.Unix(1_800_000_000, 0), time.Duration(0)
+			o := Options{MaxAge: time.Hour, Now: func() time.Time { return now }, Clock: func() (time.Duration, bool) { return up, true }}
+			b, d, name, back := newerSecond(t, o)
+			b.Begin()
+			if read {
+				drain(t, b, 2)
+				if _, err := b.Next(ended(t), batch.Limits{}); !errors.Is(err, ErrVersion) {
+					t.Fatal(err)
+				}
+			}
+			first := b.Stats().Committed + 1
+			calls := 0
+			for end := now.Add(5 * time.Hour); now.Before(end); calls++ {
+				next := b.Maintain(now)
+				if next.IsZero() {
+					next = end
+				}
+				if calls > 1000 {
+					t.Fatalf("called %d times, %v before the end", calls, end.Sub(now))
+				}
+				up += max(0, next.Sub(now))
+				now = now.Add(max(0, next.Sub(now)))
+			}
+			if d.names[name] == nil {
+				t.Fatal("the segment is gone")
+			}
+			if g := b.Gaps(); read && len(g) != 0 || !read && (len(g) != 1 || g[0].Last != 30) {
+				t.Errorf("told as lost: %+v", g)
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			back()
+			b = again(t, d, Options{SegmentBytes: 1500, KeepAcked: -1})
+			b.Begin()
+			accounted(t, b, first, 120)
 		})
 	}
 }

@@ -344,6 +344,8 @@ func (b *Buffer) refuseDisk(n int64) error {
 		for _, s := range b.segs[:max(0, len(b.segs)-1)] {
 			if s.doneAt != 0 {
 				can += s.size
+			} else if s.newer {
+				break // see stuck
 			} else if b.o.Full == DropOldest && !b.spared(s) {
 				mine += s.size
 			}
@@ -360,7 +362,8 @@ func (b *Buffer) refuseDisk(n int64) error {
 // free for others; of the memory ring at most half. Under Hold that is so while MaxBytes
 // is not reached by what is not delivered, or while nothing is pending or held at all,
 // so that one large batch can't be stuck for ever. Under DropOldest it is always so,
-// unless the disk is full and nothing can be dropped, or the ring is.
+// unless the disk is full and nothing can be dropped, or the ring is; and where a segment
+// of a newer version must stay it is as under Hold.
 func (b *Buffer) Fits(held, n, reserve int64) bool {
 	b.refreshFree(freeEvery)
 	b.mu.Lock()
@@ -371,7 +374,7 @@ func (b *Buffer) Fits(held, n, reserve int64) bool {
 func (b *Buffer) fits(held, n, reserve int64) bool {
 	held = max(held, b.queued)
 	idle := held == 0 && !b.pending()
-	if b.o.Full == Hold && !idle && (b.live+b.ring.live+held+n+reserve > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
+	if (b.o.Full == Hold || b.stuck() != nil) && !idle && (b.live+b.ring.live+held+n+reserve > b.o.MaxBytes || len(b.segs)-b.head >= maxSegments) {
 		return false
 	}
 	if b.ring.degraded {
@@ -448,6 +451,12 @@ func (b *Buffer) makeRoom(n int64) error {
 				continue
 			}
 		}
+		b.mu.Lock()
+		stuck := b.stuck()
+		b.mu.Unlock()
+		if b.o.Full == DropOldest && over && stuck != nil {
+			return fmt.Errorf("%w: the oldest segment, %s, was written by a newer spillway and is not dropped: use that one, or a newer one", ErrFull, stuck.name())
+		}
 		if short && credit < n {
 			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, b.free, b.o.MinFree)
 		}
@@ -472,6 +481,17 @@ func (b *Buffer) reclaim(n int64) error {
 			return ErrFull
 		}
 		n -= size
+	}
+	return nil
+}
+
+// stuck is the segment that would be dropped next if it were not of a newer version: nil if
+// the next is another one, or there is none. Nothing behind it goes either, for what is
+// dropped behind one that stays is one range only, and where it ends may be another one that
+// stays. mu is held.
+func (b *Buffer) stuck() *segment {
+	if i := b.oldest(); i < len(b.segs) && b.segs[i].newer {
+		return b.segs[i]
 	}
 	return nil
 }
@@ -505,13 +525,25 @@ func (b *Buffer) freeDone(force bool) (int64, error) {
 }
 
 // headless reports whether s has bytes and not its own header, so that nothing says what
-// the bytes are. w is held.
+// the bytes are. What can't be read may have one. w is held.
 func (b *Buffer) headless(s *segment) bool {
-	if s.ours || s.size == 0 {
-		return false
+	e, ok := b.begins(s)
+	return ok && e.Kind != KindHeader && !errors.Is(e.Err, ErrVersion)
+}
+
+// begins is what an earlier life's s begins with, as far as a header may reach. ok is false
+// if it is empty or can't be read. w is held.
+func (b *Buffer) begins(s *segment) (e Extent, ok bool) {
+	if s.ours {
+		return e, false
 	}
-	h, err := b.header(s)
-	return err == nil && h.Salt != s.salt
+	f, err := b.openSegment(s)
+	if err != nil {
+		return e, false
+	}
+	defer f.Close()
+	scan := scanner{r: f, end: min(s.size, batch.MaxHeader), salt: s.salt, halt: true}
+	return scan.next()
 }
 
 // saveDirty makes the position durable if it is not, or if that is not known: what
@@ -590,14 +622,14 @@ func (b *Buffer) setAside(s *segment) error {
 }
 
 // dropOldest removes the oldest segment that holds undelivered records, except
-// the newest of all and those of the plan, and notes the hole with reason. The note is
-// durable before the segment goes. With only, no other one goes. It returns the bytes
-// freed, 0 if there is nothing to drop. w is held.
+// the newest of all, those of the plan and what is stuck, and notes the hole with reason.
+// The note is durable before the segment goes. With only, no other one goes. It returns
+// the bytes freed, 0 if there is nothing to drop. w is held.
 func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 	b.mu.Lock()
 	i := b.oldest()
-	if i < len(b.segs) && (b.segs[i].mem != nil || b.segs[i].newer || only != nil && b.segs[i] != only) {
-		i = len(b.segs) // it takes nothing on the disk, is not to be judged by this version, or is another one
+	if i < len(b.segs) && (b.segs[i].mem != nil || only != nil && b.segs[i] != only) {
+		i = len(b.segs) // it takes nothing on the disk, or is another one
 	}
 	b.mu.Unlock()
 	return b.drop(i, reason)
@@ -612,6 +644,9 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 	}
 	s, next, atHead := b.segs[i], b.segs[i+1], i == b.head
 	b.mu.Unlock()
+	if b.isNewer(s) {
+		return 0, nil
+	}
 
 	last := next.first - 1
 	if next.first < s.first {
@@ -672,6 +707,16 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 		}
 	}
 	return s.size, b.remove(s, false)
+}
+
+// isNewer reports whether s is of a newer version, also where Next has not come to it.
+// w is held.
+func (b *Buffer) isNewer(s *segment) bool {
+	e, _ := b.begins(s)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.newer = s.newer || errors.Is(e.Err, ErrVersion)
+	return s.newer
 }
 
 // oldest is the index of the segment to drop next. What is dropped behind a plan

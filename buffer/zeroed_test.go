@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -100,6 +102,36 @@ func TestZeroedSegments(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestNotReadIsNotZeroed: a delivered segment whose header can't be read for a moment has
+// one, as far as anybody knows: it is removed like others, not put aside.
+func TestNotReadIsNotZeroed(t *testing.T) {
+	for _, fails := range []string{"open", "read"} {
+		t.Run(fails, func(t *testing.T) {
+			d := fourSegments(t, Options{})
+			segs := d.segments()
+			b := again(t, d, Options{SegmentBytes: 1500, KeepAcked: -1, MinFree: -1})
+			b.Begin()
+			drain(t, b, 11)
+			met := 0
+			d.fail = func(op string, _ int, name string) error {
+				if op == fails && slices.Contains(segs, name) {
+					met++
+					return syscall.EIO
+				}
+				return nil
+			}
+			b.Maintain(b.o.Now().Add(time.Hour))
+			d.fail = nil
+			if n := b.Stats().Quarantined; n > 0 || met == 0 {
+				t.Errorf("%d segments put aside after %d errors", n, met)
+			}
+			if n := len(d.segments()); n != 1 {
+				t.Errorf("%d segments left", n)
+			}
+		})
 	}
 }
 
