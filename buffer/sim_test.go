@@ -690,7 +690,7 @@ func (w *world) read() {
 		return
 	}
 	for _, s := range w.all {
-		if (s.promised || s.delivered) && !s.told && !s.merged && !s.hit && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] && !(s.last <= w.b.pos.committed && w.leftOver(s)) {
+		if (s.promised || s.delivered) && !s.told && !s.merged && !s.hit && kept[s.id] && s.last >= r.First && s.first <= r.Last && !got[s] && !((s.last <= w.b.pos.committed || !s.promised) && w.leftOver(s)) {
 			w.fail("I12: %s is kept and not read", s.id)
 		}
 	}
@@ -698,7 +698,7 @@ func (w *world) read() {
 
 // leftOver reports whether all that is kept of s lies in files that were given up: behind each
 // of them one begins with the number of s or a lower one. What was promised of s was in
-// another file, which is gone since it was delivered.
+// another file, which is gone since it was delivered, or in memory.
 func (w *world) leftOver(s *sent) bool {
 	names := w.disk.segments()
 	for i, name := range names {
