@@ -263,6 +263,10 @@ func (b *Buffer) dropPlan() {
 // tell notes the hole before e, which has come to the head of the line, and moves
 // the position over it. mu is held.
 func (b *Buffer) tell(e *entry) {
+	if len(e.ended) == 0 && e.expect == e.h.First {
+		b.pass(e.h.First - 1)
+		return
+	}
 	for _, g := range e.ended {
 		b.addGap(g)
 		b.pass(g.Last)
@@ -276,6 +280,7 @@ func (b *Buffer) tell(e *entry) {
 	b.tellHole(e, first, last)
 	e.expect = e.h.First
 	b.pass(e.h.First - 1)
+	b.reckon()
 }
 
 // tellHole notes that first to last are missing before e, if that is anything. mu is held.

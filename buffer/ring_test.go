@@ -384,6 +384,45 @@ func TestRingClose(t *testing.T) {
 	})
 }
 
+// TestRingNewestOnDisk: of what is on the disk the newest segment stays, delivered or not, as
+// long as what is behind it is in memory: if the cursor goes too, nothing else tells which numbers
+// were given.
+func TestRingNewestOnDisk(t *testing.T) {
+	for _, delivered := range []bool{true, false} {
+		t.Run(fmt.Sprintf("delivered %v", delivered), func(t *testing.T) {
+			b, w, d, ro, now := ringed(t, Options{SegmentBytes: 1000, MaxBytes: 5000, KeepAcked: -1, Full: DropOldest})
+			for i := range 3 {
+				put(t, b, w.seal(2, text(1000, byte(i))))
+			}
+			segs := d.segments()
+			if delivered {
+				drain(t, b, 3)
+			}
+			ro.on = true
+			for i := range 4 {
+				keep(t, b, w.seal(2, text(1000, byte(3+i))))
+			}
+			d.fail = func(op string, _ int, name string) error { // what was there may go and be changed, and nothing is added
+				if op == "create" {
+					return syscall.EROFS
+				}
+				return nil
+			}
+			for range 10 {
+				later(b, now, time.Minute)
+			}
+			if left := d.segments(); !b.Stats().Degraded || !slices.Equal(left, segs[2:]) {
+				t.Fatalf("%v, were %v", left, segs)
+			}
+			d.fail = nil
+			d.Remove(cursorFile)
+			if st := again(t, d, Options{}).Begin(); st.Next != 7 || st.Previous == nil || st.Previous.Epoch != w.Epoch || st.Previous.Last != 6 {
+				t.Fatalf("%+v", st)
+			}
+		})
+	}
+}
+
 // A disk that is full, or gives one error, is no reason for memory.
 func TestRingNotNeeded(t *testing.T) {
 	for name, errs := range map[string][]error{"full": {syscall.ENOSPC, syscall.ENOSPC, syscall.ENOSPC, syscall.ENOSPC}, "quota": {syscall.EDQUOT, syscall.EDQUOT}, "one error": {syscall.EIO}} {

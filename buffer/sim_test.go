@@ -79,7 +79,8 @@ type sent struct {
 	once        bool // Reject was called for it
 	passed      bool // Commit or Reject was called for it, or nobody knows that it was dropped: the position may lie behind it
 	taken       bool // Commit was called for it
-	adrift      bool // Next returned it in a life that could make neither it nor the cursor durable
+	loose       bool // Next returned it in a life that could not make it durable
+	adrift      bool // and not the cursor either, or the disk has forgotten that cursor and never had it
 }
 
 // in reports whether g tells of s. Of very many gaps neighbours are merged, also over
@@ -739,6 +740,7 @@ func (w *world) check(run *batch.Run) {
 		}
 		w.seen[at] = x.CRC
 		s.delivered, s.now, s.refused = true, true, false
+		s.loose = s.loose || w.b.loose
 		s.adrift = s.adrift || w.b.loose && !w.b.saved
 		doubted := s.sent || slices.ContainsFunc(w.doubt, func(d Doubt) bool { return d.overlaps(Range{s.first, s.last}) })
 		if doubted && run.Attempt != 2 {
@@ -1016,6 +1018,13 @@ func (w *world) wear() {
 	w.doubt = nil
 	clear(w.gone)
 	w.unnoted() // what was dropped, and noted in the cursor only
+	durable := identities{}
+	for name, n := range w.disk.disk {
+		durable.add(name, &inode{data: n.disk})
+	}
+	for _, s := range w.all {
+		s.adrift = s.adrift || s.loose && !durable[s.id]
+	}
 }
 
 // unnoted takes what is not on the disk any more for lost without a note.

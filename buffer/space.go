@@ -13,18 +13,26 @@ import (
 	"spillway/buffer/batch"
 )
 
-// reckon finds the head of the line among the segments and what is live. mu is held.
+// reckon finds the head of the line among the segments and what is live. A segment in which
+// something is lost is not done before that is told: until then nothing else shows it.
+// mu is held.
 func (b *Buffer) reckon() {
-	var at *segment
-	switch {
-	case len(b.index) > 0:
-		at = b.index[0].seg
-	case b.tail.seg != nil:
-		at = b.tail.seg
+	at, next, ended := b.tail.seg, b.tail.next, b.tail.ended
+	if len(b.index) > 0 {
+		at, next, ended = b.index[0].seg, b.index[0].expect, b.index[0].ended
+	}
+	if len(ended) > 0 {
+		next = ended[0].First
+	}
+	if p := b.pos.passed; p.holds(Range{next, next}) {
+		next = p.Last + 1 // told
 	}
 	b.head = 0
 	if at != nil {
 		b.head = b.find(at.ordinal)
+	}
+	for b.head > 0 && b.head < len(b.segs) && b.segs[b.head].first > next {
+		b.head--
 	}
 	now := b.o.Now().UnixNano()
 	for _, s := range b.segs[:b.head] {
@@ -502,6 +510,12 @@ func (b *Buffer) spared(s *segment) bool {
 	return p != Plan{} && s.first <= p.Last && s.last >= p.First
 }
 
+// isLastOnDisk reports whether segment i is the newest of all, or of those on the disk: what is
+// behind it in memory may never come there. mu is held.
+func (b *Buffer) isLastOnDisk(i int) bool {
+	return i >= len(b.segs)-1 || b.segs[i].mem == nil && b.segs[i+1].mem != nil
+}
+
 // freeDone removes the oldest delivered segment, never the newest of all: that
 // one tells the next start where numbering goes on. It returns the bytes freed, 0
 // if there is none. w is held.
@@ -512,7 +526,7 @@ func (b *Buffer) spared(s *segment) bool {
 // its acked floor.
 func (b *Buffer) freeDone(force bool) (int64, error) {
 	b.mu.Lock()
-	if b.head == 0 || len(b.segs) < 2 || b.segs[0].mem != nil { // what is in memory takes nothing on the disk
+	if b.head == 0 || b.isLastOnDisk(0) || b.segs[0].mem != nil { // what is in memory takes nothing on the disk
 		b.mu.Unlock()
 		return 0, nil
 	}
@@ -638,7 +652,7 @@ func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 // drop is dropOldest for segment i. w is held.
 func (b *Buffer) drop(i int, reason string) (int64, error) {
 	b.mu.Lock()
-	if i >= len(b.segs)-1 {
+	if b.isLastOnDisk(i) {
 		b.mu.Unlock()
 		return 0, nil
 	}
@@ -659,6 +673,9 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 	}
 	behind, ok := b.batchBehind(next, 0, 0)
 
+	if atHead {
+		b.tellHead()
+	}
 	b.mu.Lock()
 	g := Gap{Reason: reason, Epoch: s.epoch, First: max(s.first, b.pos.committed+1), Last: last}
 	g.Before, g.Since = b.sealBefore(s)
@@ -733,6 +750,32 @@ func (b *Buffer) oldest() int {
 		}
 	}
 	return i
+}
+
+// tellHead tells the hole at the head of the line, if one is known: what is missing there,
+// or destroyed, is not dropped with what lies around it. w is held.
+func (b *Buffer) tellHead() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := &b.tail
+	isHole := func() bool { return len(b.index) == 0 && t.seg != nil && t.next < t.seg.first }
+	if isHole() { // before a segment that is not read
+		s := t.seg
+		b.mu.Unlock()
+		h, _ := b.batchBehind(s, 0, 0)
+		b.mu.Lock()
+		if t.seg == s && isHole() {
+			if h.First != s.first {
+				h = batch.Header{First: s.first}
+			}
+			b.tell(&entry{seg: s, h: h, expect: t.next, before: t.seal, damage: t.damage, since: t.since})
+			t.next, t.damage, t.lost = s.first, intact, 0
+			b.reckon()
+		}
+	}
+	if len(b.index) > 0 {
+		b.tell(&b.index[0])
+	}
 }
 
 // skip moves the head of the line behind the hole g, in place of which s was,
