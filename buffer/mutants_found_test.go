@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -483,5 +484,77 @@ func TestForgottenEpochs(t *testing.T) {
 	}
 	if len(told) != 1 || told[0].First != st.Next || told[0].Count != 10 {
 		t.Fatalf("record %d to %d are lost of epoch %s: %+v", st.Next, st.Next+9, st.Epoch, b.pos.gaps)
+	}
+}
+
+// TestWhatWasDurable: what the cursor and the headers say that was durable.
+func TestWhatWasDurable(t *testing.T) {
+	for _, sync := range []SyncPolicy{SyncGroup, SyncInterval, SyncNever} {
+		for _, closed := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%v, closed %v", sync, closed), func(t *testing.T) {
+				b, d := simulated(t, Options{Sync: sync, SegmentBytes: 600})
+				fill(t, b, newWriter(b.Begin()), 4)
+				if len(b.segs) != 2 {
+					t.Fatalf("%d segments", len(b.segs))
+				}
+				if h, err := b.header(b.segs[1]); err != nil || h.Durable != (sync != SyncNever) {
+					t.Errorf("the second segment says %v of the first, %v", h.Durable, err)
+				}
+				end(t, b, closed)
+				var c cursor
+				if p, _, _ := c.read(d); p.durable != (closed || sync == SyncGroup) {
+					t.Errorf("the cursor says %v", p.durable)
+				}
+			})
+		}
+	}
+}
+
+// TestGivenUpIsTorn: the end of a segment that was given up lies once more in the next one. What
+// became of it is not damage, also where that one was dropped behind a plan.
+func TestGivenUpIsTorn(t *testing.T) {
+	for _, dropped := range []bool{false, true} {
+		t.Run(fmt.Sprint("dropped: ", dropped), func(t *testing.T) {
+			o := Options{SegmentBytes: 600}
+			b, d := simulated(t, o)
+			w := newWriter(b.Begin())
+			fill(t, b, w, 1)
+			d.fail = func(op string, _ int, _ string) error {
+				if op == "sync" {
+					d.fail = nil
+					return syscall.EIO
+				}
+				return nil
+			}
+			fill(t, b, w, 5)
+			if dropped {
+				next(t, b, batch.Limits{Batches: 1})
+				if err := b.SetPlan(Plan{Output: "archive", First: 1, Last: 10, Key: "k"}); err != nil {
+					t.Fatal(err)
+				}
+				b.w.Lock()
+				n, err := b.dropOldest(ReasonFull, nil)
+				b.w.Unlock()
+				if n == 0 || err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			name := d.segments()[0]
+			d.flip(name, 8*(segmentHeaderSize+(len(d.names[name].data)-segmentHeaderSize)/2+20)) // the header of its second batch
+			b = again(t, d, o)
+			b.Begin()
+			for {
+				run, err := b.Next(ended(t), due)
+				if err != nil {
+					break
+				}
+				if err := b.Commit(run.Last(), "hub"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if s := b.Stats(); s.PendingRecords != 0 || s.CorruptBytes != 0 || s.TornBytes == 0 {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
