@@ -161,21 +161,26 @@ func (d *osFS) openSub(sub string) (*os.File, error) {
 	return d.root.OpenFile(sub, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
 }
 
-// makeSub creates a sub-directory if it is absent. Its name and its entries are
-// durable after the next SyncDir.
+// makeSub creates a sub-directory if it is absent. Its name is durable after the next SyncDir.
 func (d *osFS) makeSub(sub string) error {
 	if err := d.root.Mkdir(sub, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	return nil
+}
+
+// changed says that sub has a new entry, for the next SyncDir. What could not be changed
+// is none of its business: it may be something else, or somebody else's.
+func (d *osFS) changed(sub string) {
 	if d.subs == nil {
 		d.subs = map[string]struct{}{}
 	}
 	d.subs[sub] = struct{}{}
-	return nil
 }
 
 func (d *osFS) Create(name string) (File, error) {
-	if sub, _, ok := strings.Cut(name, "/"); ok {
+	sub, _, inSub := strings.Cut(name, "/")
+	if inSub {
 		if err := d.makeSub(sub); err != nil {
 			return nil, err
 		}
@@ -183,6 +188,9 @@ func (d *osFS) Create(name string) (File, error) {
 	f, err := d.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	if inSub {
+		d.changed(sub)
 	}
 	if err := f.Chmod(0o600); err != nil { // whatever the umask
 		f.Close()
@@ -217,7 +225,11 @@ func (d *osFS) Quarantine(name string) error {
 	if err := d.makeSub(quarantine); err != nil {
 		return err
 	}
-	return d.root.Rename(name, quarantine+"/"+name)
+	if err := d.root.Rename(name, quarantine+"/"+name); err != nil {
+		return err
+	}
+	d.changed(quarantine)
+	return nil
 }
 
 func (d *osFS) SyncDir() error {

@@ -1,10 +1,12 @@
 package buffer
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 
 	"spillway/buffer/batch"
 )
@@ -20,8 +22,11 @@ const maxDetail = 512
 // A file in rejected/ is a segment, which the tools read. All of them take
 // RejectedBytes at most, whatever MinFree says: the oldest go first, and a run that
 // alone takes more is not kept, only told. A full disk is no reason to do without:
-// delivered segments make room, else the error is ErrFull. While the disk takes no writes
-// (Options.Memory) nothing is kept, only told. After an error nothing has changed. Of why, 512 bytes are kept.
+// delivered segments make room, else the error is ErrFull, and it is tried again. A directory
+// that may not be written (its owner, its mode, something else in its place) would block
+// the line until somebody looks: the run is only told, and Detail begins with why it is not
+// kept. While the disk takes no writes (Options.Memory) nothing is kept, only told. After an
+// error nothing has changed. Of Detail, 512 bytes are kept.
 //
 // Rejecting what lies behind the position changes nothing. What does not begin
 // right behind it, or was not handed out, is ErrOrder.
@@ -40,7 +45,11 @@ func (b *Buffer) Reject(run *batch.Run, why string) error {
 	case first != committed+1 || last > out:
 		return fmt.Errorf("reject records %d to %d, but %d are committed and %d handed out: %w", first, last, committed, out, ErrOrder)
 	}
-	if err := b.aside(run, committed); err != nil {
+	err := b.aside(run, committed)
+	if isBarred(err) {
+		why, err = fmt.Sprintf("not kept: %v: %s", err, why), nil
+	}
+	if err != nil {
 		return fmt.Errorf("reject records %d to %d: %w", first, last, err)
 	}
 	b.mu.Lock()
@@ -70,12 +79,18 @@ func (b *Buffer) aside(run *batch.Run, floor uint64) error {
 		return nil
 	}
 	err := b.keepAside(run, floor)
-	if err != nil && b.o.Memory > 0 && !isFull(err) {
+	if err != nil && b.o.Memory > 0 && !isFull(err) && !isBarred(err) {
 		if err = b.keepAside(run, floor); err != nil && b.degrade(err) {
 			return nil
 		}
 	}
 	return err
+}
+
+// isBarred reports whether err is of a directory that may not be written, or is none. To try
+// again is no use.
+func isBarred(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOTDIR)
 }
 
 // keepAside writes run to rejected/, makes it durable, and removes what is there
@@ -97,7 +112,8 @@ func (b *Buffer) keepAside(run *batch.Run, floor uint64) error {
 	if err != nil {
 		return err
 	}
-	b.trimAside(run, name, n)
+	b.removeTries(run, name, n)
+	b.trimDir(rejected, b.o.RejectedBytes, name)
 	return nil
 }
 
@@ -189,31 +205,13 @@ func (w *segmentWriter) end() error {
 	return w.f.Sync()
 }
 
-// trimAside removes files of rejected/: what an earlier try left of run, which is in
-// name now and has n bytes, and the oldest above the limit. A longer try holds more than run, of
-// which the line may have nothing any more. If it fails, the next one tries again.
-func (b *Buffer) trimAside(run *batch.Run, name string, n int64) {
-	files, err := b.fs.List(rejected)
-	if err != nil {
-		return
-	}
-	var sum int64
-	files = slices.DeleteFunc(files, func(f FileInfo) bool {
-		s, ok := parseName(f.Name)
-		if ok && s.first == run.First() && s.epoch == run.Epoch && f.Name != name && f.Size <= n {
-			b.fs.Remove(rejected + "/" + f.Name)
-			return true
-		}
-		sum += f.Size
-		return !ok
-	})
-	slices.SortFunc(files, func(a, c FileInfo) int { return cmp.Compare(a.Name, c.Name) })
+// removeTries removes what an earlier try left of run, which is in name now and has n bytes. A
+// longer try holds more than run, of which the line may have nothing any more.
+func (b *Buffer) removeTries(run *batch.Run, name string, n int64) {
+	files, _ := b.fs.List(rejected) // else the limit removes them
 	for _, f := range files {
-		if sum <= b.o.RejectedBytes || f.Name == name {
-			return
-		}
-		if b.fs.Remove(rejected+"/"+f.Name) == nil {
-			sum -= f.Size
+		if s, ok := parseName(f.Name); ok && s.first == run.First() && s.epoch == run.Epoch && f.Name != name && f.Size <= n {
+			b.fs.Remove(rejected + "/" + f.Name)
 		}
 	}
 }

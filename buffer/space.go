@@ -431,7 +431,7 @@ func (b *Buffer) makeRoom(n int64) error {
 			b.credit -= n
 			short = false
 		}
-		credit := b.credit
+		credit, free, segments := b.credit, b.free, len(b.segs)
 		b.mu.Unlock()
 		if !over && !short {
 			return nil
@@ -466,10 +466,10 @@ func (b *Buffer) makeRoom(n int64) error {
 			return fmt.Errorf("%w: the oldest segment, %s, was written by a newer spillway and is not dropped: use that one, or a newer one", ErrFull, stuck.name())
 		}
 		if short && credit < n {
-			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, b.free, b.o.MinFree)
+			return fmt.Errorf("%w: the disk has %d bytes left, and %d are for others", ErrFull, free, b.o.MinFree)
 		}
-		if b.active == nil && len(b.segs) >= maxSegments {
-			return fmt.Errorf("%w: %d segments", ErrFull, len(b.segs))
+		if b.active == nil && segments >= maxSegments {
+			return fmt.Errorf("%w: %d segments", ErrFull, segments)
 		}
 		return nil // refuse allowed it: within the slack, or alone
 	}
@@ -517,13 +517,13 @@ func (b *Buffer) isLastOnDisk(i int) bool {
 }
 
 // freeDone removes the oldest delivered segment, never the newest of all: that
-// one tells the next start where numbering goes on. It returns the bytes freed, 0
-// if there is none. w is held.
+// one tells the next start where numbering goes on. It returns the bytes freed, or 1
+// if the segment was empty, and 0 if there is none. w is held.
 //
 // A position must not point before a segment that was removed. But where a full
 // disk takes no overwrite either (btrfs, f2fs), removing is the only way out: with
 // force it goes on, and the segment that is created next carries the position as
-// its acked floor.
+// its acked floor. Nor is anything put aside then: that makes no room.
 func (b *Buffer) freeDone(force bool) (int64, error) {
 	b.mu.Lock()
 	if b.head == 0 || b.isLastOnDisk(0) || b.segs[0].mem != nil { // what is in memory takes nothing on the disk
@@ -535,7 +535,7 @@ func (b *Buffer) freeDone(force bool) (int64, error) {
 	if err := b.saveDirty(); err != nil && !(force && isFull(err)) {
 		return 0, err
 	}
-	return s.size, b.remove(s, s.damaged || b.headless(s))
+	return max(1, s.size), b.remove(s, !force && (s.damaged || b.headless(s)))
 }
 
 // headless reports whether s has bytes and not its own header, so that nothing says what
@@ -570,22 +570,20 @@ func (b *Buffer) saveDirty() error {
 	return b.saveCursor()
 }
 
-// remove unlinks a segment or puts it aside. w is held.
+// remove unlinks a segment or puts it aside. What can't be put aside, because quarantine/ can't
+// be made or written, is removed: nothing in it is wanted any more, and all behind it
+// waits. w is held.
 func (b *Buffer) remove(s *segment, aside bool) error {
-	var err error
+	aside = aside && s.mem == nil && b.setAside(s)
 	switch {
-	case s.mem != nil:
-		if s.mem.tried {
-			b.ring.left = s.name()
-			b.sweep() // else before the next try
+	case aside:
+	case s.mem == nil:
+		if err := b.fs.Remove(s.name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove segment: %w", err)
 		}
-	case aside && b.o.QuarantineBytes >= s.size:
-		err = b.setAside(s)
-	default:
-		err = b.fs.Remove(s.name())
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove segment: %w", err)
+	case s.mem.tried:
+		b.ring.left = s.name()
+		b.sweep() // else before the next try
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -595,7 +593,9 @@ func (b *Buffer) remove(s *segment, aside bool) error {
 			b.ring.bytes -= s.size
 		} else {
 			b.total -= s.size
-			b.free += s.size
+			if !aside {
+				b.free += s.size
+			}
 			b.stats.removed++
 		}
 	}
@@ -606,39 +606,45 @@ func (b *Buffer) remove(s *segment, aside bool) error {
 	return nil
 }
 
-// setAside moves a damaged segment to quarantine/ and removes the oldest ones
-// there if they are too many.
-func (b *Buffer) setAside(s *segment) error {
-	if err := b.fs.Quarantine(s.name()); err != nil {
-		return err
+// setAside moves a segment to quarantine/, if it may have so much and it can be done.
+func (b *Buffer) setAside(s *segment) bool {
+	if s.size > b.o.QuarantineBytes || b.fs.Quarantine(s.name()) != nil {
+		return false
 	}
 	b.mu.Lock()
 	b.stats.quarantined++
 	b.mu.Unlock()
-	files, err := b.fs.List(quarantine)
+	b.trimDir(quarantine, b.o.QuarantineBytes, s.name())
+	return true
+}
+
+// trimDir removes the oldest segments of sub, but not keep, until they have limit bytes at most.
+// Other files are somebody's: they stay, and do not count. What fails is done next time.
+func (b *Buffer) trimDir(sub string, limit int64, keep string) {
+	files, err := b.fs.List(sub)
 	if err != nil {
-		return nil // it is out of the way, which is what counts
+		return
 	}
-	slices.SortFunc(files, func(a, c FileInfo) int { return strings.Compare(a.Name, c.Name) })
 	var sum int64
-	for _, f := range files {
-		sum += f.Size
-	}
-	for _, f := range files {
-		if sum <= b.o.QuarantineBytes {
-			break
+	files = slices.DeleteFunc(files, func(f FileInfo) bool {
+		_, ours := parseName(f.Name)
+		if ours {
+			sum += f.Size
 		}
-		if b.fs.Remove(quarantine+"/"+f.Name) == nil {
+		return !ours
+	})
+	slices.SortFunc(files, func(a, c FileInfo) int { return strings.Compare(a.Name, c.Name) })
+	for _, f := range files {
+		if sum > limit && f.Name != keep && b.fs.Remove(sub+"/"+f.Name) == nil {
 			sum -= f.Size
 		}
 	}
-	return nil
 }
 
 // dropOldest removes the oldest segment that holds undelivered records, except
 // the newest of all, those of the plan and what is stuck, and notes the hole with reason.
 // The note is durable before the segment goes. With only, no other one goes. It returns
-// the bytes freed, 0 if there is nothing to drop. w is held.
+// the bytes freed, or 1 if the segment was empty, and 0 if there is nothing to drop. w is held.
 func (b *Buffer) dropOldest(reason string, only *segment) (int64, error) {
 	b.mu.Lock()
 	i := b.oldest()
@@ -723,7 +729,7 @@ func (b *Buffer) drop(i int, reason string) (int64, error) {
 			return 0, err // the note comes first; what is in memory is true all the same
 		}
 	}
-	return s.size, b.remove(s, false)
+	return max(1, s.size), b.remove(s, false)
 }
 
 // isNewer reports whether s is of a newer version, also where Next has not come to it.
@@ -1019,7 +1025,7 @@ func (b *Buffer) Oldest() time.Time {
 	case len(b.index) > 0:
 		defer b.mu.Unlock()
 		return instant(b.index[0].h.FirstTime)
-	case !b.pending():
+	case len(b.segs) == 0 || !b.pending():
 		b.mu.Unlock()
 		return time.Time{}
 	}
