@@ -185,6 +185,7 @@ type segment struct {
 	durable uint64  // numbers below this were durable once; known with promise
 	ours    bool    // written in this life
 	damaged bool    // corrupt, not merely torn
+	gone    bool    // somebody removed it: nothing is appended to it any more
 	newer   bool    // not all of it can be read by this version: it stays
 	lazy    bool    // not all of it was synced (SyncNever)
 	mem     *memory // its bytes, while it is no file yet; written with w and mu held
@@ -642,6 +643,9 @@ func isFull(err error) bool {
 // error the active segment must be given up.
 func (b *Buffer) write(batches []*batch.Batch) error {
 	todo := batches
+	if b.activeGone() {
+		b.giveUp()
+	}
 	fresh := b.active == nil
 	if fresh {
 		if b.stranded {
@@ -711,6 +715,13 @@ func (b *Buffer) write(batches []*batch.Batch) error {
 	return nil
 }
 
+// activeGone reports whether somebody removed the active segment. w is held.
+func (b *Buffer) activeGone() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.active != nil && b.active.gone
+}
+
 // size is what batches take on disk.
 func size(batches []*batch.Batch) (n int64) {
 	for _, x := range batches {
@@ -722,6 +733,9 @@ func size(batches []*batch.Batch) (n int64) {
 // grow takes note of the active segment's size, and of the segment itself with
 // its first batch. w and mu are held.
 func (b *Buffer) grow(seg *segment) {
+	if seg.gone {
+		return
+	}
 	if n := len(b.segs); n == 0 || b.segs[n-1] != seg {
 		b.segs = append(b.segs, seg)
 		b.reckon()
@@ -741,7 +755,9 @@ func (b *Buffer) grow(seg *segment) {
 // show lets readers see everything that is written to the active segment. w and
 // mu are held.
 func (b *Buffer) show() {
-	b.active.end, b.active.last = b.foot.End, b.foot.Last
+	if !b.active.gone {
+		b.active.end, b.active.last = b.foot.End, b.foot.Last
+	}
 	b.broadcast()
 }
 

@@ -2,7 +2,9 @@ package buffer
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -209,5 +211,73 @@ func TestNeverIsTorn(t *testing.T) {
 				t.Errorf("%+v", g)
 			}
 		})
+	}
+}
+
+// TestFilesRemovedBeside: somebody removes the segments of a running agent. What is stored later
+// is delivered, what is gone is told, and the bytes are counted right.
+func TestFilesRemovedBeside(t *testing.T) {
+	for _, sync := range []SyncPolicy{SyncGroup, SyncInterval, SyncNever} {
+		t.Run(sync.String(), func(t *testing.T) {
+			o := Options{SegmentBytes: 1 << 20, KeepAcked: -1, Sync: sync, Now: time.Now}
+			b, d := simulated(t, o)
+			w := newWriter(b.Begin())
+			for i := range 20 {
+				put(t, b, w.seal(10, text(400, byte(i))))
+				b.Maintain(time.Now().Add(time.Hour))
+				for _, s := range d.segments() {
+					d.set(s, nil)
+				}
+				if run, err := b.Next(ended(t), batch.Limits{}); err == nil {
+					t.Fatalf("record %d comes out of nothing", run.First())
+				}
+				if oldest := b.Oldest(); !oldest.IsZero() {
+					t.Fatal(oldest)
+				}
+			}
+			put(t, b, w.seal(10, text(400, 'x')))
+			b.Maintain(time.Now().Add(time.Hour))
+			run := next(t, b, batch.Limits{})
+			if run.First() != 201 {
+				t.Errorf("record %d comes", run.First())
+			}
+			if g := b.Gaps(); len(g) != 1 || g[0].First != 1 || g[0].Count != 200 || g[0].Reason != ReasonMissing {
+				t.Errorf("%+v", g)
+			}
+			if s := b.Stats(); s.Bytes < 400 || s.Bytes > 1000 || s.Segments != 1 || s.PendingRecords != 10 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// TestNoDescriptor: that the process can open no more files for a while says nothing of a segment.
+func TestNoDescriptor(t *testing.T) {
+	b, d := simulated(t, Options{SegmentBytes: 1500, KeepAcked: time.Hour})
+	w := newWriter(b.Begin())
+	for i := range 12 {
+		put(t, b, w.seal(10, text(400, byte(i))))
+	}
+	seg := d.segments()[1]
+	drain(t, b, 3)
+	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		d.fail = func(op string, _ int, name string) error {
+			if op == "open" && name == seg {
+				return errno
+			}
+			return nil
+		}
+		for range 6 {
+			if run, err := b.Next(ended(t), batch.Limits{Batches: 3}); !errors.Is(err, errno) {
+				t.Fatalf("record %d, %v", run.First(), err)
+			}
+			if run, err := b.Read(t.Context(), Range{31, 60}, batch.Limits{}); !errors.Is(err, errno) {
+				t.Fatalf("record %d is read again, %v", run.First(), err)
+			}
+		}
+	}
+	d.fail = nil
+	if run := next(t, b, batch.Limits{Batches: 3}); run.First() != 31 || len(b.Gaps()) > 0 {
+		t.Errorf("delivery goes on at %d; told: %+v", run.First(), b.Gaps())
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"sort"
+	"syscall"
 	"time"
 
 	"spillway/buffer/batch"
@@ -361,6 +362,7 @@ func (b *Buffer) extend() (bool, error) {
 		b.scan.halt = false // what can't be read even now is damaged
 		e, ok = b.scan.next()
 	}
+	b.faults.over(seg, off)
 	if ok && errors.Is(e.Err, ErrVersion) {
 		b.mu.Lock()
 		seg.newer = true
@@ -497,6 +499,7 @@ func (b *Buffer) open(seg *segment) (File, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.faults.over(seg, -1)
 	if b.rfile != nil {
 		b.rfile.Close()
 	}
@@ -576,6 +579,7 @@ func (b *Buffer) payload(e *entry, p []byte) (good bool, err error) {
 		}
 		n, _ = readAt(f, p, e.off)
 	}
+	b.faults.over(e.seg, e.off)
 	if n == len(p) && batch.CRC32C(p) == e.h.CRC {
 		return true, nil
 	}
@@ -600,10 +604,23 @@ func (f *faults) retry(seg *segment, off int64) bool {
 	return f.n < 3
 }
 
+// over says that a place can be read, or is known to be damaged.
+func (f *faults) over(seg *segment, off int64) {
+	if f.seg == seg && f.off == off {
+		*f = faults{}
+	}
+}
+
+// passing reports whether err of an open says nothing of the file: the process lacks something,
+// or a person took away the right to read it and may give it back.
+func passing(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EINTR)
+}
+
 // shut reports whether a segment whose open gave err is damaged as a whole: it is the
-// third time, and the disk works. A person who took away the right to read it may give it back.
+// third time, and the disk works.
 func (b *Buffer) shut(seg *segment, err error) bool {
-	if errors.Is(err, fs.ErrPermission) || b.faults.retry(seg, -1) || !b.works(seg, 0) {
+	if passing(err) || b.faults.retry(seg, -1) || !b.works(seg, 0) {
 		return false
 	}
 	if _, err = b.open(seg); err == nil {
@@ -751,6 +768,7 @@ func (b *Buffer) cut(i int, d damage) {
 
 // forget takes a segment out that is not there any more. mu is held.
 func (b *Buffer) forget(seg *segment) {
+	seg.end, seg.gone = 0, true // the tail, if it is there, goes on to the next
 	i := b.find(seg.ordinal)
 	if i == len(b.segs) || b.segs[i] != seg {
 		return
@@ -760,7 +778,6 @@ func (b *Buffer) forget(seg *segment) {
 			b.cut(j, intact)
 		}
 	}
-	seg.end = 0 // the tail, if it is there, goes on to the next
 	b.segs = slices.Delete(b.segs, i, i+1)
 	b.total -= seg.size
 	b.reckon()

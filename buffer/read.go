@@ -182,12 +182,13 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 		return false, nil // removed meanwhile
 	}
 	if err != nil {
-		if errors.Is(err, fs.ErrPermission) || d.b.again.faults.retry(w.seg, -1) || !d.b.works(w.seg, 0) {
+		if passing(err) || d.b.again.faults.retry(w.seg, -1) || !d.b.works(w.seg, 0) {
 			return false, fmt.Errorf("read buffer: %w", err)
 		}
 		return false, nil
 	}
 	d.file = f
+	d.b.again.faults.over(w.seg, -1)
 	scan := scanner{r: f, off: w.off, end: end, salt: w.seg.salt}
 	for {
 		off := scan.off
@@ -200,6 +201,7 @@ func (d *reader) segment(w *walk) (done bool, err error) {
 			scan.halt = false
 			e, ok = scan.next()
 		}
+		d.b.again.faults.over(w.seg, off)
 		if !ok {
 			return false, nil
 		}
@@ -254,6 +256,7 @@ func (d *reader) add(w *walk, off int64, h *batch.Header) (done bool, err error)
 		}
 		got, _ = readAt(d.file, p, off)
 	}
+	d.b.again.faults.over(w.seg, off)
 	if got < len(p) || batch.CRC32C(p) != h.CRC {
 		return n > 0, nil
 	}
