@@ -421,7 +421,7 @@ func (w *world) take(h handling) {
 		w.plan = Plan{w.plan.Output, run.First(), run.Last(), run.Key} // an older one
 	case run.Key != "":
 		w.fail("plan %+v came back as %q, %d to %d", w.plan, run.Key, run.First(), run.Last())
-	case !w.maybe && !slices.ContainsFunc(w.all, func(s *sent) bool { return (s.hit || w.vain(s)) && w.plan.First <= s.last && s.first <= w.plan.Last }):
+	case !w.maybe && !w.spoilt(w.plan):
 		w.fail("plan %+v is gone: next run is %d to %d", w.plan, run.First(), run.Last())
 	}
 	if run.Key == "" && h.plan {
@@ -765,6 +765,16 @@ func (w *world) vain(s *sent) bool {
 	return (w.o.Memory > 0 || w.unsynced) && w.o.Sync == SyncGroup && !s.promised
 }
 
+// spoilt reports whether a batch of p may not be whole any more: bytes of it were destroyed, or nobody
+// was told that it is stored; and of what SyncInterval has not synced, a sync failed.
+func (w *world) spoilt(p Plan) bool {
+	kept := w.scan("")
+	return slices.ContainsFunc(w.all, func(s *sent) bool {
+		lost := (w.o.Memory > 0 || w.unsynced) && !s.promised && !kept[s.id]
+		return (s.hit || w.vain(s) || lost) && p.First <= s.last && s.first <= p.Last
+	})
+}
+
 // broken reports whether the batch before s is told as lost, so that the seal
 // before s need not be known.
 func (w *world) broken(s *sent) bool {
@@ -779,6 +789,7 @@ func (w *world) broken(s *sent) bool {
 // exactGap is a gap that tells of one hole.
 type exactGap struct {
 	Range
+	reason string
 	inBand bool // GapsTold, and not untold again since
 }
 
@@ -845,7 +856,7 @@ func (w *world) collect() {
 		if slices.Contains(listed, r) {
 			i := slices.IndexFunc(w.exact, func(x exactGap) bool { return x.Range == r })
 			if i < 0 {
-				w.exact = append(w.exact, exactGap{Range: r})
+				w.exact = append(w.exact, exactGap{Range: r, reason: g.Reason})
 			} else {
 				w.exact[i].inBand = false
 			}
@@ -889,7 +900,7 @@ func (w *world) undone() {
 		}
 	}
 	w.exact = slices.DeleteFunc(w.exact, func(x exactGap) bool {
-		if x.inBand || x.Last <= w.b.pos.committed {
+		if x.inBand || x.Last <= w.b.pos.committed || x.reason != ReasonRejected { // what was dropped stays so
 			return false
 		}
 		back := false
