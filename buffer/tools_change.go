@@ -259,15 +259,15 @@ func Trim(dir string, what Cut) (Trimmed, error) {
 	if err != nil {
 		return Trimmed{}, err
 	}
-	t, err := b.trim(what)
+	t, err := b.trimSegments(what)
 	return t, cmp.Or(err, b.Close())
 }
 
 // ErrUndelivered says that Trim would lose records.
 var ErrUndelivered = errors.New("not delivered")
 
-// trim does it. Nobody else knows b.
-func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
+// trimSegments does it. Nobody else knows b.
+func (b *Buffer) trimSegments(what Cut) (t Trimmed, err error) {
 	goes := func(s *segment) (bool, error) {
 		switch {
 		case what.Delivered:
@@ -275,8 +275,11 @@ func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
 		case what.To > 0:
 			return s.last <= what.To, nil
 		}
-		last, err := b.lastTime(s)
-		return err == nil && last.Before(what.Before), err
+		e := b.ending(s)
+		if e.failed && e.last == 0 {
+			return false, fmt.Errorf("%s can't be read, so it is not known when its last record was received", s.name())
+		}
+		return instant(e.time).Before(what.Before), nil
 	}
 	// The newest with a batch in it tells the next start what was the last one.
 	stays := len(b.segs) - 1
@@ -330,31 +333,11 @@ func (b *Buffer) trim(what Cut) (t Trimmed, err error) {
 			break
 		}
 	}
+	if s := b.stuck(); t.Segments == 0 && s != nil && s.ordinal < limit {
+		return t, fmt.Errorf("%w: %s was written by a newer spillway", ErrNothing, s.name())
+	}
 	if t.Segments == 0 {
 		return t, fmt.Errorf("%w: records %d to %d are planned for output %s, which may have them already", ErrNothing, b.pos.plan.First, b.pos.plan.Last, b.pos.plan.Output)
 	}
 	return t, b.fs.SyncDir()
-}
-
-// lastTime is when the last record of s was received.
-func (b *Buffer) lastTime(s *segment) (time.Time, error) {
-	if f, ok := b.footer(s); ok {
-		return instant(f.LastTime), nil
-	}
-	f, err := b.fs.Open(s.name(), false)
-	if err != nil {
-		return time.Time{}, err
-	}
-	defer f.Close()
-	scan := scanner{r: f, end: s.size, salt: s.salt}
-	last := int64(0)
-	for {
-		e, ok := scan.next()
-		if !ok {
-			return instant(last), nil
-		}
-		if e.Kind == KindBatch {
-			last = max(last, e.Batch.LastTime)
-		}
-	}
 }

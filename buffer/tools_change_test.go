@@ -87,7 +87,7 @@ func (w *world) change() {
 		what.Before = instant(int64(oldest+w.rng.Uint64N(300)) * 1e9)
 	}
 	what.Undelivered = w.rng.IntN(3) > 0 && !what.Delivered
-	t, err := b.trim(what)
+	t, err := b.trimSegments(what)
 	cerr := b.Close()
 	w.did("trim %+v: %+v, %v, %v", what, t, err, cerr)
 	if w.disk.dead || faulty && (err != nil || cerr != nil) {
@@ -367,5 +367,131 @@ func TestChangesNeedTheLock(t *testing.T) {
 	}
 	if _, err := Trim(chmodDir2(t), Cut{Delivered: true}); !errors.Is(err, ErrNothing) {
 		t.Error(err)
+	}
+}
+
+// TestTrimWithoutFooters: when the last record was received is known of a segment whose writer
+// was killed, and where a place in it can't be read; where nothing can, nothing is trimmed.
+func TestTrimWithoutFooters(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(d *simDisk, name string)
+		want  error
+	}{
+		{"killed", func(*simDisk, string) {}, nil},
+		{"a bad place", func(d *simDisk, name string) {
+			calls := 0
+			d.fail = func(op string, _ int, at string) error {
+				if op == "read" && at == name {
+					if calls++; calls == 3 {
+						d.done["fault"]++
+						return syscall.EIO
+					}
+				}
+				return nil
+			}
+		}, nil},
+		{"not to be opened", func(d *simDisk, name string) {
+			d.fail = func(op string, _ int, at string) error {
+				if op == "open" && at == name {
+					d.done["fault"]++
+					return syscall.EIO
+				}
+				return nil
+			}
+		}, errSome},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := fourSegments(t, Options{})
+			first := d.segments()[0]
+			data := d.names[first].data
+			d.put(first, data[:len(data)-footerSize])
+			d.kill()
+			b, err := openIdleFS(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := instant(b.ending(b.segs[0]).time).Add(1)
+			tt.spoil(d, first)
+			calls := d.done["fault"]
+			got, err := b.trimSegments(Cut{Before: before, Undelivered: true})
+			switch {
+			case d.fail != nil && d.done["fault"] == calls:
+				t.Error("the fault was not met")
+			case tt.want == nil && (err != nil || got.Segments != 1):
+				t.Errorf("%+v, %v", got, err)
+			case tt.want != nil && (err == nil || got.Segments > 0 || !strings.Contains(err.Error(), first+" can't be read")):
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// errSome stands for any error.
+var errSome = errors.New("some error")
+
+// TestTrimNewer: a segment of a newer version is what keeps the ones behind it, and is named.
+func TestTrimNewer(t *testing.T) {
+	d := fourSegments(t, Options{})
+	first := d.segments()[0]
+	was := d.names[first].data
+	d.put(first, newerHeader(slices.Clone(was), segmentHeaderSize, 8))
+	d.kill()
+	b, err := openIdleFS(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.trimSegments(Cut{To: 60, Undelivered: true})
+	if got.Segments > 0 || !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), first+" was written by a newer spillway") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestTrimTellsTheSame: a tool between two lives changes nothing of what the second tells of the
+// end of the first: what was durable is damaged, what was not is torn, whatever the policy.
+func TestTrimTellsTheSame(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		sync SyncPolicy
+		want string
+	}{{"group", SyncGroup, ReasonDamaged}, {"interval", SyncInterval, ReasonTorn}, {"never", SyncNever, ReasonTorn}} {
+		for _, tool := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, tool %v", tt.name, tool), func(t *testing.T) {
+				o := Options{SegmentBytes: 3000, KeepAcked: -1, Sync: tt.sync}
+				b, d := simulated(t, o)
+				w := newWriter(b.Begin())
+				for i := range 14 {
+					put(t, b, w.seal(10, text(400, byte(i))))
+				}
+				b.w.Lock()
+				err := b.saveCursor() // as every 5 s
+				b.w.Unlock()
+				if err != nil {
+					t.Fatal(err)
+				}
+				d.kill()
+				segs := d.segments()
+				name := segs[len(segs)-1]
+				d.put(name, d.names[name].data[:segmentHeaderSize+500]) // in the only batch of it
+				if tool {
+					idle, err := openIdleFS(d)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := idle.trimSegments(Cut{To: 1}); !errors.Is(err, ErrNothing) {
+						t.Fatal(err)
+					}
+					if err := idle.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				b = again(t, d, o)
+				b.Begin()
+				gaps := b.Gaps()
+				if len(gaps) != 1 || gaps[0].Reason != tt.want || gaps[0].First > 131 || gaps[0].Last != 140 || gaps[0].Count != b.Stats().Lost[tt.want] {
+					t.Errorf("%+v, %v", gaps, b.Stats().Lost)
+				}
+			})
+		}
 	}
 }
