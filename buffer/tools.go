@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
 	"time"
 
 	"spillway/buffer/batch"
@@ -82,7 +83,7 @@ func Segments(dir string) (*Listing, error) {
 		return nil, err
 	}
 	defer d.Close()
-	files, err := d.List("")
+	files, err := listed(d)
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
@@ -163,6 +164,26 @@ func lastBatch(f File, s *segment) uint64 {
 		return 0
 	}
 	return last.Batch.Last()
+}
+
+// listed lists d. Of segments none is left out before one that is listed, and each that another
+// one follows has its last size, also while an agent writes: its names and sizes are found one
+// by one, so of two lists the second has all that was there before the newest of the first.
+func listed(d FS) ([]FileInfo, error) {
+	newest := uint64(0)
+	files, err := d.List("")
+	for _, f := range files {
+		if s, ok := parseName(f.Name); ok {
+			newest = max(newest, s.ordinal)
+		}
+	}
+	if err == nil {
+		files, err = d.List("")
+	}
+	return slices.DeleteFunc(files, func(f FileInfo) bool {
+		s, ok := parseName(f.Name)
+		return ok && s.ordinal > newest
+	}), err
 }
 
 // strangers finds what in d has none of the buffer's names.
@@ -386,7 +407,7 @@ func (w *walker) walk(dir string) error {
 		w.committed, w.passed = p.committed, p.passed
 		w.saved = p.stored()
 	}
-	files, err := d.List("")
+	files, err := listed(d)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", dir, err)
 	}
@@ -669,7 +690,7 @@ func (w *walker) damage(s *segment, p *piece, e *Extent) {
 	if e.Batch.Count > 0 {
 		f.First, f.Last = e.Batch.First, e.Batch.Last()
 	}
-	first := w.next
+	first := max(w.next, s.first)
 	if w.follower == 0 {
 		first = max(first, w.committed+1) // what was delivered may have been in memory only
 	}

@@ -169,11 +169,10 @@ func (s *salvage) leave(file string, size int64, format string, args ...any) {
 
 // survey finds out what every file is.
 func (s *salvage) survey(dir string) error {
-	var c cursor
-	p, readable, _ := c.read(s.from)
-	if c.newer != nil {
+	p, readable, err := readPosition(s.from)
+	if err != nil {
 		readable = false
-		s.tell(Finding{File: cursorFile, What: "version", Err: c.newer})
+		s.tell(Finding{File: cursorFile, What: "version", Err: err})
 	}
 	if readable {
 		s.joint(p.epoch, p.next-1, p.seal)
@@ -183,7 +182,11 @@ func (s *salvage) survey(dir string) error {
 	}
 	lists := map[string][]FileInfo{}
 	for _, sub := range []string{"", rejected, quarantine} {
-		files, err := s.from.List(sub)
+		list := s.from.List
+		if sub == "" {
+			list = func(string) ([]FileInfo, error) { return listed(s.from) }
+		}
+		files, err := list(sub)
 		if err != nil && sub == "" {
 			return fmt.Errorf("list %s: %w", dir, err)
 		}

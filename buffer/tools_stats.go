@@ -134,7 +134,7 @@ func Measure(dir string, now time.Time) (*Usage, error) {
 			}
 		}
 	}
-	files, err := d.List("")
+	files, err := listed(d)
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}

@@ -323,6 +323,126 @@ func TestToolsOnOddFiles(t *testing.T) {
 	}
 }
 
+// pastLife is a life that wrote segments of two batches each.
+type pastLife struct {
+	sync   SyncPolicy
+	groups []int // batches stored at once
+	flush  bool  // SyncInterval comes before each segment is full
+}
+
+// pastLives makes a directory of lives in one epoch, all but the last of which ended in
+// order; that one did if end is set, else it was killed. segs are its segments.
+func pastLives(t *testing.T, lives []pastLife, end bool) (dir string, segs []string) {
+	t.Helper()
+	from, now := t.TempDir(), batchTime
+	for i, l := range lives {
+		b := mustOpen(t, from, Options{Sync: l.sync, SyncGap: -1, SegmentBytes: 1200, MinFree: -1, KeepAcked: -1, Now: func() time.Time { return now }})
+		w := newWriter(b.Begin())
+		for _, n := range l.groups {
+			var group []*batch.Batch
+			for range n {
+				group = append(group, w.seal(1, text(500, 'x')))
+			}
+			put(t, b, group...)
+			if now = now.Add(2 * time.Second); l.flush {
+				b.Maintain(now)
+			}
+		}
+		if i+1 < len(lives) || end {
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir = t.TempDir()
+	err := os.CopyFS(dir, os.DirFS(from))
+	if err == nil {
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Segments(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range l.Segments {
+		segs = append(segs, filepath.Join(dir, s.Name))
+	}
+	return dir, segs
+}
+
+// change writes what do makes of a file's bytes.
+func change(t *testing.T, name string, do func([]byte) []byte) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err == nil {
+		err = os.WriteFile(name, do(b), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// foundIn is what Verify finds in dir, and Salvage too, but for lost numbers.
+func foundIn(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	if _, err := Verify(dir, func(f Finding) {
+		if f.What != "lost" {
+			found = append(found, f.What)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var salvaged []string
+	if _, err := Salvage(dir, filepath.Join(t.TempDir(), "new"), Salvaging{}, func(f Finding) {
+		if f.What != "lost" {
+			salvaged = append(salvaged, f.What)
+		}
+	}); err != nil || !slices.Equal(found, salvaged) {
+		t.Fatalf("verify finds %q, salvage %q, %v", found, salvaged, err)
+	}
+	return found
+}
+
+// TestVerifyOlderSlot: where a disk forgot the newest slot of the cursor, the older one vouches
+// for what is below its own next number, and for nothing that a later life wrote.
+func TestVerifyOlderSlot(t *testing.T) {
+	life := pastLife{SyncNever, []int{1, 1, 1, 1}, false}
+	for _, tt := range []struct {
+		name string
+		at   []int // segments that are zeroed
+		want []string
+	}{
+		{"of the later life", []int{2}, []string{"torn"}},
+		{"of the earlier life", []int{1}, []string{"damaged"}},
+		{"of both, so that no header vouches", []int{1, 2}, []string{"damaged", "torn"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, segs := pastLives(t, []pastLife{life, life}, false)
+			change(t, filepath.Join(dir, cursorFile), func(b []byte) []byte {
+				one, err := parseSlot(b[:slotSize])
+				two, err2 := parseSlot(b[slotSize:])
+				if err != nil || err2 != nil || one.closed == two.closed {
+					t.Fatal(one, two, err, err2)
+				}
+				if one.closed {
+					clear(b[slotSize:])
+				} else {
+					clear(b[:slotSize])
+				}
+				return b
+			})
+			for _, i := range tt.at {
+				change(t, segs[i], func(b []byte) []byte { clear(b); return b })
+			}
+			if found := foundIn(t, dir); !slices.Equal(found, tt.want) {
+				t.Errorf("%q, want %q", found, tt.want)
+			}
+		})
+	}
+}
+
 // TestVerifyTornOrDamaged: what is not there of a segment that another one follows was durable
 // if a later one says so in its header; of the newest,
 // and of any, if the cursor does.
@@ -335,85 +455,41 @@ func TestVerifyTornOrDamaged(t *testing.T) {
 		name string
 		do   func([]byte) []byte
 	}{{"lost tail", tail}, {"zeros", zeroed}, {"first block", headless}, {"middle", middle}}
-	type life struct {
-		sync   SyncPolicy
-		groups []int // batches stored at once; two fill a segment
-		flush  bool  // SyncInterval comes before each segment is full
-	}
 	twos, ones := []int{2, 2, 2, 2}, []int{1, 1, 1, 1, 1, 1, 1, 1}
 	const torn, damaged = "torn", "damaged"
 	for _, tt := range []struct {
 		name  string
-		lives []life // all but the last end in order, and so in one epoch
-		close bool   // the last too
-		at    int    // the segment that is spoilt
+		lives []pastLife // all but the last end in order, and so in one epoch
+		close bool       // the last too
+		at    int        // the segment that is spoilt
 		want  string
 	}{
-		{"never", []life{{SyncNever, ones, false}}, false, 1, torn},
-		{"never, closed", []life{{SyncNever, ones, false}}, true, 1, damaged},
-		{"never, closed, and gone on", []life{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 1, damaged},
-		{"never, the last before it was closed", []life{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 3, damaged},
-		{"never, behind one that was closed", []life{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 5, torn},
-		{"never, the newest", []life{{SyncNever, ones, false}}, false, 3, torn},
-		{"never, closed, the newest", []life{{SyncNever, ones, false}}, true, 3, damaged},
-		{"never, behind group", []life{{SyncGroup, ones, false}, {SyncNever, ones, false}}, false, 5, torn},
-		{"group, before never", []life{{SyncGroup, ones, false}, {SyncNever, ones, false}}, false, 1, damaged},
-		{"group", []life{{SyncGroup, ones, false}}, false, 1, damaged},
-		{"group, the first", []life{{SyncGroup, ones, false}}, false, 0, damaged},
-		{"group, the last that another follows", []life{{SyncGroup, ones, false}}, false, 2, damaged},
-		{"group, behind never", []life{{SyncNever, ones, false}, {SyncGroup, ones, false}}, false, 5, damaged},
-		{"group, no other segment in pieces behind it", []life{{SyncGroup, []int{1, 1, 2, 2, 2}, false}}, false, 1, damaged},
-		{"group, no other segment in pieces before it", []life{{SyncGroup, []int{2, 2, 2, 1, 1}, false}}, false, 1, damaged},
-		{"group, no segment in pieces", []life{{SyncGroup, twos, false}}, false, 1, damaged},
-		{"group, no segment in pieces, closed", []life{{SyncGroup, twos, false}}, true, 1, damaged},
-		{"interval", []life{{SyncInterval, ones, true}}, false, 1, damaged},
-		{"interval, no sync before a segment is full", []life{{SyncInterval, ones, false}}, false, 1, damaged},
+		{"never", []pastLife{{SyncNever, ones, false}}, false, 1, torn},
+		{"never, closed", []pastLife{{SyncNever, ones, false}}, true, 1, damaged},
+		{"never, closed, and gone on", []pastLife{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 1, damaged},
+		{"never, the last before it was closed", []pastLife{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 3, damaged},
+		{"never, behind one that was closed", []pastLife{{SyncNever, ones, false}, {SyncNever, ones, false}}, false, 5, torn},
+		{"never, the newest", []pastLife{{SyncNever, ones, false}}, false, 3, torn},
+		{"never, closed, the newest", []pastLife{{SyncNever, ones, false}}, true, 3, damaged},
+		{"never, behind group", []pastLife{{SyncGroup, ones, false}, {SyncNever, ones, false}}, false, 5, torn},
+		{"group, before never", []pastLife{{SyncGroup, ones, false}, {SyncNever, ones, false}}, false, 1, damaged},
+		{"group", []pastLife{{SyncGroup, ones, false}}, false, 1, damaged},
+		{"group, the first", []pastLife{{SyncGroup, ones, false}}, false, 0, damaged},
+		{"group, the last that another follows", []pastLife{{SyncGroup, ones, false}}, false, 2, damaged},
+		{"group, behind never", []pastLife{{SyncNever, ones, false}, {SyncGroup, ones, false}}, false, 5, damaged},
+		{"group, no other segment in pieces behind it", []pastLife{{SyncGroup, []int{1, 1, 2, 2, 2}, false}}, false, 1, damaged},
+		{"group, no other segment in pieces before it", []pastLife{{SyncGroup, []int{2, 2, 2, 1, 1}, false}}, false, 1, damaged},
+		{"group, no segment in pieces", []pastLife{{SyncGroup, twos, false}}, false, 1, damaged},
+		{"group, no segment in pieces, closed", []pastLife{{SyncGroup, twos, false}}, true, 1, damaged},
+		{"interval", []pastLife{{SyncInterval, ones, true}}, false, 1, damaged},
+		{"interval, no sync before a segment is full", []pastLife{{SyncInterval, ones, false}}, false, 1, damaged},
 	} {
 		for _, spoil := range spoils {
 			t.Run(tt.name+", "+spoil.name, func(t *testing.T) {
-				dir := t.TempDir()
-				now := batchTime
-				for i, l := range tt.lives {
-					b := mustOpen(t, dir, Options{Sync: l.sync, SyncGap: -1, SegmentBytes: 1200, MinFree: -1, KeepAcked: -1, Now: func() time.Time { return now }})
-					w := newWriter(b.Begin())
-					for _, n := range l.groups {
-						var group []*batch.Batch
-						for range n {
-							group = append(group, w.seal(1, text(500, 'x')))
-						}
-						put(t, b, group...)
-						if now = now.Add(2 * time.Second); l.flush {
-							b.Maintain(now)
-						}
-					}
-					if i+1 < len(tt.lives) || tt.close {
-						if err := b.Close(); err != nil {
-							t.Fatal(err)
-						}
-					}
-				}
-				there := t.TempDir() // as after a kill
-				if err := os.CopyFS(there, os.DirFS(dir)); err != nil {
-					t.Fatal(err)
-				}
-				l, err := Segments(there)
-				if err != nil || len(l.Segments) <= tt.at {
-					t.Fatalf("%+v, %v", l, err)
-				}
-				change := func(i int, do func([]byte) []byte) {
-					t.Helper()
-					name := filepath.Join(there, l.Segments[i].Name)
-					b, err := os.ReadFile(name)
-					if err == nil {
-						err = os.WriteFile(name, do(b), 0o600)
-					}
-					if err != nil {
-						t.Fatal(err)
-					}
-				}
-				change(tt.at, spoil.do)
-				if tt.lives[len(tt.lives)-1].sync == SyncNever && tt.at < len(l.Segments)-1 {
-					change(len(l.Segments)-1, func(b []byte) []byte { // it was in memory first
+				dir, segs := pastLives(t, tt.lives, tt.close)
+				change(t, segs[tt.at], spoil.do)
+				if tt.lives[len(tt.lives)-1].sync == SyncNever && tt.at < len(segs)-1 {
+					change(t, segs[len(segs)-1], func(b []byte) []byte { // it was in memory first
 						end := len(b) - footerSize
 						f, ok := parseFooter(b[end:], int64(end))
 						if !ok {
@@ -423,25 +499,8 @@ func TestVerifyTornOrDamaged(t *testing.T) {
 						return appendFooter(b[:end], &f)
 					})
 				}
-				if err := os.Chmod(there, 0o700); err != nil {
-					t.Fatal(err)
-				}
-				var found []string
-				if _, err := Verify(there, func(f Finding) {
-					if f.What != "lost" {
-						found = append(found, f.What)
-					}
-				}); err != nil || !slices.Equal(found, []string{tt.want}) {
-					t.Errorf("%q, %v; want %s", found, err, tt.want)
-				}
-				into := filepath.Join(t.TempDir(), "new")
-				found = nil
-				if _, err := Salvage(there, into, Salvaging{}, func(f Finding) {
-					if f.What != "lost" {
-						found = append(found, f.What)
-					}
-				}); err != nil || !slices.Equal(found, []string{tt.want}) {
-					t.Errorf("salvage: %q, %v; want %s", found, err, tt.want)
+				if found := foundIn(t, dir); !slices.Equal(found, []string{tt.want}) {
+					t.Errorf("%q, want %s", found, tt.want)
 				}
 			})
 		}
