@@ -1152,7 +1152,7 @@ func (w *world) cut() {
 	for _, s := range w.all {
 		s.stored = s.stored && (s.promised || s.delivered) // of the rest nothing is known
 		// A life that follows a failed sync and a kill hands out what is not durable.
-		s.refused = s.refused && w.o.Sync != SyncNever && !(w.unsynced && !s.promised)
+		s.refused = s.refused && w.o.Sync != SyncNever && !((w.unsynced || w.o.Memory > 0) && !s.promised)
 	}
 }
 
