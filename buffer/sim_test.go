@@ -825,7 +825,7 @@ func (w *world) collect() {
 				continue
 			}
 			// Merged ones have the reason of the first.
-			dropped := byPolicy(g.Reason) || g.Reason == ReasonRejected && (s.refused || w.many || w.worn && s.once)
+			dropped := byPolicy(g.Reason) || g.Reason == ReasonRejected && (s.once || w.many)
 			// The disk was so full that delivered segments, and those that were dropped, made
 			// room without a note.
 			dropped = dropped || w.short && g.Reason == ReasonMissing && (s.delivered || w.o.Full == DropOldest)
