@@ -281,3 +281,43 @@ func TestNoDescriptor(t *testing.T) {
 		t.Errorf("delivery goes on at %d; told: %+v", run.First(), b.Gaps())
 	}
 }
+
+// TestForgottenAroundADrop: what was dropped behind a plan is not told again with what a disk
+// forgot before and behind it.
+func TestForgottenAroundADrop(t *testing.T) {
+	o := Options{SegmentBytes: 1500, KeepAcked: -1, Full: DropOldest, MaxBytes: 8000}
+	b, d := simulated(t, o)
+	w := newWriter(b.Begin())
+	put(t, b, w.seal(10, text(1400, 'a')))
+	run := next(t, b, due)
+	if err := b.SetPlan(Plan{Output: "s3", First: run.First(), Last: run.Last(), Key: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		put(t, b, w.seal(10, text(1400, byte(i))))
+	}
+	dropped := b.Gaps()
+	if len(dropped) != 1 || dropped[0].First != 11 || dropped[0].Last > 70 {
+		t.Fatalf("%+v", dropped)
+	}
+	end(t, b, false)
+	for _, name := range d.segments() {
+		d.set(name, nil)
+	}
+	b = again(t, d, o)
+	b.Begin()
+	told := map[uint64]int{}
+	for _, g := range b.Gaps() {
+		if g.Reason == ReasonMissing && g.First != 1 && g.First != dropped[0].Last+1 {
+			t.Errorf("%+v", g)
+		}
+		for n := g.First; n <= g.Last; n++ {
+			told[n]++
+		}
+	}
+	for n := uint64(1); n <= 90; n++ {
+		if told[n] != 1 {
+			t.Fatalf("record %d is told %d times: %+v", n, told[n], b.Gaps())
+		}
+	}
+}

@@ -185,7 +185,7 @@ func (b *Buffer) recover() error {
 		})
 		b.pos.gaps = append(again, b.pos.gaps...)
 	}
-	if ours && p.seal != (batch.Seal{}) && !newest.failed && (newest.seg == nil || newest.seg.epoch == p.epoch) {
+	if p.seal != (batch.Seal{}) && !newest.failed && (newest.seg == nil || newest.seg.epoch == p.epoch) {
 		b.missing(p, best, newest.hurt, from)
 	}
 	if !orderly && b.next-1 > b.pos.committed {
@@ -219,20 +219,21 @@ func (b *Buffer) missing(p position, best ending, hurt bool, from uint64) {
 			break
 		}
 	}
-	if p.passed.holds(Range{from, from}) {
+	tell := func(first, last uint64) {
+		if first > last {
+			return
+		}
+		g := Gap{Reason: reason, Epoch: p.epoch, First: first, Last: last, Count: last - first + 1}
+		if best.last > 0 && best.last+1 == first {
+			g.Before, g.Since = best.seal, instant(best.time)
+		}
+		b.addGap(g)
+	}
+	if p.passed.overlaps(Range{from, last}) {
+		tell(from, p.passed.First-1)
 		from = p.passed.Last + 1
 	}
-	if p.passed.holds(Range{last, last}) {
-		last = p.passed.First - 1
-	}
-	if from > last {
-		return
-	}
-	g := Gap{Reason: reason, Epoch: p.epoch, First: from, Last: last, Count: last - from + 1}
-	if best.last > 0 && best.last+1 == from {
-		g.Before, g.Since = best.seal, instant(best.time)
-	}
-	b.addGap(g)
+	tell(from, last)
 }
 
 // stored is what a cursor says that was durable when it was saved: every number of epoch
