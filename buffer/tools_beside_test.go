@@ -89,17 +89,17 @@ func TestListBeside(t *testing.T) {
 // agent that is writing, and delivering.
 func TestVerifyBeside(t *testing.T) {
 	dir := t.TempDir()
-	b := mustOpen(t, dir, Options{SegmentBytes: 3000, KeepAcked: -1, SyncGap: -1, MinFree: -1, Sync: SyncNever})
+	b := mustOpen(t, dir, Options{SegmentBytes: 1400, KeepAcked: -1, SyncGap: -1, MinFree: -1, Sync: SyncNever})
 	w := newWriter(b.Begin())
 	ctx, cancel := context.WithCancel(t.Context())
 	var agent sync.WaitGroup
 	defer agent.Wait()
 	defer cancel()
-	for range 1500 {
+	for range 1000 {
 		put(t, b, w.seal(10, text(400, 'x')))
 	}
 	agent.Go(func() {
-		for i := 0; ctx.Err() == nil && i < 20000; i++ {
+		for i := 0; ctx.Err() == nil && i < 6000; i++ {
 			if err := b.Append(t.Context(), w.seal(10, text(400, 'x'))); err != nil {
 				t.Error(err)
 				return
@@ -120,7 +120,7 @@ func TestVerifyBeside(t *testing.T) {
 			}
 		}
 	})
-	for range 40 {
+	for range 15 {
 		report, err := Verify(dir, func(f Finding) {
 			if f.Bad() {
 				t.Error("verify: ", f.String())
