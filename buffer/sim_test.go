@@ -134,6 +134,7 @@ type world struct {
 	ended    bool           // the script has closed it
 	unread   CorruptError   // Next's last error
 	shut     []string       // segments that could not be opened since Next was called
+	back     []segment      // that were removed, and are there: it failed, or a cut undid it
 	belief   uint64         // generation of the cursor that this life has read, if it is not durable; else 0
 	again    []*batch.Batch // Append failed for them: they come next, or never
 
@@ -199,6 +200,12 @@ func (w *world) open() bool {
 		w.disk.replaced = false
 	}
 	w.belief = w.disk.belief()
+	for _, name := range w.disk.segments() {
+		if w.disk.unwanted[name] {
+			x, _ := parseName(name)
+			w.back = append(w.back, x)
+		}
+	}
 	changes, healthy := w.disk.changes, w.healthy()
 	b, err := Open("sim", w.o)
 	if changes != w.disk.changes {
@@ -832,7 +839,7 @@ func (w *world) collect() {
 			// A gap that was told before has grown: there were too many for another one.
 			dropped = dropped || w.many && slices.ContainsFunc(w.exact, func(x exactGap) bool { return x.First == g.First && x.Last < s.first })
 			// Without the cursor, a file that was given up may lie where they were.
-			dropped = dropped || w.worn && g.Reason == ReasonTorn && (s.delivered || s.told)
+			dropped = dropped || w.worn && (g.Reason == ReasonTorn || g.Reason == ReasonDamaged && w.isBack(g)) && (s.delivered || s.told)
 			if s.promised && !dropped && !s.hit {
 				w.fail("I1: %s was promised and is told as %s", s.id, g.Reason)
 			}
@@ -876,6 +883,12 @@ func (w *world) collect() {
 			x.inBand = x.inBand || slices.ContainsFunc(gaps, func(g Gap) bool { return Range{g.First, g.Last}.holds(x.Range) })
 		}
 	}
+}
+
+// isBack reports whether a segment before g, or in its place, had been removed. If it is
+// damaged, and without the cursor, what had been removed behind it looks like a part of that.
+func (w *world) isBack(g Gap) bool {
+	return slices.ContainsFunc(w.back, func(s segment) bool { return s.epoch == g.Epoch && s.first <= g.First })
 }
 
 // undone takes note of what a kill or a cut took back: batches that were rejected, or told

@@ -49,7 +49,8 @@ type simDisk struct {
 	room    int64 // bytes that may still be written; < 0: no limit
 	full    error // that says so
 
-	replaced bool // the cursor was removed
+	replaced bool            // the cursor was removed
+	unwanted map[string]bool // names for which Remove or Quarantine was called
 
 	spoils  bool // no power-safe overwrite
 	spoilt  []spoil
@@ -98,7 +99,7 @@ var (
 const keepRemoved = 4
 
 func newSimDisk(rng *rand.Rand) *simDisk {
-	return &simDisk{rng: rng, names: map[string]*inode{}, disk: map[string]*inode{}, room: -1, full: syscall.ENOSPC, done: map[string]int{}}
+	return &simDisk{rng: rng, names: map[string]*inode{}, disk: map[string]*inode{}, room: -1, full: syscall.ENOSPC, done: map[string]int{}, unwanted: map[string]bool{}}
 }
 
 // call, with mu held, counts one call and says how it ends: nil, an injected error, or errCut.
@@ -335,6 +336,7 @@ func (d *simDisk) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := d.call("remove", name, true)
+	d.unwanted[name] = d.unwanted[name] || err != errDead
 	if err != nil && !d.anyway(err) {
 		return err
 	}
@@ -356,6 +358,7 @@ func (d *simDisk) Quarantine(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := d.call("quarantine", name, true)
+	d.unwanted[name] = d.unwanted[name] || err != errDead
 	if err != nil && !d.anyway(err) {
 		return err
 	}
