@@ -440,7 +440,7 @@ func (b *Buffer) apply(e *Extent) {
 			t.lost = max(t.lost, min(e.Footer.Last, t.seg.last))
 		}
 	case KindDamage:
-		b.hurt(t.seg, e.Off, e.End-e.Off, t.next)
+		b.hurt(t.seg, e.Off, e.End-e.Off, max(t.next, t.seg.first))
 		if e.Batch.Count > 0 {
 			t.lost = max(t.lost, e.Batch.Last())
 			t.join, t.joinOf = e.Batch.Seal, e.Batch.Last()
