@@ -57,7 +57,7 @@ test: tools check race mutants e2e ## everything CI runs: unit, race, conformanc
 race: ## unit tests under the race detector
 	$(GO) test -race -skip 'TestMutants$$|TestSalvage|TestRecordTooLarge|$(SIMULATED)' -run '$(T)' $$($(GO) list $(P) | grep -v '/framing\|/ledger')
 
-mutants: ## the tests of the buffer against seeded bugs (two minutes)
+mutants: ## the tests of the buffer against seeded bugs (half a minute)
 	@set -o pipefail; $(GO) test -count=1 -v -run 'TestMutants$$' ./buffer | grep -v '^ *===\|^ *--- PASS'
 
 e2e: build tools local ## conformance and end-to-end tests against the real servers and senders
