@@ -558,3 +558,23 @@ func TestGivenUpIsTorn(t *testing.T) {
 		})
 	}
 }
+
+// TestVerifyBelievesTheCursor: what a disk forgot is damage if the cursor says that it was
+// durable, and else a write that was cut off.
+func TestVerifyBelievesTheCursor(t *testing.T) {
+	for _, sync := range []SyncPolicy{SyncGroup, SyncInterval, SyncNever} {
+		t.Run(sync.String(), func(t *testing.T) {
+			b, d := simulated(t, Options{Sync: sync})
+			fill(t, b, newWriter(b.Begin()), 2)
+			end(t, b, false)
+			d.kill()
+			clear(d.names[d.segments()[0]].data)
+			dir := t.TempDir()
+			plant(t, dir, contents(d))
+			r, err := Verify(dir, func(f Finding) { t.Log(f.String()) })
+			if err != nil || (r.Damaged > 0) != (sync == SyncGroup) || (r.Torn > 0) != (sync != SyncGroup) {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}
