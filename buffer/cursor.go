@@ -439,13 +439,12 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 		return p, false, false
 	}
 	defer f.Close()
-	var buf [2 * slotSize]byte
-	n, err := readAt(f, buf[:], 0)
-	c.failed = err != nil && err != io.EOF
+	var buf [slotSize]byte
 	certain = true
 	for i := range 2 {
-		slot := buf[min(n, i*slotSize):min(n, (i+1)*slotSize)]
-		q, err := parseSlot(slot)
+		n, err := readAt(f, buf[:], int64(i)*slotSize)
+		c.failed = c.failed || err != nil && err != io.EOF
+		q, err := parseSlot(buf[:n])
 		switch {
 		case errors.Is(err, ErrVersion):
 			c.newer, certain = err, false

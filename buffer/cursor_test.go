@@ -92,3 +92,20 @@ func TestCursorOutage(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadableSlot: a slot that can't be read does not cost the other one.
+func TestUnreadableSlot(t *testing.T) {
+	for bad := range 2 {
+		b, d := simulated(t, Options{})
+		fill(t, b, newWriter(b.Begin()), 3)
+		drain(t, b, 2)
+		for range 2 { // both slots
+			end(t, b, false)
+		}
+		d.bad = map[badBlock]int{{d.names[cursorFile], bad}: -1}
+		b = again(t, d, Options{})
+		if st := b.Begin(); !st.Unclean || st.Next != 31 || b.Stats().Committed != 20 {
+			t.Errorf("slot %d: %+v, %d committed", bad, st, b.Stats().Committed)
+		}
+	}
+}

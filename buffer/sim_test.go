@@ -677,7 +677,7 @@ func (w *world) read() {
 			if !bytes.Equal(x.Payload, s.payload) || x.Check() != nil || x.Seal != s.seal {
 				w.fail("I2: %s is read with other bytes", s.id)
 			}
-			if x.Chain(before, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || !kept[w.before(s)] || w.o.Sync != SyncGroup || w.stats.hits > 0)) {
+			if x.Chain(before, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || w.o.Sync != SyncGroup || w.stats.hits > 0 || !w.keptBefore(s, kept))) {
 				w.fail("I12: %s is read behind another seal", s.id)
 			}
 			before, end = x.Seal, x.Last()
@@ -756,14 +756,15 @@ func (w *world) check(run *batch.Run) {
 	}
 }
 
-// before is the identity of the batch before s, if it was of the same epoch.
-func (w *world) before(s *sent) batch.Identity {
+// keptBefore reports whether the batch before s, if it was of the same epoch, is kept, and not
+// only in a file that was given up.
+func (w *world) keptBefore(s *sent, kept identities) bool {
 	for _, o := range w.all {
 		if o.epoch == s.epoch && o.last == s.first-1 {
-			return o.id
+			return kept[o.id] && !w.leftOver(o)
 		}
 	}
-	return batch.Identity{}
+	return false
 }
 
 // vain reports whether s may be on the disk only in part, for nobody was told that it is
