@@ -145,6 +145,7 @@ var mutants = []mutant{
 	{"holedropped", "a hole is told as dropped with the segment behind it", "TestHoleIsToldBeforeADrop", ""},
 	{"givenupdropped", "what was given up at the end of an epoch is told as dropped", "TestDropWhatWasGivenUp", ""},
 	{"verifyanycursor", "verify takes any cursor for one that says what was durable", "TestVerifyBelievesTheCursor", ""},
+	{"newerunread", "a segment of a newer version is dropped where Next has not come to it", "TestNewerIsNotDropped", ""},
 	{"expireduntold", "what expires is not told", "TestMaxAge", ""},
 	{"expiredbyanyclock", "segments expire while the clock is not synchronised", "TestMaxAgeClocks", ""},
 }
