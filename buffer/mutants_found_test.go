@@ -578,3 +578,23 @@ func TestVerifyBelievesTheCursor(t *testing.T) {
 		})
 	}
 }
+
+// TestHandedOutIsDurable: what a killed life left to the kernel, and the next one handed out, is
+// there after a power cut.
+func TestHandedOutIsDurable(t *testing.T) {
+	for outcome := range uint64(30) {
+		o := Options{Sync: SyncNever}
+		b, d := simulated(t, o)
+		fill(t, b, newWriter(b.Begin()), 3)
+		b = again(t, d, o)
+		b.Begin()
+		want := next(t, b, due)
+		*d.rng = *rand.New(rand.NewPCG(3, outcome))
+		d.reboot()
+		b = again(t, d, o)
+		b.Begin()
+		if got := next(t, b, due); got.First() != want.First() || got.Last() != want.Last() || got.Seal() != want.Seal() {
+			t.Fatalf("outcome %d: records %d to %d were handed out, and %d to %d are there", outcome, want.First(), want.Last(), got.First(), got.Last())
+		}
+	}
+}

@@ -58,7 +58,7 @@ var mutants = []mutant{
 	{"beginfailedcontinues", "numbers go on in the same epoch though the cursor could not be saved", "TestBeginThatCantSave", ""},
 	{"killedcontinues", "numbers go on in the same epoch after a life that did not end in order", "TestManyDoubts", ""},
 	{"copiescount", "what was written again to the next segment is also delivered from the one that was given up", "TestEveryFault", ""},
-	{"notsettled", "what an earlier life left unsynced is handed out", "TestPowerCuts", ""},
+	{"notsettled", "what an earlier life left unsynced is handed out", "TestHandedOutIsDurable", ""},
 	{"rejectednotdurable", "what was rejected leaves the line before its copy is durable", "TestPowerCuts", ""},
 	{"takenoverholes", "an output is said to have what lies in a hole before what it took", "TestTaken", ""},
 	{"sealnotchained", "a segment's header does not say the seal before it", "TestDropOldest", ""},
@@ -146,6 +146,7 @@ var mutants = []mutant{
 	{"givenupdropped", "what was given up at the end of an epoch is told as dropped", "TestDropWhatWasGivenUp", ""},
 	{"verifyanycursor", "verify takes any cursor for one that says what was durable", "TestVerifyBelievesTheCursor", ""},
 	{"newerunread", "a segment of a newer version is dropped where Next has not come to it", "TestNewerIsNotDropped", ""},
+	{"badslotcostsboth", "a slot of the cursor that can't be read costs the other", "TestUnreadableSlot", ""},
 	{"expireduntold", "what expires is not told", "TestMaxAge", ""},
 	{"expiredbyanyclock", "segments expire while the clock is not synchronised", "TestMaxAgeClocks", ""},
 }
