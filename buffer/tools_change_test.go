@@ -104,7 +104,7 @@ func (w *world) change() {
 		if !before[s.id] || after[s.id] {
 			continue
 		}
-		told := s.last <= committed || slices.ContainsFunc(p.gaps, s.in)
+		told := s.last <= committed || slices.ContainsFunc(p.gaps, s.in) || slices.ContainsFunc(p.told, func(g toldGap) bool { return s.in(g.Gap) })
 		if err != nil || !told || !what.Undelivered && s.last > committed || what.To > 0 && s.first > what.To {
 			w.fail("I1: %+v, %v removed %s; told %+v, position %d", what, err, s.id, p.gaps, p.committed)
 		}
