@@ -737,7 +737,7 @@ func (w *world) check(run *batch.Run) {
 		if i > 0 && x.First != run.Batches[i-1].Last()+1 {
 			w.fail("a run crosses a hole at %d", x.First)
 		}
-		if x.Seal != s.seal || x.Chain(prev, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || w.o.Sync != SyncGroup || w.stats.hits > 0)) { // without sync the header that says it may be torn
+		if x.Seal != s.seal || x.Chain(prev, run.Epoch) != x.Seal && !(i == 0 && (w.broken(s) || w.o.Sync != SyncGroup || w.stats.hits > 0 || !s.promised && !w.headed(s))) { // without sync the header that says it may be torn
 			w.fail("%s does not follow the seal before it", id)
 		}
 		prev = x.Seal
@@ -754,6 +754,15 @@ func (w *world) check(run *batch.Run) {
 			w.fail("I10: %s is in doubt and handed out as attempt %d", id, run.Attempt)
 		}
 	}
+}
+
+// headed reports whether the header of a segment says what comes before s.
+func (w *world) headed(s *sent) bool {
+	return slices.ContainsFunc(w.disk.segments(), func(name string) bool {
+		x, _ := parseName(name)
+		h, err := readSegmentHeader(bytes.NewReader(w.disk.names[name].data))
+		return err == nil && h.Salt == x.salt && x.epoch == s.epoch && h.First == s.first
+	})
 }
 
 // keptBefore reports whether the batch before s, if it was of the same epoch, is kept, and not
