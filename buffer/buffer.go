@@ -289,7 +289,8 @@ type Buffer struct {
 	lastSync time.Time
 	changed  chan struct{} // closed and replaced when readers or waiters should look again
 
-	durable stored // what the cursor that was found vouches for
+	durable stored  // what the cursor that was found vouches for
+	voucher voucher // of the epoch in which damage was met last
 
 	tail    tail
 	index   []entry // scanned and not committed, from the head of the line
@@ -902,6 +903,9 @@ func (b *Buffer) flush() error {
 	if len(b.unsynced) == 0 {
 		return nil
 	}
+	if b.activeGone() {
+		b.giveUp()
+	}
 	if !b.stranded {
 		if b.syncActive() == nil {
 			b.unsynced = nil
@@ -986,7 +990,7 @@ func (b *Buffer) saveCursor() error {
 	if b.ring.degraded && (b.stranded || b.inMemory() > 0) || !slices.ContainsFunc(b.segs, func(s *segment) bool { return s.epoch == p.epoch && s.mem == nil }) {
 		// What this life stored last is in memory only: with a seal the cursor would vouch for it, and
 		// without a segment of its epoch be another buffer's.
-		p.seal = batch.Seal{}
+		p.seal, p.durable = batch.Seal{}, false
 	}
 	p.acks, p.doubts, p.handed, p.gaps = slices.Clone(p.acks), slices.Clone(p.doubts), slices.Clone(p.handed), slices.Clone(p.gaps)
 	// Of more told gaps than there is room for, the oldest are told again after a

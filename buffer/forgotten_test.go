@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -319,5 +321,111 @@ func TestForgottenAroundADrop(t *testing.T) {
 		if told[n] != 1 {
 			t.Fatalf("record %d is told %d times: %+v", n, told[n], b.Gaps())
 		}
+	}
+}
+
+// TestUnsyncedOfARemovedFile: what SyncInterval had not synced when somebody removed the file is
+// written to the next.
+func TestUnsyncedOfARemovedFile(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	b, d := simulated(t, Options{Sync: SyncInterval, Now: func() time.Time { return now }})
+	w := newWriter(b.Begin())
+	put(t, b, w.seal(2, text(100, 1)))
+	b.Maintain(now.Add(time.Hour))
+	put(t, b, w.seal(2, text(100, 2)))
+	for _, s := range d.segments() {
+		d.set(s, nil)
+	}
+	if run, err := b.Next(ended(t), batch.Limits{}); err == nil {
+		t.Fatalf("record %d comes", run.First())
+	}
+	now = now.Add(time.Hour)
+	b.Maintain(now)
+	if run := next(t, b, due); run.First() != 3 {
+		t.Errorf("record %d comes: %+v", run.First(), b.Gaps())
+	}
+}
+
+// TestJudgeIsLinear: where nothing says what was durable, that is found out once, not for each
+// of the segments that are damaged.
+func TestJudgeIsLinear(t *testing.T) {
+	const n = 400
+	b, d := simulated(t, Options{SegmentBytes: 1, KeepAcked: -1, Sync: SyncNever})
+	w := newWriter(b.Begin())
+	for i := range n {
+		put(t, b, w.seal(1, text(100, byte(i))))
+	}
+	end(t, b, true)
+	d.kill()
+	for _, s := range d.segments() {
+		d.put(s, make([]byte, len(d.names[s].data)))
+	}
+	b = again(t, d, Options{SegmentBytes: 1, KeepAcked: -1, Sync: SyncNever})
+	b.Begin()
+	before := d.done["open"]
+	if run, err := b.Next(ended(t), batch.Limits{}); err == nil {
+		t.Fatalf("record %d comes", run.First())
+	}
+	if opens := d.done["open"] - before; opens > 5*n {
+		t.Errorf("%d files were opened for %d damaged segments", opens, n)
+	}
+}
+
+// TestMemoryIsNotVouchedFor: while records are in memory only, the cursor does not say that all
+// before its number is durable; what a cut takes is torn.
+func TestMemoryIsNotVouchedFor(t *testing.T) {
+	b, d := simulated(t, Options{Memory: 64 << 10, SegmentBytes: 8 << 10})
+	w := newWriter(b.Begin())
+	put(t, b, w.seal(2, text(1000, 1)))
+	d.fail = func(op string, _ int, name string) error {
+		if op == "sync" && name != cursorFile || op == "create" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	for i := range 3 {
+		if err := b.Append(t.Context(), w.seal(2, text(1000, byte(2+i)))); !errors.Is(err, ErrMemory) {
+			t.Fatal(err)
+		}
+	}
+	end(t, b, false)
+	d.kill()
+	d.fail = nil
+	name := d.segments()[0]
+	d.put(name, bytes.Clone(d.names[name].data[:len(d.names[name].data)-50]))
+	dir := t.TempDir()
+	for name, n := range d.names {
+		if err := os.WriteFile(filepath.Join(dir, name), n.data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	torn := 0
+	if _, err := Verify(dir, func(f Finding) {
+		switch f.What {
+		case "torn":
+			torn++
+		case "damaged":
+			t.Error(f.String())
+		}
+	}); err != nil || torn != 1 {
+		t.Errorf("%d torn, %v", torn, err)
+	}
+}
+
+// TestSubDirectoryThatIsALink: a symbolic link in the place of rejected/ is not followed, and
+// does not keep what nobody takes at the head of the line.
+func TestSubDirectoryThatIsALink(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.Symlink(elsewhere, filepath.Join(dir, rejected)); err != nil {
+		t.Fatal(err)
+	}
+	b := mustOpen(t, dir, Options{SyncGap: -1, SegmentBytes: 1, KeepAcked: -1})
+	fill(t, b, newWriter(b.Begin()), 2)
+	run := next(t, b, batch.Limits{Batches: 1})
+	if err := b.Reject(&run, "nobody takes it"); err != nil {
+		t.Error(err)
+	}
+	if files, err := os.ReadDir(elsewhere); err != nil || len(files) > 0 {
+		t.Error(files, err)
 	}
 }

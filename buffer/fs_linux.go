@@ -162,11 +162,17 @@ func (d *osFS) openSub(sub string) (*os.File, error) {
 }
 
 // makeSub creates a sub-directory if it is absent. Its name is durable after the next SyncDir.
+// What is in its place and no directory, a symbolic link for one, is ENOTDIR.
 func (d *osFS) makeSub(sub string) error {
-	if err := d.root.Mkdir(sub, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := d.root.Mkdir(sub, 0o700)
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return nil
+	info, err := d.root.Lstat(sub)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "mkdir", Path: sub, Err: unix.ENOTDIR}
+	}
+	return err
 }
 
 // changed says that sub has a new entry, for the next SyncDir. What could not be changed

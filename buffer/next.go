@@ -683,13 +683,16 @@ func (b *Buffer) judge(seg *segment, f File, off int64) {
 	b.mu.Lock()
 	promise, end := seg.promise, seg.end
 	b.mu.Unlock()
+	durable := uint64(0)
 	if seg.ours {
 		promise = end // in this life, readers see only what is safe
-	} else if promise < 0 {
-		rest := scanner{r: f, off: off, end: end, salt: seg.salt}
-		promise = rest.promise()
+	} else {
+		if promise < 0 {
+			rest := scanner{r: f, off: off, end: end, salt: seg.salt}
+			promise = rest.promise()
+		}
+		durable = b.durableIn(seg)
 	}
-	durable := b.durableIn(seg)
 	b.mu.Lock()
 	seg.promise, seg.durable = promise, durable
 	b.mu.Unlock()
@@ -697,31 +700,50 @@ func (b *Buffer) judge(seg *segment, f File, off int64) {
 
 // durableIn returns the number below which every record of seg was durable once, as far as
 // anything but seg says it, else 0.
-func (b *Buffer) durableIn(seg *segment) uint64 {
+func (b *Buffer) durableIn(seg *segment) (next uint64) {
 	b.mu.Lock()
-	i, stored, passed := b.find(seg.ordinal+1), b.durable, b.pos.passed
-	var behind []*segment
-	for ; i < len(b.segs) && b.segs[i].epoch == seg.epoch; i++ {
-		behind = append(behind, b.segs[i])
+	defer b.mu.Unlock()
+	if b.durable.epoch == seg.epoch {
+		next = b.durable.next
 	}
-	b.mu.Unlock()
-	next := uint64(0)
-	if stored.epoch == seg.epoch {
-		next = stored.next
-	}
-	for _, s := range behind {
-		if h, _ := b.header(s); s.ours || h.Durable {
-			next = max(next, s.first)
-			break
+	if i := b.find(seg.ordinal + 1); i < len(b.segs) && b.segs[i].epoch == seg.epoch {
+		first := b.segs[i].first // from there on seg may be given up
+		if next = min(next, first); b.vouched(seg.epoch) > seg.ordinal {
+			next = first
 		}
 	}
-	if len(behind) > 0 {
-		next = min(next, behind[0].first) // from there on seg may be given up
-	}
-	if passed.holds(Range{next - 1, next - 1}) {
-		next = passed.First // the rest was dropped, from memory perhaps
+	if p := b.pos.passed; p.holds(Range{next - 1, next - 1}) {
+		next = p.First // the rest was dropped, from memory perhaps
 	}
 	return next
+}
+
+// vouched returns the ordinal of the newest segment of epoch that says that all before it was
+// durable; 0: none does. mu is held, but not all the time.
+func (b *Buffer) vouched(epoch batch.Epoch) uint64 {
+	if n := len(b.segs) - 1; n >= 0 && b.segs[n].ours && b.segs[n].epoch == epoch {
+		return b.segs[n].ordinal // only a life that ended in order is continued
+	}
+	if b.voucher.epoch != epoch {
+		all := slices.DeleteFunc(slices.Clone(b.segs), func(s *segment) bool { return s.epoch != epoch })
+		b.mu.Unlock()
+		v := voucher{epoch: epoch}
+		for _, s := range slices.Backward(all) {
+			if h, _ := b.header(s); h.Durable {
+				v.ordinal = s.ordinal
+				break
+			}
+		}
+		b.mu.Lock()
+		b.voucher = v
+	}
+	return b.voucher.ordinal
+}
+
+// voucher is the newest segment of an epoch that says that all before it was durable.
+type voucher struct {
+	epoch   batch.Epoch
+	ordinal uint64
 }
 
 // spoil takes entry i, whose payload is bad, out of the index. mu is held.
