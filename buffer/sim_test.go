@@ -806,7 +806,6 @@ func (w *world) broken(s *sent) bool {
 // exactGap is a gap that tells of one hole.
 type exactGap struct {
 	Range
-	reason string
 	inBand bool // GapsTold, and not untold again since
 }
 
@@ -873,7 +872,7 @@ func (w *world) collect() {
 		if slices.Contains(listed, r) {
 			i := slices.IndexFunc(w.exact, func(x exactGap) bool { return x.Range == r })
 			if i < 0 {
-				w.exact = append(w.exact, exactGap{Range: r, reason: g.Reason})
+				w.exact = append(w.exact, exactGap{Range: r})
 			} else {
 				w.exact[i].inBand = false
 			}
@@ -923,12 +922,13 @@ func (w *world) undone() {
 		}
 	}
 	w.exact = slices.DeleteFunc(w.exact, func(x exactGap) bool {
-		if x.inBand || x.Last <= w.b.pos.committed || x.reason != ReasonRejected { // what was dropped stays so
+		if x.inBand || x.Last <= w.b.pos.committed {
 			return false
 		}
 		back := false
 		for _, s := range w.all {
-			if x.holds(Range{s.first, s.last}) && again(s) {
+			// What was dropped stays so; a gap that was rejected may have become a part of another.
+			if r := (Range{s.first, s.last}); s.once && x.holds(r) && again(s) && !w.b.pos.passed.overlaps(r) {
 				reset(s)
 				s.told, back = s.told && w.worn, true
 			}
