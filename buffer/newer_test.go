@@ -266,24 +266,30 @@ func TestNewerIsNotDropped(t *testing.T) {
 			}
 			first := b.Stats().Committed + 1
 			var last uint64
-			var full error
-			for i := 0; full == nil; i++ {
+			for i := 0; b.Fits(0, batch.HeaderSize+400, 0); i++ {
 				x := w.seal(10, text(400, byte(i)))
-				if full = b.Append(t.Context(), x); full == nil {
-					last = x.Last()
-				}
-				if n := b.Stats().Bytes; n > o.MaxBytes+segmentHeaderSize+footerSize {
+				put(t, b, x)
+				last = x.Last()
+				if n := b.Stats().Bytes; n > o.MaxBytes+batch.HeaderSize+400+segmentHeaderSize+footerSize {
 					t.Fatalf("a buffer of %d bytes holds %d", o.MaxBytes, n)
 				}
 				if i > 100 {
-					t.Fatalf("not full after %d batches; told: %+v", i, b.Gaps())
+					t.Fatalf("room after %d batches; told: %+v", i, b.Gaps())
+				}
+			}
+			// What was admitted before is taken, as under Hold.
+			var full error
+			for i := 0; full == nil; i++ {
+				x := w.seal(10, text(100<<10, byte(i)))
+				if full = b.Append(t.Context(), x); full == nil {
+					last = x.Last()
+				}
+				if n := b.Stats().Bytes; i == 0 && full != nil || n > o.MaxBytes+b.o.slack()+int64(i+1)*(segmentHeaderSize+footerSize) {
+					t.Fatalf("a buffer of %d bytes holds %d: %v", o.MaxBytes, n, full)
 				}
 			}
 			if !errors.Is(full, ErrFull) || !strings.Contains(full.Error(), name) {
 				t.Errorf("full, because %v", full)
-			}
-			if b.Fits(0, batch.HeaderSize+400, 0) {
-				t.Error("what Append does not take fits")
 			}
 			if got := d.names[name]; got == nil || !bytes.Equal(got.data, newer) {
 				t.Fatal("the segment is gone, or was changed")

@@ -323,17 +323,34 @@ func (b *Buffer) writeMemory() error {
 		if s == b.active {
 			b.endMemory()
 		}
-		if err := b.makeRoom(s.size); err != nil {
+		err := b.makeRoom(s.size)
+		instead := errors.Is(err, ErrFull) && b.makesRoom(i-1, s.size)
+		if err != nil && !instead {
 			return err
 		}
-		err := b.writeFile(s)
+		err = b.writeFile(s)
 		if isFull(err) && b.reclaim(s.size) == nil {
 			err = b.writeFile(s)
+		}
+		if err == nil && instead {
+			_, err = b.freeOldest(false)
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// makesRoom reports whether segment i, the last one on the disk, is in the way of n bytes more
+// there, which others lack: it may go, but not before what is in memory behind it is a file.
+func (b *Buffer) makesRoom(i int, n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lacks := b.lacks(n)
+	if i < 0 || lacks == 0 || b.segs[i].size < min(n, lacks) {
+		return false
+	}
+	return i < b.head || b.o.Full == DropOldest && i == b.oldest() && !b.segs[i].newer
 }
 
 // writeFile makes s, which lives in memory, a file. A reader that has its memory open

@@ -423,6 +423,46 @@ func TestRingNewestOnDisk(t *testing.T) {
 	}
 }
 
+// TestRingShortDisk: on a disk of which others want a part, the last segment makes room for what
+// is in memory, once that is there. One that is not delivered stays under Hold.
+func TestRingShortDisk(t *testing.T) {
+	for _, full := range []Policy{Hold, DropOldest} {
+		for _, delivered := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%v, delivered %v", full, delivered), func(t *testing.T) {
+				b, w, d, ro, now := ringed(t, Options{SegmentBytes: 30 << 10, Full: full, MinFree: 10 << 10})
+				for i := range 20 {
+					put(t, b, w.seal(2, text(1000, byte(i))))
+				}
+				if delivered {
+					drain(t, b, 20)
+				}
+				first := d.segments()[0]
+				ro.on = true
+				for i := range 3 {
+					keep(t, b, w.seal(2, text(1000, byte(i))))
+				}
+				next(t, b, due)
+				ro.on, d.room = false, 8<<10
+				d.fail = func(op string, _ int, name string) error {
+					if op == "remove" && name == first && len(d.segments()) == 1 {
+						t.Error("the only segment is removed")
+					}
+					return nil
+				}
+				for range 3 {
+					later(b, now, time.Minute)
+				}
+				if stays := full == Hold && !delivered; b.Degraded() != stays || slices.Contains(d.segments(), first) != stays || len(d.segments()) != 1 {
+					t.Fatalf("%+v, %v", b.Stats(), d.segments())
+				}
+				if g := b.Gaps(); delivered && len(g) > 0 {
+					t.Errorf("%+v", g)
+				}
+			})
+		}
+	}
+}
+
 // A disk that is full, or gives one error, is no reason for memory.
 func TestRingNotNeeded(t *testing.T) {
 	for name, errs := range map[string][]error{"full": {syscall.ENOSPC, syscall.ENOSPC, syscall.ENOSPC, syscall.ENOSPC}, "quota": {syscall.EDQUOT, syscall.EDQUOT}, "one error": {syscall.EIO}} {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -299,5 +300,82 @@ func TestDirectoriesInTheWay(t *testing.T) {
 	b.Maintain(b.o.Now())
 	if s := b.Stats(); s.Segments != 1 || s.CursorErrors != 0 || s.DiskError != nil || s.SegmentsGivenUp != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestRoomBeforeAHole: a hole that is not told yet, because nothing readable is behind it, does
+// not keep what was delivered before it on a disk that is full, or of which others want a part.
+// It is told, and durably, before that goes.
+func TestRoomBeforeAHole(t *testing.T) {
+	for _, minFree := range []int64{-1, 10 << 10} {
+		for _, hole := range []string{"missing", "destroyed", "end of an epoch"} {
+			t.Run(fmt.Sprintf("min free %d, %s", minFree, hole), func(t *testing.T) {
+				o := Options{SegmentBytes: 1000, KeepAcked: -1, MinFree: minFree, QuarantineBytes: -1} // what is kept aside makes no room
+				if hole == "end of an epoch" {
+					o.SegmentBytes = 2000
+				}
+				b, d := simulated(t, o)
+				w := newWriter(b.Begin())
+				put(t, b, w.seal(2, text(1000, 1)))
+				put(t, b, w.seal(2, text(1000, 2)))
+				end(t, b, true)
+				segs := d.segments()
+				switch hole {
+				case "missing":
+					d.set(segs[1], nil)
+				case "destroyed":
+					d.put(segs[1], make([]byte, 1000))
+				default:
+					d.flip(segs[0], 8*(segmentHeaderSize+2*batch.HeaderSize+1500))
+					o.Agent = "gw-2"
+				}
+				b = again(t, d, o)
+				w = newWriter(b.Begin())
+				put(t, b, w.seal(2, text(2000, 3)))
+				d.kill()
+				segs = d.segments()
+				d.put(segs[len(segs)-1], make([]byte, 50))
+				b = again(t, d, o)
+				w = newWriter(b.Begin())
+				drain(t, b, 1)
+				if _, err := b.Next(ended(t), batch.Limits{}); err == nil {
+					t.Fatal("more comes")
+				}
+				if d.room = 0; minFree > 0 {
+					d.room = minFree - 100
+					b.mu.Lock()
+					b.free = d.room
+					b.mu.Unlock()
+				}
+				if !b.Fits(0, batch.HeaderSize+500, 0) {
+					t.Error("nothing is pending, and there is no room")
+				}
+				put(t, b, w.seal(2, text(500, 4)))
+				if left := d.segments(); slices.Contains(left, segs[0]) {
+					t.Fatalf("%v, and before %v", left, segs)
+				}
+				b = again(t, d, o)
+				b.Begin()
+				next(t, b, due)
+				if g := b.Gaps(); len(g) == 0 || g[0].First != 3 || g[0].Last < 4 {
+					t.Errorf("%+v", g)
+				}
+			})
+		}
+	}
+}
+
+// TestRoomBesideNewer: where a segment of a newer version must stay, what Fits let in is taken
+// also if that goes over MaxBytes a little.
+func TestRoomBesideNewer(t *testing.T) {
+	b, _, _, _ := newerSecond(t, Options{Full: DropOldest, MaxBytes: 6000})
+	w := newWriter(b.Begin())
+	drain(t, b, 2)
+	n := 0
+	for ; b.Fits(0, 500, 0) && n < 40; n++ {
+		put(t, b, w.seal(2, text(500, byte(n))))
+	}
+	if n == 0 || n == 40 {
+		t.Errorf("%d batches", n)
 	}
 }

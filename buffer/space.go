@@ -17,9 +17,9 @@ import (
 // something is lost is not done before that is told: until then nothing else shows it.
 // mu is held.
 func (b *Buffer) reckon() {
-	at, next, ended := b.tail.seg, b.tail.next, b.tail.ended
+	next, ended := b.tail.next, b.tail.ended
 	if len(b.index) > 0 {
-		at, next, ended = b.index[0].seg, b.index[0].expect, b.index[0].ended
+		next, ended = b.index[0].expect, b.index[0].ended
 	}
 	if len(ended) > 0 {
 		next = ended[0].First
@@ -27,10 +27,8 @@ func (b *Buffer) reckon() {
 	if p := b.pos.passed; p.holds(Range{next, next}) {
 		next = p.Last + 1 // told
 	}
-	b.head = 0
-	if at != nil {
-		b.head = b.find(at.ordinal)
-	}
+	reached := b.reached()
+	b.head = reached
 	for b.head > 0 && b.head < len(b.segs) && b.segs[b.head].first > next {
 		b.head--
 	}
@@ -42,13 +40,25 @@ func (b *Buffer) reckon() {
 		}
 	}
 	b.live, b.ring.live = 0, 0
-	for _, s := range b.segs[b.head:] {
+	for _, s := range b.segs[reached:] {
 		if s.mem == nil {
 			b.live += s.size
 		} else {
 			b.ring.live += s.size
 		}
 	}
+}
+
+// reached is the index of the segment at the head of the line, also where what is lost
+// before it is not told yet. mu is held.
+func (b *Buffer) reached() int {
+	switch {
+	case len(b.index) > 0:
+		return b.find(b.index[0].seg.ordinal)
+	case b.tail.seg != nil:
+		return b.find(b.tail.seg.ordinal)
+	}
+	return 0
 }
 
 // pending reports whether anything is stored that is not committed. mu is held.
@@ -349,8 +359,9 @@ func (b *Buffer) refuse(n int64) error {
 func (b *Buffer) refuseDisk(n int64) error {
 	if lacks := b.lacks(n); lacks > 0 {
 		can, mine := int64(0), b.credit
-		for _, s := range b.segs[:max(0, len(b.segs)-1)] {
-			if s.doneAt != 0 {
+		done := b.reached() // freeDone tells what is not told
+		for i, s := range b.segs[:max(0, len(b.segs)-1)] {
+			if i < done {
 				can += s.size
 			} else if s.newer {
 				break // see stuck
@@ -462,7 +473,7 @@ func (b *Buffer) makeRoom(n int64) error {
 		b.mu.Lock()
 		stuck := b.stuck()
 		b.mu.Unlock()
-		if b.o.Full == DropOldest && over && stuck != nil {
+		if b.o.Full == DropOldest && over && stuck != nil && b.total+n > b.o.MaxBytes+b.o.slack() {
 			return fmt.Errorf("%w: the oldest segment, %s, was written by a newer spillway and is not dropped: use that one, or a newer one", ErrFull, stuck.name())
 		}
 		if short && credit < n {
@@ -478,10 +489,7 @@ func (b *Buffer) makeRoom(n int64) error {
 // reclaim frees n bytes after the disk said that it is full. w is held.
 func (b *Buffer) reclaim(n int64) error {
 	for n > 0 {
-		size, err := b.freeDone(true)
-		if err == nil && size == 0 && b.o.Full == DropOldest {
-			size, err = b.dropOldest(ReasonFull, nil)
-		}
+		size, err := b.freeOldest(true)
 		if err != nil {
 			return err
 		}
@@ -491,6 +499,15 @@ func (b *Buffer) reclaim(n int64) error {
 		n -= size
 	}
 	return nil
+}
+
+// freeOldest is freeDone, then, under DropOldest, dropOldest. w is held.
+func (b *Buffer) freeOldest(force bool) (int64, error) {
+	size, err := b.freeDone(force)
+	if err == nil && size == 0 && b.o.Full == DropOldest {
+		size, err = b.dropOldest(ReasonFull, nil)
+	}
+	return size, err
 }
 
 // stuck is the segment that would be dropped next if it were not of a newer version: nil if
@@ -526,6 +543,11 @@ func (b *Buffer) isLastOnDisk(i int) bool {
 // its acked floor. Nor is anything put aside then: that makes no room.
 func (b *Buffer) freeDone(force bool) (int64, error) {
 	b.mu.Lock()
+	if b.head == 0 && b.reached() > 0 { // what is lost there would keep the oldest for ever
+		b.mu.Unlock()
+		b.tellHead()
+		b.mu.Lock()
+	}
 	if b.head == 0 || b.isLastOnDisk(0) || b.segs[0].mem != nil { // what is in memory takes nothing on the disk
 		b.mu.Unlock()
 		return 0, nil
@@ -764,18 +786,24 @@ func (b *Buffer) tellHead() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t := &b.tail
-	isHole := func() bool { return len(b.index) == 0 && t.seg != nil && t.next < t.seg.first }
-	if isHole() { // before a segment that is not read
+	isHole := func() bool {
+		return len(b.index) == 0 && t.seg != nil && (t.next < t.seg.first || len(t.ended) > 0)
+	}
+	if isHole() { // before a segment of which nothing is read, or nothing can be
 		s := t.seg
 		b.mu.Unlock()
 		h, _ := b.batchBehind(s, 0, 0)
 		b.mu.Lock()
 		if t.seg == s && isHole() {
-			if h.First != s.first {
-				h = batch.Header{First: s.first}
+			first := max(s.first, t.next)
+			if h.First != first {
+				h = batch.Header{First: first}
 			}
-			b.tell(&entry{seg: s, h: h, expect: t.next, before: t.seal, damage: t.damage, since: t.since})
-			t.next, t.damage, t.lost = s.first, intact, 0
+			b.tell(&entry{seg: s, h: h, expect: t.next, before: t.seal, damage: t.damage, since: t.since, ended: t.ended})
+			t.next, t.ended = first, nil
+			if t.off == 0 { // else the damage may be that of s
+				t.damage, t.lost = intact, 0
+			}
 			b.reckon()
 		}
 	}
