@@ -878,6 +878,10 @@ func (b *Buffer) giveUp() {
 	if seg == nil {
 		return
 	}
+	if seg.mem != nil { // memory has no errors, and a segment that is not ended can't be written
+		b.endMemory()
+		return
+	}
 	n, err := b.activeFile.Size()
 	b.activeFile.Close()
 	b.active, b.activeFile = nil, nil

@@ -831,3 +831,34 @@ func TestRingPartlyWritten(t *testing.T) {
 	}
 	b.Close()
 }
+
+// TestRingFullWhileWritten: a disk that says that it is full while memory is written to it does
+// not cost the segment in memory that is appended to its footer, in whose place others would be
+// overwritten.
+func TestRingFullWhileWritten(t *testing.T) {
+	b, w, d, ro, now := ringed(t, Options{SegmentBytes: 1, MaxBytes: 10 << 10, KeepAcked: time.Hour, Memory: 16 << 10})
+	for i := range 4 {
+		put(t, b, w.seal(1, text(1500, byte(i))))
+	}
+	drain(t, b, 4)
+	ro.on = true
+	for i := range 3 {
+		keep(t, b, w.seal(1, text(1500, byte(4+i))))
+	}
+	d.fail = func(op string, _ int, name string) error {
+		if name == cursorFile && op == "write" {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	later(b, now, 2*time.Second)
+	d.fail = nil
+	later(b, now, time.Minute)
+	if s := b.Stats(); s.Degraded {
+		t.Fatalf("%+v", s)
+	}
+	put(t, b, w.seal(1, text(1500, 9)))
+	if run := next(t, b, due); run.First() != 5 || run.Last() != 8 || len(b.Gaps()) > 0 {
+		t.Errorf("records %d to %d come, %+v", run.First(), run.Last(), b.Gaps())
+	}
+}
