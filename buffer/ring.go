@@ -324,7 +324,7 @@ func (b *Buffer) writeMemory() error {
 			b.endMemory()
 		}
 		err := b.makeRoom(s.size)
-		instead := errors.Is(err, ErrFull) && b.makesRoom(i-1, s.size)
+		instead := errors.Is(err, ErrFull) && b.makesRoom(s)
 		if err != nil && !instead {
 			return err
 		}
@@ -341,13 +341,13 @@ func (b *Buffer) writeMemory() error {
 	}
 }
 
-// makesRoom reports whether segment i, the last one on the disk, is in the way of n bytes more
-// there, which others lack: it may go, but not before what is in memory behind it is a file.
-func (b *Buffer) makesRoom(i int, n int64) bool {
+// makesRoom reports whether the last segment on the disk is in the way of s, the first one in
+// memory, because others lack what s takes: it may go, but not before s is a file.
+func (b *Buffer) makesRoom(s *segment) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	lacks := b.lacks(n)
-	if i < 0 || lacks == 0 || b.segs[i].size < min(n, lacks) {
+	i, lacks := b.find(s.ordinal)-1, b.lacks(s.size)
+	if i < 0 || lacks == 0 || b.segs[i].size < min(s.size, lacks) {
 		return false
 	}
 	return i < b.head || b.o.Full == DropOldest && i == b.oldest() && !b.segs[i].newer
