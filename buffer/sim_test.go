@@ -748,7 +748,7 @@ func (w *world) check(run *batch.Run) {
 		w.seen[at] = x.CRC
 		s.delivered, s.now, s.refused = true, true, false
 		s.loose = s.loose || w.b.loose
-		s.adrift = s.adrift || w.b.loose && !w.b.saved
+		s.adrift = s.adrift || (w.b.loose || w.unsynced) && !w.b.saved
 		doubted := s.sent || slices.ContainsFunc(w.doubt, func(d Doubt) bool { return d.overlaps(Range{s.first, s.last}) })
 		if doubted && run.Attempt != 2 {
 			w.fail("I10: %s is in doubt and handed out as attempt %d", id, run.Attempt)
@@ -787,7 +787,7 @@ func (w *world) vain(s *sent) bool {
 func (w *world) spoilt(p Plan) bool {
 	kept := w.scan("")
 	return slices.ContainsFunc(w.all, func(s *sent) bool {
-		lost := (w.o.Memory > 0 || w.unsynced) && !s.promised && !kept[s.id]
+		lost := (w.o.Memory > 0 || w.unsynced || s.loose) && !s.promised && !kept[s.id]
 		return (s.hit || w.vain(s) || lost) && p.First <= s.last && s.first <= p.Last
 	})
 }
