@@ -439,8 +439,13 @@ func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 		return p, false, false
 	}
 	defer f.Close()
+	return c.look(f)
+}
+
+// look is read of the open file.
+func (c *cursor) look(f File) (p position, ok, certain bool) {
 	var buf [slotSize]byte
-	certain = true
+	c.failed, certain = false, true
 	for i := range 2 {
 		n, err := readAt(f, buf[:], int64(i)*slotSize)
 		c.failed = c.failed || err != nil && err != io.EOF
@@ -467,6 +472,12 @@ func (c *cursor) save(dir FS, p *position) error {
 			c.failures++
 		}
 		return err
+	}
+	if c.failed {
+		// The good slot must not be overwritten, and which one that is was not read.
+		if c.look(c.f); c.newer != nil {
+			return fmt.Errorf("save cursor: %w", c.newer)
+		}
 	}
 	err := c.write(p)
 	if err == nil && (c.failed || c.fresh) {

@@ -109,3 +109,41 @@ func TestUnreadableSlot(t *testing.T) {
 		}
 	}
 }
+
+// TestCursorIsReadAgain: of a cursor that could not be read, and can be when it is saved, the
+// newest slot is not overwritten: if nothing more is saved, the one before it would say that the
+// last life ended in order.
+func TestCursorIsReadAgain(t *testing.T) {
+	b, d := simulated(t, Options{})
+	fill(t, b, newWriter(b.Begin()), 3)
+	end(t, b, false) // so that the newest slot is the one that would be written
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = again(t, d, Options{})
+	b.Begin()
+	d.fail = fails(syscall.EIO, "open")
+	b = again(t, d, Options{})
+	b.Begin()
+	writes := 0
+	d.fail = func(op string, _ int, name string) error {
+		if op == "write" {
+			writes++
+		}
+		if writes > 1 {
+			return syscall.EIO
+		}
+		return nil
+	}
+	b.w.Lock()
+	err := b.saveCursor()
+	b.w.Unlock()
+	if err != nil {
+		t.Error(err)
+	}
+	d.fail = nil
+	b = again(t, d, Options{})
+	if st := b.Begin(); !st.Unclean {
+		t.Errorf("%+v", st)
+	}
+}

@@ -844,7 +844,7 @@ func (w *world) collect() {
 			dropped := byPolicy(g.Reason) || g.Reason == ReasonRejected && (s.once || w.many)
 			// The disk was so full that delivered segments, and those that were dropped, made
 			// room without a note.
-			dropped = dropped || w.short && g.Reason == ReasonMissing && (s.delivered || w.o.Full == DropOldest)
+			dropped = dropped || w.short && (g.Reason == ReasonMissing || g.Reason == ReasonDamaged && w.isBack(g)) && (s.delivered || w.o.Full == DropOldest)
 			// A gap that was told before has grown: there were too many for another one.
 			dropped = dropped || w.many && slices.ContainsFunc(w.exact, func(x exactGap) bool { return x.First == g.First && x.Last < s.first })
 			// Without the cursor, a file that was given up may lie where they were.
