@@ -274,7 +274,7 @@ type Buffer struct {
 	segs     []*segment // by ordinal
 	head     int        // of segs: what is before it is delivered
 	total    int64      // bytes of segs
-	live     int64      // bytes of segs from head on
+	live     int64      // bytes of segs that hold something to deliver, or to tell
 	ordinal  uint64     // the next segment's
 	queue    []*request
 	queued   int64                 // bytes of queue and of what is being written

@@ -430,8 +430,9 @@ type cursor struct {
 }
 
 // read returns the newest valid slot. certain is false if there is none, or if
-// the other slot is not valid, or empty: then a newer position may have been there. Nothing of that is an error, a cursor is a help; but what a newer
-// version saved must not be forgotten: then newer is set, and nothing is to be written.
+// the other slot is not valid, or empty: then a newer position may have been there.
+// Nothing of that is an error, a cursor is a help; but what a newer version saved must
+// not be forgotten: then newer is set, and nothing is to be written.
 func (c *cursor) read(dir FS) (p position, ok, certain bool) {
 	f, err := dir.Open(cursorFile, false)
 	if err != nil {

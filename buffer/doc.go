@@ -100,7 +100,7 @@
 //   - A torn sector may not destroy bytes that were durable before; no padding to
 //     sectors or pages is done.
 //   - Of damage at the very end of an epoch it is known what is lost only from the
-//     footer or from intact headers.
+//     footer, from intact headers, or from the cursor if that is of the epoch.
 //   - While the disk takes no writes, batches (see ErrMemory; under SyncInterval at most
 //     MaxUnsynced also that Append returned for) and positions live in memory only.
 //   - On a disk that is so full that not even the cursor can be overwritten, delivered

@@ -38,16 +38,7 @@ func TestZeroedSegments(t *testing.T) {
 					for i := range 12 {
 						put(t, b, w.seal(1, text(500, byte(i))))
 					}
-					if closed {
-						err = b.Close()
-					} else {
-						b.w.Lock()
-						err = b.saveCursor()
-						b.w.Unlock()
-					}
-					if err != nil {
-						t.Fatal(err)
-					}
+					end(t, b, closed)
 					d.kill()
 					segs := d.segments()
 					if len(segs) != 6 {
