@@ -153,6 +153,7 @@ var mutants = []mutant{
 	{"verifyanycursor", "verify takes any cursor for one that says what was durable", "TestVerifyBelievesTheCursor", ""},
 	{"newerunread", "a segment of a newer version is dropped where Next has not come to it", "TestNewerIsNotDropped", ""},
 	{"badslotcostsboth", "a slot of the cursor that can't be read costs the other", "TestUnreadableSlot", ""},
+	{"cursornotreadagain", "a cursor that could not be read is saved without a look at its newest slot", "TestCursorIsReadAgain", ""},
 	{"expireduntold", "what expires is not told", "TestMaxAge", ""},
 	{"expiredbyanyclock", "segments expire while the clock is not synchronised", "TestMaxAgeClocks", ""},
 }
